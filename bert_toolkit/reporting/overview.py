@@ -1,0 +1,118 @@
+"""Tables that a recipe prints once before training and once after."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def describe_device(training_arguments) -> str:
+    """One line on device, processes, threads and precision of a run.
+
+    Args:
+        training_arguments: `transformers.TrainingArguments` after the process group has started.
+    """
+    device = training_arguments.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    precision = training_arguments.mixed_precision
+    words = {"no": "fp32", "bf16": "bf16 mixed precision", "fp16": "fp16 mixed precision"}.get(precision, precision)
+    if precision == "fp16" and device.type == "cpu":
+        words = "fp32 (fp16 has no effect on CPU; bf16 has)"
+    processes = training_arguments.world_size
+    threads = f", {torch.get_num_threads()} threads each" if device.type == "cpu" else ""
+    return f"{name}, {processes} process{'es' if processes > 1 else ''}{threads}, {words}"
+
+
+def print_settings(rows: Mapping[str, object], title: str) -> None:
+    """Prints `name: value` rows as a two-column table."""
+    table = _table(title, ["", ""])
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    _print(table)
+
+
+def print_class_balance(labels_by_split: Mapping[str, Sequence[int]], label_names: Sequence[str]) -> None:
+    """Prints the number of rows and the share of each class for each split.
+
+    Args:
+        labels_by_split: Split name to the class ids of its rows.
+        label_names: Name of each class id.
+    """
+    table = _table("Data", ["split", "rows", *label_names])
+    for split, labels in labels_by_split.items():
+        counts = Counter(labels)
+        shares = [f"{counts[i]:,} ({counts[i] / max(1, len(labels)):.1%})" for i in range(len(label_names))]
+        table.add_row(split, f"{len(labels):,}", *shares)
+    _print(table)
+
+
+def print_token_lengths(lengths: Sequence[int], max_length: int, truncated: int) -> None:
+    """Prints the distribution of token lengths (special tokens included).
+
+    Args:
+        lengths: Tokens of each row after truncation.
+        max_length: Limit that the rows were truncated to.
+        truncated: Number of rows that were longer.
+    """
+    array = np.asarray(lengths)
+    median, upper = np.percentile(array, [50, 95])
+    print_settings(
+        {
+            "mean": f"{array.mean():.1f}",
+            "median": f"{median:.0f}",
+            "95 % below": f"{upper:.0f}",
+            "longest": int(array.max()),
+            "truncated": f"{truncated:,} of {len(array):,} ({truncated / len(array):.2%}) at {max_length} tokens",
+        },
+        "Tokens per row",
+    )
+
+
+def parameter_groups(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Counts parameters by embedding, layer and head.
+
+    A parameter belongs to its numbered layer if its name has a number, and to the module below the base model
+    otherwise. A tied parameter is counted once.
+
+    Returns:
+        Group name to (parameters, trainable parameters), in the order of the model.
+    """
+    groups: dict[str, tuple[int, int]] = {}
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    for name, parameter in model.named_parameters():
+        parts = name.removeprefix(prefix).split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        group = parts[0] if number is None else ".".join(parts[max(0, number - 1) : number + 1])
+        total, trainable = groups.get(group, (0, 0))
+        groups[group] = (total + parameter.numel(), trainable + parameter.numel() * parameter.requires_grad)
+    return groups
+
+
+def print_parameters(model: nn.Module) -> None:
+    """Prints the parameter table of `parameter_groups` with totals."""
+    groups = parameter_groups(model)
+    table = _table("Parameters", ["part", "parameters", "trainable"])
+    for group, (total, trainable) in groups.items():
+        table.add_row(group, f"{total:,}", f"{trainable:,}")
+    table.add_section()
+    table.add_row("total", *(f"{sum(counts):,}" for counts in zip(*groups.values(), strict=True)))
+    _print(table)
+
+
+def _table(title: str, columns: Sequence[str]):
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=any(columns))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 or not any(columns) else "right")
+    return table
+
+
+def _print(table) -> None:
+    from rich.console import Console
+
+    Console().print(table)

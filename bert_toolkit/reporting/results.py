@@ -1,0 +1,131 @@
+"""Files that a finished run leaves: results.json, predictions.tsv and the model card."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+
+def command_line() -> str:
+    """The command that started this process, as one can type it again (without the launcher's own flags)."""
+    return shlex.join([Path(sys.executable).name, *sys.argv])
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    packages = ("bert_toolkit", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def write_results(output_dir: str | Path, results: Mapping[str, object]) -> Path:
+    """Writes `results.json` whole or not at all, with versions and command line added.
+
+    Args:
+        output_dir: Output directory of the run.
+        results: Values that JSON can hold; numpy scalars and arrays are converted, NaN becomes null.
+    """
+    path = Path(output_dir) / "results.json"
+    record = {**results, "versions": package_versions(), "command": command_line()}
+    text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def write_predictions(output_dir: str | Path, columns: Mapping[str, Sequence]) -> Path:
+    """Writes `predictions.tsv` with a header: tab-separated, line breaks and tabs inside a text become spaces.
+
+    Args:
+        output_dir: Output directory of the run.
+        columns: Column name to values, all of one length.
+    """
+    path = Path(output_dir) / "predictions.tsv"
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write("\t".join(columns) + "\n")
+        for row in zip(*columns.values(), strict=True):
+            file.write("\t".join(_cell(value) for value in row) + "\n")
+    return path
+
+
+def write_model_card(
+    output_dir: str | Path,
+    title: str,
+    task: str,
+    summary: str,
+    facts: Mapping[str, object],
+    metrics: Mapping[str, float],
+) -> Path:
+    """Writes `README.md`, the model card that the hub and a reader of the folder see.
+
+    Args:
+        output_dir: Output directory of the run.
+        title: Name of the model.
+        task: Hub task name, for example `text-classification`.
+        summary: A paragraph on what the model is and what it is not.
+        facts: Rows of the training table.
+        metrics: Rows of the result table.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    data = ModelCardData(library_name="transformers", pipeline_tag=task, tags=["bert_toolkit"])
+    training = "\n".join(f"| {name} | {_cell(value).replace('|', chr(92) + '|')} |" for name, value in facts.items())
+    scores = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
+    text = f"""---
+{data.to_yaml()}
+---
+
+# {title}
+
+{summary}
+
+## Results
+
+| metric | value |
+|---|---|
+{scores}
+
+## Training
+
+| | |
+|---|---|
+{training}
+
+## Use
+
+```python
+import bert_toolkit  # or pass trust_remote_code=True: the modeling code lies beside the weights
+from transformers import pipeline
+
+model = pipeline("{task}", model="path/to/this/folder")
+```
+"""
+    path = Path(output_dir) / "README.md"
+    ModelCard(text).save(path)
+    return path
+
+
+def _cell(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
