@@ -117,15 +117,11 @@ def _nearest(name: str, known: set[str], prefix: str = "") -> str:
     return f"; {suggestion}run with --help for every flag"
 
 
-def prepare_processes(cpu_threads: int | None = None) -> None:
-    """Settles device and threads before `TrainingArguments` starts the process group.
+def prepare_processes() -> None:
+    """Chooses CPU or accelerator before `TrainingArguments` starts the process group.
 
-    `accelerate launch` gives each process one thread unless told otherwise, which halves the speed of a
-    two-core machine, so processes on CPU share the cores. And several processes without an accelerator form
-    a group only when they are told to use the CPU; otherwise each would train alone.
-
-    Args:
-        cpu_threads: Threads for each process; None shares the cores of the machine among its processes.
+    Several processes without an accelerator form a group only when they are told to use the CPU; otherwise each
+    would train alone.
 
     Raises:
         InputError: One process was started although the launcher was asked for several.
@@ -137,21 +133,28 @@ def prepare_processes(cpu_threads: int | None = None) -> None:
             "`accelerate launch --config_file recipes/accelerate_configs/cpu_2_processes.yaml`, "
             "or unset MASTER_ADDR to train in one process"
         )
-    if cpu_threads is not None and cpu_threads < 1:
-        raise InputError(f"`cpu_threads` must be at least 1, got {cpu_threads}")
     if not torch.accelerator.is_available():
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            os.environ["ACCELERATE_USE_CPU"] = "true"
-        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(cpu_threads or max(1, _usable_cores() // processes_here))
-    elif cpu_threads is not None:
-        torch.set_num_threads(cpu_threads)
+        os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
-def _usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+def use_cpu_threads(threads: int | None, device: torch.device) -> None:
+    """Shares the cores among the processes of this machine when they train on the CPU.
+
+    `accelerate launch` gives each process one thread unless `--cpu` or OMP_NUM_THREADS says otherwise, which halves
+    the speed of a two-core machine. So one thread is taken for that default; a larger OMP_NUM_THREADS is kept.
+
+    Args:
+        threads: Threads of this process; None decides as described.
+        device: Where the model trains.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"`cpu_threads` must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    elif device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS and Windows
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def check_world_size(world_size: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import sys
@@ -37,7 +36,7 @@ def write_results(output_dir: str | Path, results: Mapping[str, object]) -> Path
     text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
     return path
 
 

@@ -1,0 +1,45 @@
+"""Proof that what a run saved can be loaded and predicts the same."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer, Trainer
+
+
+class ReloadError(RuntimeError):
+    """What was saved does not reproduce the predictions of the model that was saved."""
+
+
+def check_reload(trainer: Trainer, auto_class: type, output_dir: str | Path, dataset, predictions: np.ndarray) -> None:
+    """Loads the saved model and tokenizer anew and compares its predictions with those before saving.
+
+    Both are made by a Trainer with the same arguments, so that batches and precision are the same.
+
+    Args:
+        trainer: The Trainer that made `predictions`.
+        auto_class: For example `AutoModelForSequenceClassification`.
+        output_dir: Where the model and the tokenizer were saved.
+        dataset: The rows that were predicted.
+        predictions: Array (rows, classes), `trainer.predict(dataset).predictions`.
+
+    Raises:
+        ReloadError: The predictions differ.
+    """
+    arguments = copy.copy(trainer.args)
+    arguments.report_to = []
+    reloaded = Trainer(
+        model=auto_class.from_pretrained(output_dir),
+        args=arguments,
+        data_collator=trainer.data_collator,
+        processing_class=AutoTokenizer.from_pretrained(output_dir),
+    )
+    again = reloaded.predict(dataset).predictions
+    if not np.array_equal(again, predictions):
+        changed = int((again.argmax(-1) != predictions.argmax(-1)).sum())
+        raise ReloadError(
+            f"the model reloaded from {output_dir} differs: {changed} of {len(predictions)} predictions changed, "
+            f"largest difference of a logit {np.abs(again - predictions).max():.3g}"
+        )

@@ -1,0 +1,278 @@
+"""Fine-tunes BERT on CoLA, the Corpus of Linguistic Acceptability, and reports the Matthews correlation.
+
+    accelerate launch recipes/cola.py
+    accelerate launch recipes/cola.py --data_dir path/to/cola/raw --mixed_precision bf16
+    accelerate launch recipes/cola.py settings.yaml --learning_rate 3e-5
+
+Without arguments it takes the real corpus and google-bert/bert-base-uncased from the hub where one answers, otherwise
+the sample and the weights that were installed with `bert_toolkit[offline]`. Every flag of `TrainingArguments` works.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from bert_toolkit import (
+    InputError,
+    ToolkitBertForSequenceClassification,
+    compute_classification_metrics,
+    flat_accuracy,
+    matthews_correlation,
+    matthews_correlation_interval,
+)
+from bert_toolkit.checkpoints import CheckpointMarkerCallback, checkpoint_to_resume
+from bert_toolkit.data.cola import load_cola
+from bert_toolkit.data.pretrained import choose_model
+from bert_toolkit.launching import (
+    check_world_size,
+    claim_output_dir,
+    parse_arguments,
+    prepare_processes,
+    run_recipe,
+    use_cpu_threads,
+)
+from bert_toolkit.layer_wise_learning_rate import layer_wise_parameter_groups
+from bert_toolkit.reporting import figures, overview, results
+from bert_toolkit.reporting.reload_check import check_reload
+from bert_toolkit.reporting.token_counter import TokenCounterCallback
+
+
+@dataclass
+class ColaArguments:
+    """What to fine-tune on what."""
+
+    dataset: str = field(default="auto", metadata={"help": "auto, hub (nyu-mll/glue, cola) or sample"})
+    data_dir: str | None = field(default=None, metadata={"help": "folder in CoLA's raw layout; forces that data"})
+    validation_fraction: float | None = field(
+        default=None, metadata={"help": "split this share off the training rows for validation"}
+    )
+    model_name_or_path: str | None = field(default=None, metadata={"help": "forces this model: folder or hub name"})
+    implementation: str = field(default="toolkit", metadata={"help": "toolkit (ToolkitBert) or transformers"})
+    max_length: int = field(default=64, metadata={"help": "longer sentences are cut to this number of tokens"})
+    layer_wise_decay: float = field(default=1.0, metadata={"help": "learning rate factor from a layer to the lower"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N shuffled rows"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "replace an earlier run in output_dir"})
+    cpu_threads: int | None = field(default=None, metadata={"help": "threads of each process; default: all cores"})
+
+
+DEFAULTS = {
+    "output_dir": "runs/cola",
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 32,
+    "num_train_epochs": 4,
+    "learning_rate": None,  # by the size of the model, see LEARNING_RATES
+    "weight_decay": 0.01,  # Trainer leaves biases and LayerNorm out
+    "warmup_steps": 0.1,  # a share of all steps
+    "lr_scheduler_type": "linear",
+    "max_grad_norm": 1.0,
+    "seed": 42,
+    "train_sampling_strategy": "group_by_length",
+    "length_column_name": "length",
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "matthews_correlation",
+    "logging_steps": 10,
+    "report_to": "tensorboard",
+}
+# bert-base: Devlin et al. 2019. Smaller models want larger steps: chosen by validation MCC on a split of CoLA's
+# training rows, see benchmarks/README.md.
+LEARNING_RATES = {"base and larger": 2e-5, "smaller": 1e-4}
+
+
+def tokenize(rows: dict, tokenizer, max_length: int) -> dict:
+    encoded = tokenizer(rows["sentence"], truncation=True, max_length=max_length)
+    whole = tokenizer(rows["sentence"], return_attention_mask=False, return_token_type_ids=False, verbose=False)
+    encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+    encoded["truncated"] = [len(ids) > max_length for ids in whole["input_ids"]]
+    return encoded
+
+
+def main() -> None:
+    prepare_processes()
+    cola, arguments = parse_arguments([ColaArguments, TrainingArguments], DEFAULTS)
+    use_cpu_threads(cola.cpu_threads, arguments.device)
+    check_world_size(arguments.world_size)
+    resume = arguments.resume_from_checkpoint is not None
+    claim_output_dir(arguments.output_dir, cola.overwrite_output_dir, resume, arguments.process_index == 0)
+    set_seed(arguments.seed)
+
+    # data
+    corpus = load_cola(cola.dataset, cola.data_dir, cola.validation_fraction, arguments.seed)
+    model_name, model_description = choose_model(cola.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    with arguments.main_process_first(desc="tokenisation"):
+        train, validation, test = (
+            split.map(tokenize, batched=True, fn_kwargs={"tokenizer": tokenizer, "max_length": cola.max_length})
+            for split in (corpus.train, corpus.validation, corpus.test)
+        )
+    if cola.max_train_samples is not None:
+        train = train.shuffle(seed=arguments.seed).select(range(min(cola.max_train_samples, len(train))))
+
+    # model
+    model = load_classifier(model_name, cola.implementation, corpus.label_names)
+    if cola.max_length > model.config.max_position_embeddings:
+        raise InputError(
+            f"`max_length` must be at most {model.config.max_position_embeddings}, the positions of {model_name}, "
+            f"got {cola.max_length}"
+        )
+    if arguments.learning_rate is None:
+        size = "base and larger" if model.config.hidden_size >= 768 else "smaller"
+        arguments.learning_rate = LEARNING_RATES[size]
+
+    # arguments
+    if arguments.process_index == 0:
+        overview.print_settings(
+            {
+                "data": corpus.description,
+                **{f"remark {number}": remark for number, remark in enumerate(corpus.remarks, start=1)},
+                "model": model_description,
+                "device": overview.describe_device(arguments),
+                "output": arguments.output_dir,
+            },
+            "CoLA fine-tuning",
+        )
+        splits = {"train": train, "validation": validation, "test": test}
+        overview.print_class_balance({name: rows["label"][:] for name, rows in splits.items()}, corpus.label_names)
+        overview.print_token_lengths(train["length"][:], cola.max_length, sum(train["truncated"][:]))
+        overview.print_parameters(model)
+
+    # trainer
+    tokens = TokenCounterCallback()
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=compute_classification_metrics,
+        callbacks=[tokens, CheckpointMarkerCallback()],
+    )
+    if cola.layer_wise_decay != 1.0:
+        optimizer_class, optimizer_settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        optimizer_settings["params"] = layer_wise_parameter_groups(
+            model,
+            arguments.learning_rate,
+            cola.layer_wise_decay,
+            arguments.weight_decay,
+            trainer.get_decay_parameter_names(model),
+        )
+        trainer.optimizer_cls_and_kwargs = (optimizer_class, optimizer_settings)
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(arguments.output_dir, arguments.resume_from_checkpoint))
+
+    # evaluation
+    validation_metrics = trainer.evaluate(metric_key_prefix="validation")
+    output = trainer.predict(test)
+    predicted, labels = output.predictions.argmax(-1), output.label_ids
+    batch = arguments.per_device_eval_batch_size
+    batch_scores = [
+        matthews_correlation(predicted[start : start + batch], labels[start : start + batch])
+        for start in range(0, len(labels), batch)
+    ]
+    scores = {
+        "accuracy": flat_accuracy(predicted, labels),
+        "matthews_correlation": matthews_correlation(predicted, labels),
+        "matthews_correlation_interval_95": matthews_correlation_interval(predicted, labels),
+        "validation_accuracy": validation_metrics["validation_accuracy"],
+        "validation_matthews_correlation": validation_metrics["validation_matthews_correlation"],
+    }
+
+    # save
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        write_outputs(trainer, corpus, model_description, scores, batch_scores, output, test, tokens)
+    arguments.distributed_state.wait_for_everyone()
+    check_reload(trainer, AutoModelForSequenceClassification, arguments.output_dir, test, output.predictions)
+    if trainer.is_world_process_zero():
+        print(f"Saved and reloaded with identical predictions: {arguments.output_dir}")
+
+
+def load_classifier(model_name: str, implementation: str, label_names: list[str]):
+    classes = {
+        "toolkit": ToolkitBertForSequenceClassification,
+        "transformers": AutoModelForSequenceClassification,
+    }
+    if implementation not in classes:
+        raise InputError(f"`implementation` must be toolkit or transformers, got {implementation}")
+    return classes[implementation].from_pretrained(
+        model_name,
+        num_labels=len(label_names),
+        id2label=dict(enumerate(label_names)),
+        label2id={name: number for number, name in enumerate(label_names)},
+        use_safetensors=True,
+    )
+
+
+def write_outputs(trainer, corpus, model_description, scores, batch_scores, output, test, tokens) -> None:
+    output_dir = trainer.args.output_dir
+    predicted, labels = output.predictions.argmax(-1), output.label_ids
+    if len(np.unique(predicted)) == 1:
+        print(
+            f"warning: every sentence was predicted as {corpus.label_names[predicted[0]]!r}, so the Matthews "
+            "correlation is 0: the model has learned nothing; try another learning rate, more rows or a larger model"
+        )
+    facts = {
+        "data": corpus.description,
+        "remarks": " ".join(corpus.remarks),
+        "model": model_description,
+        "learning rate": trainer.args.learning_rate,
+        "epochs": trainer.state.epoch,
+        "training seconds": round(tokens.seconds, 2),
+        "tokens per second": round(tokens.tokens_per_second),
+        "padding share": round(tokens.padding_share, 4),
+        "device": overview.describe_device(trainer.args),
+    }
+    low, high = scores["matthews_correlation_interval_95"]
+    numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
+    shown = {**{name: f"{value:.4f}" for name, value in numbers.items()}, "95 % interval": f"{low:.3f} … {high:.3f}"}
+    overview.print_settings({**facts, **shown}, "Result")
+
+    probabilities = np.exp(output.predictions - output.predictions.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    results.write_predictions(
+        output_dir,
+        {
+            "sentence": test["sentence"][:],
+            "label": [corpus.label_names[label] for label in labels],
+            "prediction": [corpus.label_names[label] for label in predicted],
+            "probability": probabilities.max(-1).astype(float),
+        },
+    )
+    matrix = np.zeros((len(corpus.label_names),) * 2, dtype=int)
+    np.add.at(matrix, (labels, predicted), 1)
+    drawn = {
+        "learning_curves": figures.draw_learning_curves(
+            trainer.state.log_history, ["matthews_correlation", "accuracy"], "CoLA fine-tuning"
+        ),
+        "matthews_correlation_by_batch": figures.draw_batch_scores(
+            batch_scores, scores["matthews_correlation"], "Matthews correlation", "Test rows, batch by batch"
+        ),
+        "confusion_matrix": figures.draw_confusion_matrix(matrix, corpus.label_names, "Test rows"),
+    }
+    figures.save_figures(drawn, output_dir, trainer.state.global_step)
+    results.write_model_card(
+        output_dir,
+        "Acceptability classifier",
+        "text-classification",
+        "Tells acceptable from unacceptable English sentences. " + " ".join(corpus.remarks),
+        facts,
+        numbers,
+    )
+    history = trainer.state.log_history
+    results.write_results(
+        output_dir, {**scores, "matthews_correlation_by_batch": batch_scores, **facts, "log_history": history}
+    )
+
+
+if __name__ == "__main__":
+    run_recipe(main)
