@@ -4,7 +4,21 @@ Importing the package registers `toolkit_bert` with the Auto classes of transfor
 """
 
 from bert_toolkit.errors import InputError
+from bert_toolkit.metrics import (
+    ClassificationMetrics,
+    compute_classification_metrics,
+    flat_accuracy,
+    matthews_correlation,
+    matthews_correlation_interval,
+)
 
 __version__ = "0.1.0"
 
-__all__ = ["InputError"]
+__all__ = [
+    "ClassificationMetrics",
+    "InputError",
+    "compute_classification_metrics",
+    "flat_accuracy",
+    "matthews_correlation",
+    "matthews_correlation_interval",
+]

@@ -1,0 +1,35 @@
+"""Matthews correlation as an `evaluate.Metric`; also `evaluate.load("<path of this file>")`."""
+
+import datasets
+import evaluate
+
+from bert_toolkit.metrics import matthews_correlation
+
+INPUTS = """
+Args:
+    predictions: class ids `(examples,)`, or logits `(examples, classes)`
+    references: class ids `(examples,)`; -100 is not scored
+Returns:
+    `{"matthews_correlation": float}`
+"""
+
+
+class MatthewsCorrelation(evaluate.Metric):
+    """Matthews correlation by `bert_toolkit.metrics.matthews_correlation`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Correlation of predicted and true classes, 0.0 where undefined.",
+            citation="",
+            inputs_description=INPUTS,
+            # float64 also for class ids: an int64 column would silently cut 0.5 down to class 0
+            features=[
+                datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}),
+                datasets.Features(
+                    {"predictions": datasets.List(datasets.Value("float64")), "references": datasets.Value("float64")}
+                ),
+            ],
+        )
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return {"matthews_correlation": matthews_correlation(predictions, references)}
