@@ -27,4 +27,6 @@ def test_ci_runs_the_test_command_of_readme_to_the_letter():
 
 def test_ci_runs_the_first_command_of_readme_at_a_reduced_size():
     launch = commands_of_readme()[0].rsplit(" && ", 1)[1]
-    assert re.search(rf"^{re.escape(launch)} --max_train_samples \d+ ", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert re.search(
+        rf"^{re.escape(launch)} --max_train_samples \d+ ", (ROOT / ".ci" / "run").read_text(), re.MULTILINE
+    )
