@@ -1,0 +1,70 @@
+"""What every data source returns: three splits, the names of the classes, and words on where the rows came from."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bert_toolkit.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class CorpusSplits:
+    """A labelled corpus, ready for tokenisation.
+
+    Args:
+        train: Rows to learn from; columns: the text (`text_column`), `label` (class id), and what the source adds.
+        validation: Rows to choose by.
+        test: Rows to report.
+        label_names: Class names in the order of their ids.
+        text_column: Name of the column that holds the text.
+        description: One plain line on which data these are and why they were taken.
+        remarks: Sentences that a reader of scores must know.
+    """
+
+    train: "Dataset"
+    validation: "Dataset"
+    test: "Dataset"
+    label_names: list[str]
+    text_column: str
+    description: str
+    remarks: list[str] = field(default_factory=list)
+
+
+def split_off_validation(
+    texts: Sequence[str], labels: Sequence[int], fraction: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Chooses rows for validation, the same share of every class.
+
+    Within a class the rows with the smallest hash of (seed, text) are taken: the choice depends neither on the order
+    of the rows nor on any library's random numbers.
+
+    Args:
+        texts: One text per row.
+        labels: One class id per row.
+        fraction: Share of rows for validation, in (0, 1).
+        seed: Another seed chooses other rows.
+
+    Returns:
+        Row numbers for training and for validation, both in the order of the corpus.
+
+    Raises:
+        InputError: A fraction out of range, or a class with too few rows to be in both parts.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"`validation_fraction` must lie in (0, 1), got {fraction}")
+    chosen: set[int] = set()
+    for label, count in sorted(Counter(labels).items()):
+        wanted = max(1, round(count * fraction))
+        if wanted >= count:
+            raise InputError(
+                f"`validation_fraction` {fraction} leaves no training row of class {label}, which has {count} rows"
+            )
+        rows = [row for row, of_row in enumerate(labels) if of_row == label]
+        rows.sort(key=lambda row: hashlib.sha256(f"{seed}\t{texts[row]}".encode()).digest())
+        chosen.update(rows[:wanted])
+    return [row for row in range(len(labels)) if row not in chosen], sorted(chosen)
