@@ -1,0 +1,243 @@
+"""The CoLA recipe as people run it: through `accelerate launch`, on small data with a tiny model."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, matthews_corrcoef
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "recipes" / "accelerate_configs"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+def launch(*arguments, config="cpu", recipe="cola", timeout=300, **environment):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE")}
+    return subprocess.run(
+        [
+            *LAUNCH,
+            "--config_file",
+            str(CONFIGS / f"{config}.yaml"),
+            str(ROOT / "recipes" / f"{recipe}.py"),
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**kept, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def flags(cola_dir, tiny_bert_dir, output_dir, **changes):
+    values = {
+        "data_dir": cola_dir,
+        "model_name_or_path": tiny_bert_dir,
+        "output_dir": output_dir,
+        "num_train_epochs": 6,
+        "learning_rate": 3e-3,
+        "max_length": 16,
+        "cpu_threads": 1,
+        **changes,
+    }
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cola_dir, tiny_bert_dir):
+    output_dir = tmp_path_factory.mktemp("run") / "cola"
+    process = launch(*flags(cola_dir, tiny_bert_dir, output_dir))
+    assert process.returncode == 0, process.stderr[-3000:]
+    return output_dir, process.stdout
+
+
+pytestmark = pytest.mark.launch
+
+
+def test_scores_are_those_of_scikit_learn_on_the_written_predictions(finished):
+    output_dir, _ = finished
+    results = json.loads((output_dir / "results.json").read_text())
+    with (output_dir / "predictions.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    labels, predictions = [row["label"] for row in rows], [row["prediction"] for row in rows]
+    assert results["matthews_correlation"] == pytest.approx(matthews_corrcoef(labels, predictions), abs=1e-12)
+    assert results["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
+    assert results["matthews_correlation"] > 0.5, "the rule of the test data must be learned"
+    assert len(results["matthews_correlation_by_batch"]) == -(-len(rows) // 32)
+    low, high = results["matthews_correlation_interval_95"]
+    assert low <= results["matthews_correlation"] <= high
+    for key in ("data", "model", "training seconds", "tokens per second", "padding share", "versions", "command"):
+        assert results[key]
+
+
+def test_everything_promised_is_written(finished):
+    output_dir, _ = finished
+    expected = {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "modeling_toolkit_bert.py",
+        "configuration_toolkit_bert.py",
+        "README.md",
+        "results.json",
+        "predictions.tsv",
+        "figures",
+        "runs",
+    }
+    assert expected <= {path.name for path in output_dir.iterdir()}
+    for name in ("learning_curves", "matthews_correlation_by_batch", "confusion_matrix"):
+        assert (output_dir / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "Acceptability classifier" in (output_dir / "README.md").read_text()
+
+
+def test_tensorboard_reads_scalars_and_figures(finished):
+    output_dir, _ = finished
+    tags = {"scalars": set(), "images": set()}
+    for folder in {path.parent for path in (output_dir / "runs").rglob("events*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        tags["scalars"] |= set(events.Tags()["scalars"])
+        tags["images"] |= set(events.Tags()["images"])
+    assert {"train/loss", "train/learning_rate", "eval/matthews_correlation", "eval/loss"} <= tags["scalars"]
+    assert {"learning_curves", "confusion_matrix", "matthews_correlation_by_batch"} <= tags["images"]
+
+
+def test_overview_is_printed_once(finished):
+    _, printed = finished
+    for words in ("CoLA fine-tuning", "Tokens per row", "Parameters", "layer.1", "truncated", "Saved and reloaded"):
+        assert printed.count(words) >= 1, words
+    assert printed.count("Tokens per row") == 1
+
+
+def test_saved_model_loads_with_label_names(finished):
+    output_dir, _ = finished
+    model = AutoModelForSequenceClassification.from_pretrained(output_dir)
+    assert model.config.id2label == {0: "unacceptable", 1: "acceptable"}
+    classify = pipeline(
+        "text-classification", model=str(output_dir), tokenizer=AutoTokenizer.from_pretrained(output_dir)
+    )
+    good, bad = classify(["the dog sleeps today .", "sleeps the dog today ."])
+    assert (good["label"], bad["label"]) == ("acceptable", "unacceptable")
+
+
+def test_second_run_into_a_finished_one_is_refused_and_changes_nothing(finished, cola_dir, tiny_bert_dir):
+    output_dir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in output_dir.rglob("*") if path.is_file()}
+    process = launch(*flags(cola_dir, tiny_bert_dir, output_dir))
+    assert process.returncode != 0
+    assert "holds a finished run" in process.stderr
+    assert {path: path.stat().st_mtime_ns for path in output_dir.rglob("*") if path.is_file()} == before
+
+
+def test_two_processes_score_as_one(finished, tmp_path, cola_dir, tiny_bert_dir):
+    """21 validation and 29 test rows do not divide by two batches: the rows that fill up must not be counted."""
+    output_dir, _ = finished
+    process = launch(*flags(cola_dir, output_dir, tmp_path / "two", num_train_epochs=0.01), config="cpu_2_processes")
+    assert process.returncode == 0, process.stderr[-3000:]
+    one = launch(*flags(cola_dir, output_dir, tmp_path / "one", num_train_epochs=0.01))
+    assert one.returncode == 0, one.stderr[-3000:]
+    two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
+    assert "2 processes" in two["device"]
+    rows = [(tmp_path / name / "predictions.tsv").read_text().splitlines() for name in ("two", "one")]
+    assert len(rows[0]) == len(rows[1]) == 30
+    assert [row.split("\t")[0] for row in rows[0]] == [row.split("\t")[0] for row in rows[1]]
+    assert two["matthews_correlation"] == pytest.approx(one["matthews_correlation"], abs=0.05)
+
+
+def test_bf16_on_cpu_trains(tmp_path, cola_dir, tiny_bert_dir):
+    process = launch(*flags(cola_dir, tiny_bert_dir, tmp_path / "run", num_train_epochs=1, bf16=True))
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "bf16" in json.loads((tmp_path / "run" / "results.json").read_text())["device"]
+
+
+def test_transformers_implementation_and_layer_wise_decay(tmp_path, cola_dir, tiny_bert_dir):
+    process = launch(
+        *flags(
+            cola_dir,
+            tiny_bert_dir,
+            tmp_path / "run",
+            num_train_epochs=1,
+            implementation="transformers",
+            layer_wise_decay=0.9,
+        )
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model_type"] == "bert"
+
+
+def test_constant_prediction_is_said(tmp_path, cola_dir, tiny_bert_dir):
+    process = launch(*flags(cola_dir, tiny_bert_dir, tmp_path / "run", num_train_epochs=1, learning_rate=1e-12))
+    assert process.returncode == 0, process.stderr[-3000:]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["matthews_correlation"] == 0) == ("every sentence was predicted as" in process.stdout)
+    assert results["matthews_correlation"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_dir": "/absent"}, "/absent"),
+        ({"model_name_or_path": "/absent/model"}, "/absent/model"),
+        ({"max_length": 100}, "`max_length` must be at most 64"),
+        ({"dataset": "hub", "data_dir": None}, "hub"),
+        ({"implementation": "mine"}, "`implementation` must be toolkit or transformers, got mine"),
+        ({"lerning_rate": 1}, "unknown argument `--lerning_rate`; did you mean `--learning_rate`"),
+        ({"output_dir": "/proc/self/fdinfo/run"}, "is not writable"),
+    ],
+    ids=["no-data", "no-model", "max-length", "hub-unreachable", "implementation", "flag", "output-dir"],
+)
+def test_bad_input_is_one_line(tmp_path, cola_dir, tiny_bert_dir, changes, message):
+    values = {"output_dir": tmp_path / "run", **changes}
+    arguments = flags(cola_dir, tiny_bert_dir, **values)
+    while "None" in arguments:
+        position = arguments.index("None")
+        del arguments[position - 1 : position + 1]
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / "cola.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert process.returncode == 2, process.stderr[-3000:]
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_model_folder_without_weights_is_one_line(tmp_path, cola_dir, tiny_bert_dir):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text((tiny_bert_dir / "config.json").read_text())
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / "cola.py"), *flags(cola_dir, tmp_path / "model", tmp_path / "run")],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2
+    assert "weights" in process.stderr.splitlines()[-1]
+
+
+def test_several_processes_that_the_launcher_ignores_are_refused(tmp_path, cola_dir, tiny_bert_dir):
+    process = subprocess.run(
+        [*LAUNCH, "--cpu", "--num_processes", "2", str(ROOT / "recipes" / "cola.py")]
+        + flags(cola_dir, tiny_bert_dir, tmp_path / "run"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode != 0
+    assert "several processes were asked for but the launcher started one" in process.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", ["gpu", "gpu_bf16", "gpu_fp16"])
+def test_one_gpu(tmp_path, cola_dir, tiny_bert_dir, config):
+    process = launch(*flags(cola_dir, tiny_bert_dir, tmp_path / "run"), config=config)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert torch.cuda.get_device_name() in json.loads((tmp_path / "run" / "results.json").read_text())["device"]
