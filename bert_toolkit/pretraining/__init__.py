@@ -1,0 +1,1 @@
+"""Pre-training data: tokenised documents, sentence pairs, masks and batches."""

@@ -1,0 +1,69 @@
+"""Random numbers that are a function of their key alone: the same on every worker, rank and restart.
+
+The generator is SplitMix64 (Steele, Lea and Flood, 2014: "Fast splittable pseudorandom number generators") used as a
+counter-based hash: number `i` of a stream is the finaliser applied to `key + (i + 1) * GOLDEN_GAMMA`.
+"""
+
+import numpy as np
+
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+
+
+def random_bits(key: np.ndarray, counter: np.ndarray | int) -> np.ndarray:
+    """Draw 64 uniform bits for every pair of key and counter.
+
+    Args:
+        key: Stream keys, uint64, any shape that broadcasts with `counter`.
+        counter: Position in the stream, integers from 0.
+
+    Returns:
+        uint64 array of the broadcast shape.
+    """
+    with np.errstate(over="ignore"):
+        z = (np.asarray(counter, dtype=np.uint64) + np.uint64(1)) * GOLDEN_GAMMA + key
+        z = np.atleast_1d(z)
+        shifted = z >> np.uint64(30)
+        z ^= shifted
+        z *= _MULTIPLIER_1
+        np.right_shift(z, np.uint64(27), out=shifted)
+        z ^= shifted
+        z *= _MULTIPLIER_2
+        np.right_shift(z, np.uint64(31), out=shifted)
+        z ^= shifted
+    return z
+
+
+def stream_key(*parts: int) -> np.ndarray:
+    """Fold integers such as (purpose, seed, epoch) into the key of a stream.
+
+    Args:
+        parts: Integers of any sign; each is taken modulo 2**64.
+
+    Returns:
+        uint64 array of shape (1,).
+    """
+    key = np.zeros(1, dtype=np.uint64)
+    for part in parts:
+        key = random_bits(key, np.uint64(part % 2**64))
+    return key
+
+
+def random_below(bits: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
+    """Turn 64 random bits into an integer in [0, bound) by Lemire's multiplication, from the upper 32 bits.
+
+    Args:
+        bits: uint64 array of `random_bits`.
+        bound: Exclusive upper bound, 1 to 2**32, broadcast against `bits`.
+
+    Returns:
+        int64 array. No value is more than 2**-32 away from probability 1 / bound.
+    """
+    product = (bits >> np.uint64(32)) * np.asarray(bound, dtype=np.uint64)
+    return (product >> np.uint64(32)).astype(np.int64)
+
+
+def random_share(bits: np.ndarray) -> np.ndarray:
+    """Turn 64 random bits into a float64 in [0, 1)."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

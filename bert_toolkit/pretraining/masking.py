@@ -1,0 +1,153 @@
+"""Choice and replacement of the tokens that masked language modelling predicts, vectorised over the batch.
+
+Devlin et al. (2019), section 3.1: 15 % of the tokens are predicted; of these 80 % become [MASK], 10 % a random token,
+and 10 % stay.
+"""
+
+import numpy as np
+
+from bert_toolkit.pretraining.keyed_random import random_below, random_bits, random_share
+
+_POSITION_BITS = np.uint64(0xFFFF)
+_CHOICE, _ACTION, _WORD = range(3)
+
+
+def _position_bits(keys: np.ndarray, positions: np.ndarray, purpose: int) -> np.ndarray:
+    return random_bits(keys, positions.astype(np.uint64) * np.uint64(3) + np.uint64(purpose))
+
+
+def _target_counts(candidates: np.ndarray, probability: float) -> np.ndarray:
+    """max(1, round(probability * n)) per sequence, 0 where there is no candidate: (B,) int64."""
+    available = candidates.sum(axis=1)
+    return np.minimum(np.maximum(np.rint(probability * available).astype(np.int64), 1), available)
+
+
+def choose_tokens(candidates: np.ndarray, keys: np.ndarray, probability: float) -> np.ndarray:
+    """Choose `max(1, round(probability * n))` of the n candidates of each sequence, all subsets equally likely.
+
+    Args:
+        candidates: (batch_size, sequence_length) bool, tokens that may be predicted.
+        keys: (batch_size,) uint64, one random stream per sequence.
+        probability: Share to choose, in (0, 1).
+
+    Returns:
+        (batch_size, sequence_length) bool, a subset of `candidates`; empty where a sequence has no candidate.
+    """
+    counts = _target_counts(candidates, probability)
+    priority = _priorities(candidates, keys)
+    if not candidates.shape[1]:
+        return candidates.copy()
+    chosen_up_to = np.take_along_axis(np.sort(priority, axis=1), np.maximum(counts - 1, 0)[:, None], axis=1)
+    return candidates & (priority <= chosen_up_to)
+
+
+def _priorities(candidates: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Random order of the candidates; no two of a sequence are equal, and the others come last."""
+    positions = np.arange(candidates.shape[1], dtype=np.uint64)
+    priority = _position_bits(keys[:, None], positions[None, :], _CHOICE)
+    priority &= ~_POSITION_BITS
+    priority |= positions & _POSITION_BITS
+    priority[~candidates] = np.uint64(2**64 - 1)
+    return priority
+
+
+def choose_words(
+    candidates: np.ndarray, continues_word: np.ndarray, keys: np.ndarray, probability: float
+) -> np.ndarray:
+    """Choose whole words in random order, as many as fit into the number of tokens that `choose_tokens` would choose.
+
+    A word that is longer than what is left is passed over. If no word of a sequence fits at all, its shortest is
+    chosen (the first in random order), so that every sequence with a candidate has a target.
+
+    Args:
+        candidates: (batch_size, sequence_length) bool, tokens that may be predicted.
+        continues_word: (batch_size, sequence_length) bool, True for every piece of a word but its first.
+        keys: (batch_size,) uint64, one random stream per sequence.
+        probability: Share of tokens to choose, in (0, 1).
+
+    Returns:
+        (batch_size, sequence_length) bool, a subset of `candidates`.
+    """
+    batch_size, width = candidates.shape
+    if not width:
+        return candidates.copy()
+    left = _target_counts(candidates, probability)
+    # a piece behind a token that may not be chosen begins a word of its own
+    behind_candidate = np.zeros_like(candidates)
+    behind_candidate[:, 1:] = candidates[:, :-1]
+    begins_word = candidates & ~(continues_word & behind_candidate)
+    columns = np.arange(width)
+    word_begin = np.maximum.accumulate(np.where(begins_word, columns, 0), axis=1)
+    # words by the priority of their first piece, pieces in their order
+    priority = np.take_along_axis(_priorities(begins_word, keys), word_begin, axis=1)
+    priority[~candidates] = np.uint64(2**64 - 1)
+    order = np.argsort(priority, axis=1, kind="stable")
+    ordered_begin = np.take_along_axis(begins_word, order, axis=1)
+    n_candidates = candidates.sum(axis=1)
+    # size of the word that begins at each place of the order, 0 elsewhere
+    next_begin = np.full((batch_size, width + 1), width)
+    next_begin[:, :width] = np.where(ordered_begin, columns, width)
+    next_begin = np.minimum.accumulate(next_begin[:, ::-1], axis=1)[:, ::-1]
+    sizes = np.where(ordered_begin, np.minimum(next_begin[:, 1:], n_candidates[:, None]) - columns, 0)
+    # all words that end within the number to choose, in one go
+    word_of_place = np.maximum.accumulate(np.where(ordered_begin, columns, 0), axis=1)
+    word_end = word_of_place + np.take_along_axis(sizes, word_of_place, axis=1)
+    chosen = (word_end <= left[:, None]) & (columns < n_candidates[:, None])
+    taken = chosen.sum(axis=1)
+    left = left - taken
+    # then, one word at a time, the next that fits into what is left
+    place = taken
+    rows = np.flatnonzero(left > 0)
+    while len(rows):
+        fits = (sizes[rows] > 0) & (sizes[rows] <= left[rows, None]) & (columns >= place[rows, None])
+        found = fits.any(axis=1)
+        rows, first = rows[found], fits[found].argmax(axis=1)
+        if not len(rows):
+            break
+        size = sizes[rows, first]
+        chosen[rows] |= (columns >= first[:, None]) & (columns < (first + size)[:, None])
+        left[rows] -= size
+        place[rows] = first + size
+        rows = rows[left[rows] > 0]
+    nothing = np.flatnonzero(~chosen.any(axis=1) & (n_candidates > 0))
+    if len(nothing):
+        shortest = np.where(sizes[nothing] > 0, sizes[nothing], width + 1)
+        first = shortest.argmin(axis=1)
+        size = sizes[nothing, first]
+        chosen[nothing] = (columns >= first[:, None]) & (columns < (first + size)[:, None])
+    targets = np.zeros_like(candidates)
+    np.put_along_axis(targets, order, chosen, axis=1)
+    return targets
+
+
+def replace_tokens(
+    input_ids: np.ndarray,
+    targets: np.ndarray,
+    keys: np.ndarray,
+    mask_token_id: int,
+    replacement_ids: np.ndarray,
+    mask_share: float,
+    random_share_of_targets: float,
+) -> np.ndarray:
+    """Replace targets by [MASK], by a random token, or leave them, independently for each.
+
+    Args:
+        input_ids: (batch_size, sequence_length) int64.
+        targets: (batch_size, sequence_length) bool, tokens to predict.
+        keys: (batch_size,) uint64, one random stream per sequence.
+        mask_token_id: Id of [MASK].
+        replacement_ids: Ids that a random replacement is drawn from, uniformly.
+        mask_share: Share of the targets that become [MASK].
+        random_share_of_targets: Share of the targets that become a random token.
+
+    Returns:
+        (batch_size, sequence_length) int64, a new array.
+    """
+    rows, columns = np.nonzero(targets)
+    action = random_share(_position_bits(keys[rows], columns, _ACTION))
+    word = random_below(_position_bits(keys[rows], columns, _WORD), len(replacement_ids))
+    replaced = np.where(action < mask_share + random_share_of_targets, replacement_ids[word], input_ids[rows, columns])
+    replaced[action < mask_share] = mask_token_id
+    masked = input_ids.copy()
+    masked[rows, columns] = replaced
+    return masked
