@@ -10,7 +10,6 @@ the sample and the weights that were installed with `bert_toolkit[offline]`. Eve
 
 from dataclasses import dataclass, field
 
-import numpy as np
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -40,7 +39,9 @@ from bert_toolkit.launching import (
     use_cpu_threads,
 )
 from bert_toolkit.layer_wise_learning_rate import layer_wise_parameter_groups
-from bert_toolkit.reporting import figures, overview, results
+from bert_toolkit.reporting import overview
+from bert_toolkit.reporting.classification import write_classifier_outputs
+from bert_toolkit.reporting.figures import draw_batch_scores
 from bert_toolkit.reporting.reload_check import check_reload
 from bert_toolkit.reporting.token_counter import TokenCounterCallback
 
@@ -182,15 +183,36 @@ def main() -> None:
     scores = {
         "accuracy": flat_accuracy(predicted, labels),
         "matthews_correlation": matthews_correlation(predicted, labels),
-        "matthews_correlation_interval_95": matthews_correlation_interval(predicted, labels),
+        "matthews_correlation_interval_95": matthews_correlation_interval(predicted, labels, seed=arguments.seed),
         "validation_accuracy": validation_metrics["validation_accuracy"],
         "validation_matthews_correlation": validation_metrics["validation_matthews_correlation"],
+        "matthews_correlation_by_batch": batch_scores,
     }
 
     # save
     trainer.save_model()
     if trainer.is_world_process_zero():
-        write_outputs(trainer, corpus, model_description, scores, batch_scores, output, test, tokens)
+        write_classifier_outputs(
+            trainer,
+            title="CoLA acceptability",
+            summary="Tells acceptable from unacceptable English sentences. " + " ".join(corpus.remarks),
+            label_names=corpus.label_names,
+            texts={"source": test["source"][:], "sentence": test["sentence"][:]},
+            logits=output.predictions,
+            labels=output.label_ids,
+            scores=scores,
+            facts={"data": corpus.description, "remarks": " ".join(corpus.remarks), "model": model_description},
+            tokens=tokens,
+            curves=["matthews_correlation", "accuracy"],
+            drawn={
+                "matthews_correlation_by_batch": draw_batch_scores(
+                    batch_scores,
+                    scores["matthews_correlation"],
+                    "Matthews correlation",
+                    f"CoLA: test rows in batches of {batch}",
+                )
+            },
+        )
     arguments.distributed_state.wait_for_everyone()
     check_reload(trainer, AutoModelForSequenceClassification, arguments.output_dir, test, output.predictions)
     if trainer.is_world_process_zero():
@@ -210,67 +232,6 @@ def load_classifier(model_name: str, implementation: str, label_names: list[str]
         id2label=dict(enumerate(label_names)),
         label2id={name: number for number, name in enumerate(label_names)},
         use_safetensors=True,
-    )
-
-
-def write_outputs(trainer, corpus, model_description, scores, batch_scores, output, test, tokens) -> None:
-    output_dir = trainer.args.output_dir
-    predicted, labels = output.predictions.argmax(-1), output.label_ids
-    if len(np.unique(predicted)) == 1:
-        print(
-            f"warning: every sentence was predicted as {corpus.label_names[predicted[0]]!r}, so the Matthews "
-            "correlation is 0: the model has learned nothing; try another learning rate, more rows or a larger model"
-        )
-    facts = {
-        "data": corpus.description,
-        "remarks": " ".join(corpus.remarks),
-        "model": model_description,
-        "learning rate": trainer.args.learning_rate,
-        "epochs": trainer.state.epoch,
-        "training seconds": round(tokens.seconds, 2),
-        "tokens per second": round(tokens.tokens_per_second),
-        "padding share": round(tokens.padding_share, 4),
-        "device": overview.describe_device(trainer.args),
-    }
-    low, high = scores["matthews_correlation_interval_95"]
-    numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
-    shown = {**{name: f"{value:.4f}" for name, value in numbers.items()}, "95 % interval": f"{low:.3f} … {high:.3f}"}
-    overview.print_settings({**facts, **shown}, "Result")
-
-    probabilities = np.exp(output.predictions - output.predictions.max(-1, keepdims=True))
-    probabilities /= probabilities.sum(-1, keepdims=True)
-    results.write_predictions(
-        output_dir,
-        {
-            "sentence": test["sentence"][:],
-            "label": [corpus.label_names[label] for label in labels],
-            "prediction": [corpus.label_names[label] for label in predicted],
-            "probability": probabilities.max(-1).astype(float),
-        },
-    )
-    matrix = np.zeros((len(corpus.label_names),) * 2, dtype=int)
-    np.add.at(matrix, (labels, predicted), 1)
-    drawn = {
-        "learning_curves": figures.draw_learning_curves(
-            trainer.state.log_history, ["matthews_correlation", "accuracy"], "CoLA fine-tuning"
-        ),
-        "matthews_correlation_by_batch": figures.draw_batch_scores(
-            batch_scores, scores["matthews_correlation"], "Matthews correlation", "Test rows, batch by batch"
-        ),
-        "confusion_matrix": figures.draw_confusion_matrix(matrix, corpus.label_names, "Test rows"),
-    }
-    figures.save_figures(drawn, output_dir, trainer.state.global_step)
-    results.write_model_card(
-        output_dir,
-        "Acceptability classifier",
-        "text-classification",
-        "Tells acceptable from unacceptable English sentences. " + " ".join(corpus.remarks),
-        facts,
-        numbers,
-    )
-    history = trainer.state.log_history
-    results.write_results(
-        output_dir, {**scores, "matthews_correlation_by_batch": batch_scores, **facts, "log_history": history}
     )
 
 

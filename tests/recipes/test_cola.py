@@ -93,7 +93,7 @@ def test_everything_promised_is_written(finished):
     assert expected <= {path.name for path in output_dir.iterdir()}
     for name in ("learning_curves", "matthews_correlation_by_batch", "confusion_matrix"):
         assert (output_dir / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "Acceptability classifier" in (output_dir / "README.md").read_text()
+    assert "CoLA acceptability" in (output_dir / "README.md").read_text()
 
 
 def test_tensorboard_reads_scalars_and_figures(finished):
@@ -174,7 +174,7 @@ def test_constant_prediction_is_said(tmp_path, cola_dir, tiny_bert_dir):
     process = launch(*flags(cola_dir, tiny_bert_dir, tmp_path / "run", num_train_epochs=1, learning_rate=1e-12))
     assert process.returncode == 0, process.stderr[-3000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert (results["matthews_correlation"] == 0) == ("every sentence was predicted as" in process.stdout)
+    assert (results["matthews_correlation"] == 0) == ("every row was predicted as" in process.stdout)
     assert results["matthews_correlation"] == 0
 
 
