@@ -3,6 +3,17 @@
 Importing the package registers `toolkit_bert` with the Auto classes of transformers; it does nothing else.
 """
 
+from bert_toolkit.encoder import (
+    ToolkitBertConfig,
+    ToolkitBertForMaskedLM,
+    ToolkitBertForNextSentencePrediction,
+    ToolkitBertForPreTraining,
+    ToolkitBertForPreTrainingOutput,
+    ToolkitBertForQuestionAnswering,
+    ToolkitBertForSequenceClassification,
+    ToolkitBertForTokenClassification,
+    ToolkitBertModel,
+)
 from bert_toolkit.errors import InputError
 from bert_toolkit.metrics import (
     ClassificationMetrics,
@@ -17,6 +28,15 @@ __version__ = "0.1.0"
 __all__ = [
     "ClassificationMetrics",
     "InputError",
+    "ToolkitBertConfig",
+    "ToolkitBertForMaskedLM",
+    "ToolkitBertForNextSentencePrediction",
+    "ToolkitBertForPreTraining",
+    "ToolkitBertForPreTrainingOutput",
+    "ToolkitBertForQuestionAnswering",
+    "ToolkitBertForSequenceClassification",
+    "ToolkitBertForTokenClassification",
+    "ToolkitBertModel",
     "compute_classification_metrics",
     "flat_accuracy",
     "matthews_correlation",

@@ -1,0 +1,908 @@
+"""BERT (Devlin et al. 2019) in plain PyTorch: embeddings, layers, encoder, heads and losses, in that order.
+
+The file travels with every saved checkpoint (`trust_remote_code=True` runs it where bert_toolkit is not installed), so it
+imports only torch, transformers and the configuration beside it.
+
+Parameters carry the names of transformers' BERT wherever the part exists there. Letters in shape comments: B sequences,
+T tokens, H hidden size, N heads, D = H / N, V vocabulary, P positions that a sparse head computes, C classes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    NextSentencePredictorOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_toolkit_bert import ToolkitBertConfig
+
+IGNORED_LABEL = -100
+
+
+def activation(config: ToolkitBertConfig, x: Tensor) -> Tensor:
+    if config.hidden_act == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="none" if config.hidden_act == "gelu" else "tanh")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Embeddings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class SinusoidalPositions(nn.Module):
+    """The fixed position code of Vaswani et al. 2017, section 3.5: sines in even columns, cosines in odd ones."""
+
+    def __init__(self, max_positions: int, hidden_size: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", self.code(max_positions, hidden_size), persistent=False)
+
+    @staticmethod
+    def code(max_positions: int, hidden_size: int) -> Tensor:
+        frequencies = torch.exp(torch.arange(0, hidden_size, 2) * (-math.log(10000.0) / hidden_size))  # (H / 2)
+        angles = torch.arange(max_positions)[:, None] * frequencies
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # (positions, H)
+
+
+class ToolkitBertEmbeddings(nn.Module):
+    """Word, position and segment embeddings, added, normalised, dropped out."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
+        if config.position_embedding_type == "learned":
+            self.position_embeddings: nn.Module = nn.Embedding(config.max_position_embeddings, size)
+            self.word_scale = 1.0
+        else:
+            self.position_embeddings = SinusoidalPositions(config.max_position_embeddings, size)
+            self.word_scale = math.sqrt(size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
+        self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> Tensor:
+        words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, H)
+        length, positions = words.shape[1], self.position_embeddings.weight
+        if length > positions.shape[0]:
+            raise ValueError(
+                f"A sequence of {length} tokens does not fit max_position_embeddings={positions.shape[0]}; truncate it."
+            )
+        # Rows in order are a slice: no index to look up, and no scatter in the backward pass.
+        positions = positions[:length] if position_ids is None else F.embedding(position_ids, positions)
+        segments = self.token_type_embeddings
+        segments = segments.weight[0] if token_type_ids is None else segments(token_type_ids)
+        if self.word_scale != 1.0:
+            words = words * self.word_scale
+        return self.dropout(self.LayerNorm(words + segments + positions.to(words.dtype)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One layer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ToolkitBertSelfAttention(nn.Module):
+    """Multi-head scaled dot-product attention of every token to every token that is not padding."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__()
+        self.config = config
+        size, bias = config.hidden_size, config.attention_bias
+        self.head_size = size // config.num_attention_heads
+        self.query = nn.Linear(size, size, bias=bias)
+        self.key = nn.Linear(size, size, bias=bias)
+        self.value = nn.Linear(size, size, bias=bias)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(self, x: Tensor, mask: Tensor | None, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            x: Hidden states, (B, T, H).
+            mask: Booleans that broadcast to (B, N, T, T), True where attention is allowed; None allows all.
+            output_attentions: Also return the probabilities, which only the explicit formula has.
+
+        Returns:
+            Context (B, T, H), and probabilities (B, N, T, T) or None.
+        """
+        heads = (*x.shape[:-1], -1, self.head_size)
+        query, key, value = (
+            f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value)
+        )  # (B, N, T, D)
+        probabilities = None
+        if output_attentions or self.config._attn_implementation == "eager":
+            scores = query @ key.transpose(-1, -2) / math.sqrt(self.head_size)  # (B, N, T, T)
+            if mask is not None:
+                scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            probabilities = self.dropout(scores.softmax(-1))
+            context = probabilities @ value
+        else:
+            dropout = self.dropout.p if self.training else 0.0
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return context.transpose(1, 2).reshape(x.shape), probabilities
+
+
+class ToolkitBertSublayerOutput(nn.Module):
+    """The end of a sub-layer: projection, dropout, residual, and in the post-LN form the LayerNorm.
+
+    In the pre-LN form the owner applies this LayerNorm to the sub-layer's input instead.
+    """
+
+    def __init__(self, config: ToolkitBertConfig, input_size: int, bias: bool = True) -> None:
+        super().__init__()
+        self.dense = nn.Linear(input_size, config.hidden_size, bias=bias)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.post_norm = config.layer_norm_placement == "post"
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        x = residual + self.dropout(self.dense(x))
+        return self.LayerNorm(x) if self.post_norm else x
+
+
+class ToolkitBertAttention(nn.Module):
+    """Names as in transformers: `self` holds query, key and value, `output` the projection and LayerNorm."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__()
+        self.self = ToolkitBertSelfAttention(config)
+        self.output = ToolkitBertSublayerOutput(config, config.hidden_size, bias=config.attention_bias)
+
+
+class ToolkitBertIntermediate(nn.Module):
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return activation(self.config, self.dense(x))
+
+
+class ToolkitBertLayer(GradientCheckpointingLayer):
+    """Self-attention, then feed-forward, each with its residual and LayerNorm."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__()
+        self.attention = ToolkitBertAttention(config)
+        self.intermediate = ToolkitBertIntermediate(config)
+        self.output = ToolkitBertSublayerOutput(config, config.intermediate_size)
+        self.pre_norm = config.layer_norm_placement == "pre"
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, output_attentions: bool = False, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the layer on x (B, T, H).
+
+        With `positions` (P), flat indices into B x T, everything after attention runs for these tokens only.
+
+        Returns:
+            Hidden states, (B, T, H) or (P, H), and attention probabilities (B, N, T, T) or None.
+        """
+        attended = self.attention.output.LayerNorm(x) if self.pre_norm else x
+        context, probabilities = self.attention.self(attended, mask, output_attentions)
+        if positions is not None:
+            context, x = (h.flatten(0, 1).index_select(0, positions) for h in (context, x))
+        x = self.attention.output(context, residual=x)
+        normalised = self.output.LayerNorm(x) if self.pre_norm else x
+        return self.output(self.intermediate(normalised), residual=x), probabilities
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The encoder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ToolkitBertEncoder(nn.Module):
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(ToolkitBertLayer(config) for _ in range(config.num_hidden_layers))
+        if config.layer_norm_placement == "pre":
+            self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pre_norm = config.layer_norm_placement == "pre"
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        output_attentions: bool,
+        output_hidden_states: bool,
+        positions: Tensor | None,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        hidden_states, attentions = [x], []
+        last = len(self.layer) - 1
+        for index, layer in enumerate(self.layer):
+            x, probabilities = layer(x, mask, output_attentions, positions if index == last else None)
+            hidden_states.append(x)
+            attentions.append(probabilities)
+        if self.pre_norm:
+            x = hidden_states[-1] = self.LayerNorm(x)
+        return x, hidden_states if output_hidden_states else [], attentions if output_attentions else []
+
+
+class ToolkitBertPooler(nn.Module):
+    """The first token's state through a tanh layer, as the sentence heads read it."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, first_token: Tensor) -> Tensor:
+        return self.dense(first_token).tanh()
+
+
+def attention_mask_of_sdpa(attention_mask: Tensor | None) -> Tensor | None:
+    """Turn a padding mask into what attention takes: None where nothing is padded.
+
+    Whether all tokens are real is read on the CPU only. On an accelerator the answer would make the host wait for the
+    device, so there a caller that knows its batch to be unpadded passes no mask; in compiled code the question would
+    break the graph.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(attention_mask.all()):
+        return None
+    if attention_mask.dim() == 2:
+        attention_mask = attention_mask[:, None, None, :]  # (B, 1, 1, T)
+    elif attention_mask.dim() == 3:
+        attention_mask = attention_mask[:, None]  # (B, 1, T, T)
+    return attention_mask.bool()
+
+
+class ToolkitBertPreTrainedModel(PreTrainedModel):
+    """What all heads share: initialisation, loading from and saving to checkpoints, Trainer's loss contract."""
+
+    config: ToolkitBertConfig
+    config_class = ToolkitBertConfig
+    base_model_prefix = "bert"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["ToolkitBertEmbeddings", "ToolkitBertLayer"]
+    # Buffers of old checkpoints, and the heads of other tasks than the one being loaded.
+    _keys_to_ignore_on_load_unexpected = [
+        r"position_ids$",
+        r"^cls\.",
+        r"^(bert\.)?pooler\.",
+        r"^classifier\.",
+        r"^qa_outputs\.",
+    ]
+    # Every loss is a sum divided by `num_items_in_batch`, Trainer's count of labels in all batches that one optimizer
+    # step accumulates, on all processes. Trainer must not divide again.
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: ToolkitBertConfig, *args: Any, **kwargs: Any) -> None:
+        if config.model_type != ToolkitBertConfig.model_type:
+            raise ValueError(
+                f"{type(self).__name__} takes a ToolkitBertConfig, got a {type(config).__name__}; convert a BertConfig "
+                "with ToolkitBertConfig.from_bert(config.to_dict())."
+            )
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # normal(0, initializer_range), zero biases, LayerNorm 1 and 0
+        if isinstance(module, SinusoidalPositions):
+            init.copy_(module.weight, SinusoidalPositions.code(*module.weight.shape))
+        elif isinstance(module, ToolkitBertLMPredictionHead):
+            init.zeros_(module.bias)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, always under native parameter names.
+
+        transformers would write the names of the checkpoint that was loaded (`gamma` for `weight`), and what it wrote
+        Trainer could not resume from.
+        """
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class ToolkitBertModel(ToolkitBertPreTrainedModel):
+    """The encoder without a head.
+
+    Args:
+        config: Size and form.
+        add_pooling_layer: Whether to build the pooler, which only sentence heads read.
+    """
+
+    def __init__(self, config: ToolkitBertConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        self.embeddings = ToolkitBertEmbeddings(config)
+        self.encoder = ToolkitBertEncoder(config)
+        self.pooler = ToolkitBertPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_positions: Tensor | None = None,
+    ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
+        """Encode.
+
+        Args:
+            input_ids: Token ids, (B, T).
+            attention_mask: 1 for real tokens and 0 for padding, (B, T), or who may attend to whom, (B, T, T) or
+                (B, 1, T, T). None where nothing is padded.
+            token_type_ids: Segment of each token, (B, T); all 0 if None.
+            position_ids: Position of each token, (B, T) or (1, T); 0 … T - 1 if None.
+            inputs_embeds: Word embeddings instead of `input_ids`, (B, T, H).
+            output_attentions: Return attention probabilities; the explicit formula replaces the fused one.
+            output_hidden_states: Return the embeddings and every layer's output.
+            output_positions: Flat indices into B x T, (P). The last layer then computes these tokens only, and
+                `last_hidden_state` is (P, H). If there is a pooler, the first B of them must be the first tokens of
+                the B sequences.
+
+        Returns:
+            `last_hidden_state` (B, T, H), `pooler_output` (B, H), `hidden_states`, `attentions`.
+
+        Raises:
+            ValueError: Neither or both of `input_ids` and `inputs_embeds`, or a sequence that is too long.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass either input_ids or inputs_embeds, not both and not neither.")
+        attentive = self.config.output_attentions if output_attentions is None else output_attentions
+        verbose = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        batch_size = x.shape[0]
+        mask = attention_mask_of_sdpa(attention_mask)
+        x, hidden_states, attentions = self.encoder(x, mask, bool(attentive), bool(verbose), output_positions)
+        pooled = None
+        if self.pooler is not None:
+            pooled = self.pooler(x[:, 0] if output_positions is None else x[:batch_size])
+        return BaseModelOutputWithPooling(
+            last_hidden_state=x,
+            pooler_output=pooled,
+            hidden_states=tuple(hidden_states) if verbose else None,
+            attentions=tuple(attentions) if attentive else None,
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def mean_of(total: Tensor, count: Tensor | int) -> Tensor:
+    """Divide a summed loss by its number of items; 0, with its graph, where there are none."""
+    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+    """Cross-entropy in nats of logits (items, C) and labels (items), without the items labelled -100.
+
+    Args:
+        num_items: What to divide the sum by; None for the number of labelled items here.
+    """
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    return mean_of(total, labels.ne(IGNORED_LABEL).sum() if num_items is None else num_items)
+
+
+def labelled_positions(labels: Tensor, max_per_sequence: int | None) -> Tensor:
+    """Flat indices of the labelled tokens of labels (B, T), in reading order.
+
+    With `max_per_sequence` their number is B x max_per_sequence whatever the labels: unlabelled tokens, which the loss
+    ignores, fill the rest.
+    """
+    is_labelled = labels.flatten().ne(IGNORED_LABEL)
+    if max_per_sequence is None:
+        return is_labelled.nonzero().squeeze(1)
+    size = min(labels.shape[0] * max_per_sequence, labels.numel())
+    return is_labelled.to(torch.uint8).argsort(descending=True, stable=True)[:size]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pre-training heads
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ToolkitBertPredictionHeadTransform(nn.Module):
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.LayerNorm(activation(self.config, self.dense(x)))
+
+
+class ToolkitBertLMPredictionHead(nn.Module):
+    """From hidden states to a score for every word; the decoder's weight is the word embedding."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__()
+        self.transform = ToolkitBertPredictionHeadTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # the decoder's bias by its name in checkpoints
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.transform(x))
+
+
+class ToolkitBertPreTrainingHeads(nn.Module):
+    def __init__(self, config: ToolkitBertConfig, masked_lm: bool, next_sentence: bool) -> None:
+        super().__init__()
+        if masked_lm:
+            self.predictions = ToolkitBertLMPredictionHead(config)
+        if next_sentence:
+            self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+
+class ToolkitBertMaskedLMBase(ToolkitBertPreTrainedModel):
+    """What the two heads with a masked-LM decoder share: the decoder and its tying."""
+
+    _tied_weights_keys = {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """The output bias is one parameter under two names, also where the embeddings are not tied."""
+        bias = "cls.predictions.decoder.bias"
+        return {bias: self._tied_weights_keys[bias], **super().get_expanded_tied_weights_keys(all_submodels)}
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.cls.predictions.decoder = new_embeddings
+        self.cls.predictions.bias = new_embeddings.bias
+
+    def sparse_positions(self, labels: Tensor | None, output_hidden_states: bool | None) -> Tensor | None:
+        """The positions to compute, flat, or None for all: sparse in training, where only the loss is wanted."""
+        verbose = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if labels is None or not self.training or not self.config.sparse_prediction or verbose:
+            return None
+        return labelled_positions(labels, self.config.max_predictions_per_sequence)
+
+
+@dataclass
+class ToolkitBertForPreTrainingOutput(ModelOutput):
+    """Output of `ToolkitBertForPreTraining`; fields and their order as transformers' BertForPreTraining has them.
+
+    Attributes:
+        loss: Sum of the two terms that have labels, in nats.
+        prediction_logits: (B, T, V); in training with sparse prediction (labelled positions, V), in reading order.
+        seq_relationship_logits: (B, 2); 0 = B follows A, 1 = random.
+        hidden_states: Embeddings and every layer's output, if asked for.
+        attentions: Attention probabilities, if asked for.
+        masked_lm_loss: First term of `loss`.
+        next_sentence_loss: Second term of `loss`.
+    """
+
+    loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    masked_lm_loss: Tensor | None = None
+    next_sentence_loss: Tensor | None = None
+
+
+class ToolkitBertForPreTraining(ToolkitBertMaskedLMBase):
+    """Masked-LM and next-sentence heads (Devlin et al. 2019, section 3.1)."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__(config)
+        self.bert = ToolkitBertModel(config)
+        self.cls = ToolkitBertPreTrainingHeads(config, masked_lm=True, next_sentence=True)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        num_sequences_in_batch: Tensor | int | None = None,
+    ) -> ToolkitBertForPreTrainingOutput | tuple[Tensor, ...]:
+        """Predict masked words and whether segment B follows segment A; inputs as in `ToolkitBertModel.forward`.
+
+        In training with labels the masked-LM head, and everything in the last layer after attention, runs on the
+        labelled positions only (`config.sparse_prediction`). In evaluation it runs on all, so that Trainer's
+        predictions line up with its labels.
+
+        Args:
+            labels: Ids of the words to predict, -100 elsewhere, (B, T).
+            next_sentence_label: 0 where segment B follows, 1 where it is random, (B).
+            num_items_in_batch: Masked tokens in all batches of the optimizer step; Trainer passes it.
+            num_sequences_in_batch: Sequences in all batches of the optimizer step. Trainer does not count them;
+                `PreTrainingTrainer` does. Without it the next-sentence mean of a batch weighs as much as the batch's
+                share of the masked tokens: the weights sum to one, but are not exactly equal.
+
+        Returns:
+            See `ToolkitBertForPreTrainingOutput`. The loss is the mean over masked tokens plus the mean over sequences;
+            a term without labels is left out.
+        """
+        positions = self.sparse_positions(labels, output_hidden_states)
+        batch_size, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        output_positions = None
+        if positions is not None:
+            first_tokens = torch.arange(0, batch_size * length, length, device=positions.device)
+            output_positions = torch.cat((first_tokens, positions))
+        outputs = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            output_positions=output_positions,
+            return_dict=True,
+        )
+        hidden = outputs.last_hidden_state
+        prediction_logits = self.cls.predictions(hidden if positions is None else hidden[batch_size:])
+        seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
+
+        masked_lm_loss = next_sentence_loss = None
+        if labels is not None:
+            targets = labels.flatten() if positions is None else labels.flatten()[positions]
+            masked_lm_loss = mean_cross_entropy(
+                prediction_logits.view(-1, self.config.vocab_size), targets, num_items_in_batch
+            )
+        if next_sentence_label is not None:
+            next_sentence_loss = mean_cross_entropy(
+                seq_relationship_logits, next_sentence_label.flatten(), num_sequences_in_batch
+            )
+            if num_sequences_in_batch is None and num_items_in_batch is not None and labels is not None:
+                next_sentence_loss = next_sentence_loss * mean_of(labels.ne(IGNORED_LABEL).sum(), num_items_in_batch)
+        terms = [term for term in (masked_lm_loss, next_sentence_loss) if term is not None]
+        return ToolkitBertForPreTrainingOutput(
+            loss=sum(terms) if terms else None,
+            prediction_logits=prediction_logits,
+            seq_relationship_logits=seq_relationship_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            masked_lm_loss=masked_lm_loss,
+            next_sentence_loss=next_sentence_loss,
+        )
+
+
+class ToolkitBertForMaskedLM(ToolkitBertMaskedLMBase):
+    """Masked-LM head alone."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__(config)
+        self.bert = ToolkitBertModel(config, add_pooling_layer=False)
+        self.cls = ToolkitBertPreTrainingHeads(config, masked_lm=True, next_sentence=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> MaskedLMOutput | tuple[Tensor, ...]:
+        """Predict masked words; inputs as in `ToolkitBertModel.forward`, sparse as in `ToolkitBertForPreTraining`.
+
+        Args:
+            labels: Ids of the words to predict, -100 elsewhere, (B, T).
+            num_items_in_batch: Masked tokens in all batches of the optimizer step; Trainer passes it.
+
+        Returns:
+            `loss` (mean over masked tokens, in nats); `logits` (B, T, V), in training with sparse prediction (labelled
+            positions, V) in reading order.
+        """
+        positions = self.sparse_positions(labels, output_hidden_states)
+        outputs = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            output_positions=positions,
+            return_dict=True,
+        )
+        logits = self.cls.predictions(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            targets = labels.flatten() if positions is None else labels.flatten()[positions]
+            loss = mean_cross_entropy(logits.view(-1, self.config.vocab_size), targets, num_items_in_batch)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class ToolkitBertForNextSentencePrediction(ToolkitBertPreTrainedModel):
+    """Next-sentence head alone."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__(config)
+        self.bert = ToolkitBertModel(config)
+        self.cls = ToolkitBertPreTrainingHeads(config, masked_lm=False, next_sentence=True)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> NextSentencePredictorOutput | tuple[Tensor, ...]:
+        """Predict whether segment B follows segment A; inputs as in `ToolkitBertModel.forward`.
+
+        Args:
+            labels: 0 where segment B follows, 1 where it is random, (B).
+            num_items_in_batch: Sequences in all batches of the optimizer step; Trainer passes it.
+
+        Returns:
+            `loss` (mean over sequences, in nats) and `logits` (B, 2).
+        """
+        outputs = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.cls.seq_relationship(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = mean_cross_entropy(logits, labels.flatten(), num_items_in_batch)
+        return NextSentencePredictorOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fine-tuning heads
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def classifier_dropout(config: ToolkitBertConfig) -> nn.Dropout:
+    return nn.Dropout(config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout)
+
+
+class ToolkitBertForSequenceClassification(ToolkitBertPreTrainedModel):
+    """A linear classifier on the pooled first token: regression, n classes, or several labels at once."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__(config)
+        self.bert = ToolkitBertModel(config)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+        """Classify sequences; inputs as in `ToolkitBertModel.forward`.
+
+        Args:
+            labels: Class ids (B); or numbers (B) or (B, C) for regression; or 0/1 (B, C) for several labels at once.
+                If `config.problem_type` is None, the first labels decide and the configuration records it:
+                one output means regression, integer labels mean classes, other labels several at once.
+            num_items_in_batch: Number of labels in all batches of the optimizer step; Trainer passes it.
+
+        Returns:
+            `logits` (B, C) and `loss`: cross-entropy in nats over sequences, squared error or binary cross-entropy over
+            all B x C numbers.
+        """
+        outputs = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = None if labels is None else self.loss(logits, labels, num_items_in_batch)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        if self.config.problem_type is None:
+            if self.config.num_labels == 1:
+                self.config.problem_type = "regression"
+            elif labels.is_floating_point() or labels.dim() > 1:
+                self.config.problem_type = "multi_label_classification"
+            else:
+                self.config.problem_type = "single_label_classification"
+        if self.config.problem_type == "single_label_classification":
+            return mean_cross_entropy(logits, labels.flatten(), num_items_in_batch)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        targets = labels.to(logits.dtype).view(logits.shape)
+        total_of = F.mse_loss if self.config.problem_type == "regression" else F.binary_cross_entropy_with_logits
+        total = total_of(logits, targets, reduction="sum")
+        return mean_of(total, targets.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+class ToolkitBertForTokenClassification(ToolkitBertPreTrainedModel):
+    """A linear classifier on every token."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__(config)
+        self.bert = ToolkitBertModel(config, add_pooling_layer=False)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> TokenClassifierOutput | tuple[Tensor, ...]:
+        """Classify tokens; inputs as in `ToolkitBertModel.forward`.
+
+        Args:
+            labels: Class of each token, -100 where it does not count, (B, T).
+            num_items_in_batch: Labelled tokens in all batches of the optimizer step; Trainer passes it.
+
+        Returns:
+            `loss` (mean over labelled tokens, in nats) and `logits` (B, T, C).
+        """
+        outputs = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            loss = mean_cross_entropy(logits.flatten(0, 1), labels.flatten(), num_items_in_batch)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class ToolkitBertForQuestionAnswering(ToolkitBertPreTrainedModel):
+    """First and last token of the answer, each a choice among all tokens."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        super().__init__(config)
+        self.bert = ToolkitBertModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> QuestionAnsweringModelOutput | tuple[Tensor, ...]:
+        """Find the answer's span; inputs as in `ToolkitBertModel.forward`.
+
+        Args:
+            start_positions: Index of the answer's first token, (B); one outside the sequence does not count.
+            end_positions: Index of its last token, (B).
+            num_items_in_batch: Questions in all batches of the optimizer step. Trainer counts only what is called
+                `labels`, so it passes none and averages the batches, which is exact where they are of one size.
+
+        Returns:
+            `loss` (mean of the start's and the end's cross-entropy, in nats), `start_logits` and `end_logits` (B, T).
+        """
+        outputs = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)  # (B, T) each
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            length = start_logits.shape[1]
+            terms = []
+            for logits, targets in ((start_logits, start_positions), (end_logits, end_positions)):
+                inside = targets.flatten().clamp(min=0)
+                inside = inside.masked_fill(inside >= length, IGNORED_LABEL)
+                terms.append(mean_cross_entropy(logits, inside, num_items_in_batch))
+            loss = (terms[0] + terms[1]) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+for auto_class, model_class in {
+    "AutoModel": ToolkitBertModel,
+    "AutoModelForPreTraining": ToolkitBertForPreTraining,
+    "AutoModelForMaskedLM": ToolkitBertForMaskedLM,
+    "AutoModelForNextSentencePrediction": ToolkitBertForNextSentencePrediction,
+    "AutoModelForSequenceClassification": ToolkitBertForSequenceClassification,
+    "AutoModelForTokenClassification": ToolkitBertForTokenClassification,
+    "AutoModelForQuestionAnswering": ToolkitBertForQuestionAnswering,
+}.items():
+    model_class.register_for_auto_class(auto_class)
