@@ -10,6 +10,7 @@ the sample and the weights that were installed with `bert_toolkit[offline]`. Eve
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -84,6 +85,7 @@ DEFAULTS = {
     "metric_for_best_model": "matthews_correlation",
     "logging_steps": 10,
     "report_to": "tensorboard",
+    "dataloader_pin_memory": torch.accelerator.is_available(),
 }
 # bert-base: Devlin et al. 2019. Smaller models want larger steps: chosen by validation MCC on a split of CoLA's
 # training rows, see benchmarks/README.md.

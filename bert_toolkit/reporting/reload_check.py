@@ -29,7 +29,7 @@ def check_reload(trainer: Trainer, auto_class: type, output_dir: str | Path, dat
         ReloadError: The predictions differ.
     """
     arguments = copy.copy(trainer.args)
-    arguments.report_to = []
+    arguments.report_to, arguments.eval_strategy, arguments.load_best_model_at_end = [], "no", False
     reloaded = Trainer(
         model=auto_class.from_pretrained(output_dir),
         args=arguments,
