@@ -110,8 +110,7 @@ def _ask_hub(timeout: float) -> bool:
 
     def ask() -> None:
         try:
-            url = hf_hub_url(HUB_MODEL, "config.json", endpoint=constants.ENDPOINT)
-            found = get_hf_file_metadata(url, timeout=timeout)
+            found = get_hf_file_metadata(hf_hub_url(HUB_MODEL, "config.json"), timeout=timeout)
         except Exception:  # whatever went wrong, the hub did not answer
             return
         if found.commit_hash is not None:
