@@ -1,0 +1,285 @@
+"""How large the gradient of every parameter is, right before the optimizer uses it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bert_toolkit.errors import InputError
+from bert_toolkit.monitoring.parameter_roles import ParameterInfo, describe_parameters, named_unique_parameters
+from bert_toolkit.monitoring.tensor_statistics import (
+    PendingRows,
+    absolute_rows,
+    absolute_statistics,
+    norm_rows,
+)
+
+# Tensors up to this size carry the clip coefficient: their fp32 norms are exact to 1e-7.
+_SMALL = 2**16
+
+
+@dataclass(frozen=True, eq=False)
+class GradientFlowRecord:
+    """Statistics of |gradient| of one optimizer step, after clipping and with any loss scale removed.
+
+    Args:
+        step: the optimizer step that used these gradients, 1 for the first (as Trainer logs it).
+        names: parameters with a gradient, in the model's order; the arrays below align with it.
+        count: number of elements of each parameter.
+        mean, max, std: of |gradient|, population standard deviation; arrays of shape `(len(names),)`.
+        zero_share: share of elements whose gradient is exactly zero.
+        clip_coefficient: what clipping multiplied every gradient by (<= 1), so before clipping each value was
+            `value / clip_coefficient`; NaN where it could not be known.
+        nonfinite: parameters whose gradient held a NaN or an infinity; seen before clipping where the monitor
+            watched the backward pass, since clipping by a NaN norm spreads it over all parameters.
+        missing: trainable parameters without a gradient.
+        skipped: the loss scaler skipped this step because gradients overflowed.
+    """
+
+    step: int
+    names: tuple[str, ...]
+    count: np.ndarray
+    mean: np.ndarray
+    max: np.ndarray
+    std: np.ndarray
+    zero_share: np.ndarray
+    clip_coefficient: float = 1.0
+    nonfinite: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    skipped: bool = False
+
+    @property
+    def norm(self) -> np.ndarray:
+        """Euclidean norm of each gradient, shape `(len(names),)`."""
+        return np.sqrt(self.count * (self.mean**2 + self.std**2))
+
+
+class GradientFlowMonitor:
+    """Observe gradients between backward (and clipping) and `zero_grad`.
+
+    Knows torch only. One observation reads every gradient once, makes one transfer to the host, and one
+    collective where gradients are sharded (so call it on every rank). Nothing is held between observations.
+
+    Args:
+        model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
+
+    Raises:
+        InputError: if no parameter of the model is trainable.
+
+    Example:
+        ```python
+        monitor = GradientFlowMonitor(model)
+        loss.backward()
+        total_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        record = monitor.observe(step, total_norm=total_norm, max_norm=1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ```
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.parameters: dict[str, ParameterInfo] = describe_parameters(model)
+        if not any(info.trainable for info in self.parameters.values()):
+            raise InputError(
+                "gradient flow needs a model with at least one trainable parameter (requires_grad=True), got none; "
+                "unfreeze a parameter or remove the monitor"
+            )
+        self._backward: _BackwardWatch | None = None
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the parameters that do not require a gradient."""
+        return tuple(name for name, info in self.parameters.items() if not info.trainable)
+
+    def watch_backward(self) -> None:
+        """Watch the backward passes until the next observation; call it before the forward pass of a step.
+
+        At the end of each backward pass the norm of every gradient is taken (one read of the gradients), which
+        gives the exact clip coefficient without knowing who clips, and names non-finite gradients before
+        clipping can spread them. Needed only where the norm that clipping returns is out of reach, as in Trainer.
+        """
+        self.forget()
+        self._backward = _BackwardWatch(
+            [(name, parameter) for name, parameter in named_unique_parameters(self.model) if parameter.requires_grad]
+        )
+
+    def forget(self) -> None:
+        """Stop watching without an observation."""
+        if self._backward is not None:
+            self._backward.close()
+            self._backward = None
+
+    def observe(
+        self,
+        step: int,
+        *,
+        total_norm: Tensor | float | None = None,
+        max_norm: float | None = None,
+        loss_scale: float = 1.0,
+    ) -> GradientFlowRecord:
+        """Read the gradients of this step.
+
+        Args:
+            step: number to record, counting from 1.
+            total_norm: what `clip_grad_norm_` returned, the norm before clipping.
+            max_norm: the limit that was given to it. Without both, and without `watch_backward`, the gradients
+                are taken as not clipped.
+            loss_scale: by how much gradients are still multiplied: `scaler.get_scale()` in an fp16 loop that does
+                not unscale before this call, otherwise 1.
+
+        Returns:
+            The record of this step.
+
+        Raises:
+            InputError: if no parameter has a gradient, e.g. when called after `zero_grad()`.
+        """
+        pending = self.start(total_norm=total_norm, max_norm=max_norm, loss_scale=loss_scale)
+        if pending is None:
+            raise InputError(
+                "no trainable parameter has a gradient; call observe() after backward() and before "
+                "optimizer.zero_grad()"
+            )
+        return pending.finish(step)
+
+    @torch.no_grad()
+    def start(
+        self,
+        *,
+        total_norm: Tensor | float | None = None,
+        max_norm: float | None = None,
+        loss_scale: float = 1.0,
+        backward_scale: Callable[[], float] | None = None,
+    ) -> "PendingGradientFlow | None":
+        """Queue the work of an observation on the device without waiting for it.
+
+        Args:
+            total_norm, max_norm, loss_scale: as for `observe`.
+            backward_scale: gives the loss scale that was active during the watched backward pass and has been
+                removed since; called only if needed, when the result is finished.
+
+        Returns:
+            What `finish(step)` turns into a record, or None if no parameter has a gradient.
+        """
+        watch, self._backward = self._backward, None
+        if watch is not None:
+            watch.close()
+        named = [(n, p) for n, p in named_unique_parameters(self.model) if p.requires_grad]
+        present = [(n, p.grad) for n, p in named if p.grad is not None]
+        if not present:
+            return None
+        names, gradients = zip(*present, strict=True)
+        return PendingGradientFlow(
+            names=names,
+            missing=tuple(n for n, p in named if p.grad is None),
+            rows=absolute_rows(gradients),
+            watch=watch,
+            total_norm=total_norm,
+            max_norm=max_norm,
+            loss_scale=loss_scale,
+            backward_scale=backward_scale,
+        )
+
+
+@dataclass(eq=False)
+class PendingGradientFlow:
+    """An observation whose numbers may still be on their way from the device."""
+
+    names: tuple[str, ...]
+    missing: tuple[str, ...]
+    rows: PendingRows
+    watch: "_BackwardWatch | None"
+    total_norm: Tensor | float | None
+    max_norm: float | None
+    loss_scale: float
+    backward_scale: Callable[[], float] | None
+
+    def finish(self, step: int, *, grad_scaler_in_use: bool = False) -> GradientFlowRecord:
+        """Wait for the numbers.
+
+        Args:
+            step: number to record.
+            grad_scaler_in_use: a loss scaler guards the optimizer, so a step with non-finite gradients was skipped.
+        """
+        count, mean, largest, std, zero_share = absolute_statistics(self.rows.read())
+        mean, largest, std = (values / self.loss_scale for values in (mean, largest, std))
+        nonfinite = {n for n, ok in zip(self.names, np.isfinite(mean + std), strict=True) if not ok}
+        before_clipping = self.watch.squares() if self.watch is not None else {}
+        seen_early = {n for n, square in before_clipping.items() if not math.isfinite(square)}
+        squares = dict(zip(self.names, count * (mean**2 + std**2), strict=True))
+        return GradientFlowRecord(
+            step=step,
+            names=self.names,
+            count=count,
+            mean=mean,
+            max=largest,
+            std=std,
+            zero_share=zero_share,
+            clip_coefficient=self._clip_coefficient(squares, before_clipping, count),
+            nonfinite=tuple(n for n in self.names if n in (seen_early or nonfinite)),
+            missing=self.missing,
+            skipped=grad_scaler_in_use and bool(nonfinite),
+        )
+
+    def _clip_coefficient(self, after: dict[str, float], before: dict[str, float], count: np.ndarray) -> float:
+        if self.total_norm is not None and self.max_norm is not None:
+            return min(1.0, self.max_norm / (float(self.total_norm) / self.loss_scale + 1e-6))
+        limit = math.inf if self.max_norm is None else self.max_norm
+        if self.watch is None and not math.isfinite(limit):
+            return 1.0
+        total = math.sqrt(sum(after.values()))
+        # Clipped gradients have a norm of max_norm, so anything clearly below was left alone.
+        if not math.isfinite(total):
+            return math.nan
+        if total < 0.99 * limit < math.inf:
+            return 1.0
+        usable = {n: c for n, c in zip(self.names, count, strict=True) if before.get(n, 0.0) > 0.0}
+        small = [n for n, c in usable.items() if c <= _SMALL and after[n] > 0.0] or list(usable)
+        if not small:
+            return math.nan
+        ratio = math.sqrt(sum(after[n] for n in small) / sum(before[n] for n in small))
+        scale = 1.0 if self.backward_scale is None else self.backward_scale()
+        coefficient = ratio * scale
+        return 1.0 if coefficient > 1.0 - 1e-6 else coefficient
+
+
+class _BackwardWatch:
+    """Norms of all gradients as they are at the end of the latest backward pass, before anyone clips them."""
+
+    def __init__(self, named: list[tuple[str, nn.Parameter]]):
+        self._named = named
+        self._queued = False
+        self._names: list[str] = []
+        self._rows: PendingRows | None = None
+        self._hooks = [p.register_post_accumulate_grad_hook(self._on_gradient) for _, p in named]
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._named = []
+
+    def squares(self) -> dict[str, float]:
+        """name -> sum of squared gradients of the whole tensor."""
+        if self._rows is None:
+            return {}
+        return dict(zip(self._names, self._rows.read()[..., 1].sum(0), strict=True))
+
+    def _on_gradient(self, parameter: Tensor) -> None:
+        if not self._queued:
+            self._queued = True
+            # DDP and FSDP2 put gradients in place in their own final callbacks, queued before the backward pass
+            # ends; a callback queued from a final callback runs after all of these.
+            engine = torch.autograd.Variable._execution_engine
+            engine.queue_callback(lambda: engine.queue_callback(self._on_backward_end))
+
+    @torch.no_grad()
+    def _on_backward_end(self) -> None:
+        self._queued = False
+        present = [(n, p.grad) for n, p in self._named if p.grad is not None]
+        if present:
+            self._names = [n for n, _ in present]
+            self._rows = norm_rows([gradient for _, gradient in present])

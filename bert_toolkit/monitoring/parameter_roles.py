@@ -1,0 +1,159 @@
+"""What each parameter of a model is for, and to which block it belongs, read from modules and shapes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+Role = Literal["matrix", "embedding", "norm", "bias", "adapter", "other"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+# Names that wrappers (torch.compile, FSDP, activation checkpointing) insert into a parameter's path.
+_WRAPPER_PARTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """One parameter as a person knows it.
+
+    Args:
+        name: path of the parameter in the unwrapped model, e.g. `bert.encoder.layer.3.output.dense.weight`.
+        role: what it is for.
+        block: `embeddings`, `layer.0` ..., `head`, or the name of a top-level module in a model without a stack.
+        trainable: whether it required a gradient when it was described.
+    """
+
+    name: str
+    role: Role
+    block: str
+    trainable: bool
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside `DistributedDataParallel`, `DataParallel` and `torch.compile` wrappers."""
+    while True:
+        if isinstance(model, _WRAPPERS):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
+
+
+def clean_name(name: str) -> str:
+    """Remove from a parameter's path the parts that wrappers inserted."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)
+
+
+def named_unique_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield (clean name, parameter) in the model's order; a tied parameter comes once, under its first name."""
+    for name, parameter in unwrap(model).named_parameters():
+        yield clean_name(name), parameter
+
+
+def describe_parameters(model: nn.Module) -> dict[str, ParameterInfo]:
+    """Find the role and the block of every parameter.
+
+    Roles come from the owning module and the shape, never from the names of one architecture, so they hold for
+    BERT, GPT-2, ViT, Llama or a model of your own:
+
+    - `adapter`: below a module that lists `adapter_layer_names` (PEFT's tuner layers), in one of those.
+    - `bias`: one-dimensional and called `bias` (or `..._bias`).
+    - `embedding`: owned by an `nn.Embedding` or `nn.EmbeddingBag`, also when tied to an output layer.
+    - `norm`: one-dimensional in a module whose class is a normalisation (`LayerNorm`, `LlamaRMSNorm`, ...).
+    - `matrix`: two or more dimensions (linear, convolution, experts).
+    - `other`: the rest, such as gates, scales, class tokens and position tables that broadcast over the batch.
+
+    Blocks come from the outermost `nn.ModuleList` on the path (or `nn.Sequential` where there is no list): its
+    index names the layer. Parameters before the first stack are `embeddings`, those after it are `head`. With
+    several stacks (encoder and decoder) the part of the path that tells them apart comes first:
+    `decoder.layer.0`.
+
+    Args:
+        model: any module; `torch.compile`, DDP and FSDP2 wrappers are seen through.
+
+    Returns:
+        name -> `ParameterInfo`, in the model's order, tied parameters once.
+    """
+    model = unwrap(model)
+    roles: dict[int, Role] = {}
+    for _path, module in model.named_modules():
+        adapters = getattr(module, "adapter_layer_names", ())
+        for adapter in adapters if isinstance(adapters, tuple) else ():
+            child = getattr(module, adapter, None)
+            if isinstance(child, (nn.Module, nn.Parameter)):
+                for parameter in [child] if isinstance(child, nn.Parameter) else child.parameters():
+                    roles[id(parameter)] = "adapter"
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            role = _role(module, name, parameter)
+            if id(parameter) not in roles or (role == "embedding" and roles[id(parameter)] == "matrix"):
+                roles[id(parameter)] = role
+    blocks = _blocks(model, [name for name, _ in model.named_parameters()], roles)
+    return {
+        clean_name(name): ParameterInfo(clean_name(name), roles[id(parameter)], blocks[name], parameter.requires_grad)
+        for name, parameter in model.named_parameters()
+    }
+
+
+def _role(module: nn.Module, name: str, parameter: torch.Tensor) -> Role:
+    if parameter.ndim == 1 and (name == "bias" or name.endswith("_bias")):
+        return "bias"
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "embedding"
+    if parameter.ndim == 1 and "norm" in type(module).__name__.lower():
+        return "norm"
+    if parameter.ndim >= 2 and (name.endswith("weight") or parameter.shape[0] > 1):
+        return "matrix"
+    return "other"
+
+
+def _blocks(model: nn.Module, names: list[str], roles: dict[int, Role]) -> dict[str, str]:
+    modules = dict(model.named_modules())
+    stacks: dict[str, str | None] = dict.fromkeys(names)  # parameter -> path of its stack
+    for container in (nn.ModuleList, nn.Sequential):
+        for name in names:
+            parts = name.split(".")[:-1]
+            paths = [".".join(parts[:depth]) for depth in range(len(parts))]
+            stacks[name] = next((p for p in paths if isinstance(modules[p], container)), None)
+        if any(stack is not None for stack in stacks.values()):
+            break
+
+    order = list(dict.fromkeys(stack for stack in stacks.values() if stack is not None))
+    prefixes = dict(zip(order, _distinguishing_parts(order), strict=True))
+    blocks = {}
+    in_or_after_stack = False
+    for name, parameter in model.named_parameters():
+        stack = stacks[name]
+        if stack is not None:
+            in_or_after_stack = True
+            index = name[len(stack) + 1 if stack else 0 :].split(".")[0]
+            prefix = prefixes[stack]
+            blocks[name] = f"{prefix}.layer.{index}" if prefix else f"layer.{index}"
+        elif not order:
+            # Without any stack the top-level modules are the blocks.
+            blocks[name] = clean_name(name).split(".")[0]
+        elif roles[id(parameter)] == "embedding" or not in_or_after_stack:
+            blocks[name] = "embeddings"
+        else:
+            blocks[name] = "head"
+    return blocks
+
+
+def _distinguishing_parts(paths: list[str]) -> list[str]:
+    """For each dotted path the shortest run of parts that no other path shares; empty when there is one path."""
+    if len(paths) < 2:
+        return [""] * len(paths)
+    split = [clean_name(path).split(".") for path in paths]
+    shared = 0
+    while all(len(parts) > shared and parts[shared] == split[0][shared] for parts in split):
+        shared += 1
+    tails = [parts[shared:] for parts in split]
+    depth = 1
+    while len({tuple(tail[:depth]) for tail in tails}) < len(tails):
+        depth += 1
+    return [".".join(tail[:depth]) for tail in tails]

@@ -1,0 +1,159 @@
+"""How far the optimizer's step really moved every parameter, relative to its size."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bert_toolkit.errors import InputError
+from bert_toolkit.monitoring.parameter_roles import ParameterInfo, describe_parameters, named_unique_parameters
+from bert_toolkit.monitoring.tensor_statistics import local_tensor, norm_rows, update_rows, update_statistics
+
+Mode = Literal["exact", "sampled"]
+SAMPLE_SIZE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class UpdateRatioRecord:
+    """How far one optimizer step moved each parameter.
+
+    Args:
+        step: the optimizer step, 1 for the first (as Trainer logs it).
+        names: trainable parameters in the model's order; the arrays below align with it.
+        ratio: `update_norm / parameter_norm`; 0 where nothing moved, NaN where a parameter of norm zero moved
+            (LoRA's B and fresh biases have no ratio at their first step) or where the step was skipped.
+        update_norm: ||after - before||.
+        parameter_norm: ||before||.
+        changed_share: share of elements that the step changed; low in pure bf16, where small updates round away.
+        skipped: the step was skipped because gradients overflowed; the update is then NaN, not zero.
+    """
+
+    step: int
+    names: tuple[str, ...]
+    ratio: np.ndarray
+    update_norm: np.ndarray
+    parameter_norm: np.ndarray
+    changed_share: np.ndarray
+    skipped: bool = False
+
+
+class UpdateRatioMonitor:
+    """Measure ||after - before|| / ||before|| around `optimizer.step()`, for any optimizer.
+
+    `mode="exact"` copies the trainable parameters in `before_step` and frees the copy in `after_step`.
+    `mode="sampled"` copies a fixed random subset of at most 4,096 elements of each tensor. On Gaussian values the
+    sampled ratio has a relative standard deviation of 1.6 %; where only a share s of the elements moves (rows of an
+    embedding) about sqrt(1 / (4096 s)) / 2. Norms of sampled mode are scaled up to the whole tensor.
+
+    Call both methods on every rank; sharded parameters cost one collective.
+
+    Args:
+        model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
+        mode: `"exact"` or `"sampled"`.
+        seed: seed of the sampled positions.
+
+    Raises:
+        InputError: if `mode` is unknown or no parameter of the model is trainable.
+
+    Example:
+        ```python
+        monitor = UpdateRatioMonitor(model)
+        loss.backward()
+        monitor.before_step()
+        optimizer.step()
+        record = monitor.after_step(step)
+        ```
+    """
+
+    def __init__(self, model: nn.Module, mode: Mode = "exact", seed: int = 0):
+        if mode not in get_args(Mode):
+            raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+        self.model = model
+        self.mode = mode
+        self.seed = seed
+        self.parameters: dict[str, ParameterInfo] = describe_parameters(model)
+        if not any(info.trainable for info in self.parameters.values()):
+            raise InputError(
+                "update ratios need a model with at least one trainable parameter (requires_grad=True), got none; "
+                "unfreeze a parameter or remove the monitor"
+            )
+        self._before: dict[str, Tensor] = {}
+        self._positions: dict[str, Tensor] = {}
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the parameters that do not require a gradient."""
+        return tuple(name for name, info in self.parameters.items() if not info.trainable)
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Remember the parameters; call it right before `optimizer.step()`."""
+        self._before = {
+            name: self._values(name, parameter).clone()
+            for name, parameter in named_unique_parameters(self.model)
+            if parameter.requires_grad
+        }
+
+    def forget(self) -> None:
+        """Free the remembered parameters without measuring."""
+        self._before = {}
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> UpdateRatioRecord:
+        """Compare with the remembered parameters and free them; call it before `zero_grad()`.
+
+        Args:
+            step: number to record, counting from 1.
+
+        Returns:
+            The record of this step.
+
+        Raises:
+            InputError: if `before_step` was not called for this step.
+        """
+        if not self._before:
+            raise InputError("after_step() needs before_step() right before optimizer.step() of the same step")
+        before, self._before = self._before, {}
+        names, parameters = zip(*[(n, p) for n, p in named_unique_parameters(self.model) if n in before], strict=True)
+        after = [self._values(n, p) for n, p in zip(names, parameters, strict=True)]
+        rows = update_rows(parameters, after, [before.pop(n) for n in names]).read()
+        update_norm, parameter_norm, changed_share = update_statistics(rows)
+        if self.mode == "sampled":
+            scale = np.sqrt([p.numel() for p in parameters] / rows[..., 0].sum(0))
+            update_norm, parameter_norm = update_norm * scale, parameter_norm * scale
+        skipped = not update_norm.any() and not self._gradients_are_finite(parameters)
+        if skipped:
+            update_norm, changed_share = np.full_like(update_norm, np.nan), np.full_like(update_norm, np.nan)
+        # A parameter of norm zero that moved has no ratio; one that did not move has ratio zero.
+        ratio = np.full_like(update_norm, np.nan)
+        np.divide(update_norm, parameter_norm, out=ratio, where=parameter_norm > 0)
+        ratio[update_norm == 0] = 0.0
+        return UpdateRatioRecord(step, names, ratio, update_norm, parameter_norm, changed_share, skipped)
+
+    @staticmethod
+    def _gradients_are_finite(parameters: Sequence[nn.Parameter]) -> bool:
+        """Looked at only when nothing moved: to tell an overflow that a loss scaler skipped from a zero rate."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return not gradients or bool(np.isfinite(norm_rows(gradients).read()).all())
+
+    def _values(self, name: str, parameter: Tensor) -> Tensor:
+        """The local values to compare: all of them, or the sampled ones."""
+        values = local_tensor(parameter)
+        if self.mode == "exact" or values.numel() <= SAMPLE_SIZE:
+            return values
+        positions = self._positions.get(name)
+        if positions is None:
+            positions = self._positions[name] = self._draw(name, values)
+        return values.index_select(0, positions)
+
+    def _draw(self, name: str, values: Tensor) -> Tensor:
+        """One position from each of 4,096 equal strata: no repeats, and memory is read in order."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{name}".encode()))
+        offsets = torch.rand(SAMPLE_SIZE, generator=generator, dtype=torch.float64)
+        strata = torch.arange(SAMPLE_SIZE, dtype=torch.float64) + offsets
+        positions = (strata * (values.numel() / SAMPLE_SIZE)).long().clamp(max=values.numel() - 1)
+        return positions.to(torch.int32 if values.numel() < 2**31 else torch.int64).to(values.device)
