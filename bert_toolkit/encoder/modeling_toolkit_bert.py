@@ -1,10 +1,11 @@
 """BERT (Devlin et al. 2019) in plain PyTorch: embeddings, layers, encoder, heads and losses, in that order.
 
-The file travels with every saved checkpoint (`trust_remote_code=True` runs it where bert_toolkit is not installed), so it
-imports only torch, transformers and the configuration beside it.
+The file travels with every saved checkpoint (`trust_remote_code=True` runs it where bert_toolkit is not installed),
+so it imports only torch, transformers and the configuration beside it.
 
-Parameters carry the names of transformers' BERT wherever the part exists there. Letters in shape comments: B sequences,
-T tokens, H hidden size, N heads, D = H / N, V vocabulary, P positions that a sparse head computes, C classes.
+Parameters carry the names of transformers' BERT wherever the part exists there. Letters in shape comments:
+B sequences, T tokens, H hidden size, N heads, D = H / N, V vocabulary, P positions that a sparse head computes,
+C classes.
 """
 
 import math
@@ -85,7 +86,8 @@ class ToolkitBertEmbeddings(nn.Module):
         length, positions = words.shape[1], self.position_embeddings.weight
         if length > positions.shape[0]:
             raise ValueError(
-                f"A sequence of {length} tokens does not fit max_position_embeddings={positions.shape[0]}; truncate it."
+                f"A sequence of {length} tokens does not fit max_position_embeddings={positions.shape[0]}; "
+                "truncate it."
             )
         # Rows in order are a slice: no index to look up, and no scatter in the backward pass.
         positions = positions[:length] if position_ids is None else F.embedding(position_ids, positions)
@@ -293,8 +295,8 @@ class ToolkitBertPreTrainedModel(PreTrainedModel):
     def __init__(self, config: ToolkitBertConfig, *args: Any, **kwargs: Any) -> None:
         if config.model_type != ToolkitBertConfig.model_type:
             raise ValueError(
-                f"{type(self).__name__} takes a ToolkitBertConfig, got a {type(config).__name__}; convert a BertConfig "
-                "with ToolkitBertConfig.from_bert(config.to_dict())."
+                f"{type(self).__name__} takes a ToolkitBertConfig, got a {type(config).__name__}; convert a "
+                "BertConfig with ToolkitBertConfig.from_bert(config.to_dict())."
             )
         super().__init__(config, *args, **kwargs)
 
@@ -552,8 +554,8 @@ class ToolkitBertForPreTraining(ToolkitBertMaskedLMBase):
                 share of the masked tokens: the weights sum to one, but are not exactly equal.
 
         Returns:
-            See `ToolkitBertForPreTrainingOutput`. The loss is the mean over masked tokens plus the mean over sequences;
-            a term without labels is left out.
+            See `ToolkitBertForPreTrainingOutput`. The loss is the mean over masked tokens plus the mean over
+            sequences; a term without labels is left out.
         """
         positions = self.sparse_positions(labels, output_hidden_states)
         batch_size, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
@@ -745,8 +747,8 @@ class ToolkitBertForSequenceClassification(ToolkitBertPreTrainedModel):
             num_items_in_batch: Number of labels in all batches of the optimizer step; Trainer passes it.
 
         Returns:
-            `logits` (B, C) and `loss`: cross-entropy in nats over sequences, squared error or binary cross-entropy over
-            all B x C numbers.
+            `logits` (B, C) and `loss`: cross-entropy in nats over sequences, squared error or binary cross-entropy
+            over all B x C numbers.
         """
         outputs = self.bert(
             input_ids,

@@ -1,0 +1,181 @@
+"""ToolkitBert against transformers' BERT and torch.nn.TransformerEncoderLayer, and the ways in which it is run."""
+
+import copy
+import random
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import bert_toolkit
+from bert_toolkit import ToolkitBertConfig, ToolkitBertForMaskedLM, ToolkitBertForPreTraining, ToolkitBertModel
+
+HEADS = (
+    "Model",
+    "ForPreTraining",
+    "ForMaskedLM",
+    "ForNextSentencePrediction",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+)
+TINY = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 32,
+}
+
+
+def head(family: str, name: str) -> type[transformers.PreTrainedModel]:
+    return getattr(transformers if family == "Bert" else bert_toolkit, family + name)
+
+
+def randomise(model: nn.Module, seed: int) -> nn.Module:
+    """Give every parameter, biases and LayerNorms too, a value of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(model.named_parameters()):
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        scale = parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.1
+        centre = 1.0 if name.endswith("LayerNorm.weight") else 0.0
+        parameter.data.copy_(centre + scale * noise)
+    return model
+
+
+def random_case(seed: int, name: str, padded: bool) -> tuple[dict, dict]:
+    """Settings of a random BERT and a random batch for one of its heads."""
+    draw = random.Random(seed)
+    heads = draw.choice([1, 2, 3, 4])
+    settings = {
+        "vocab_size": draw.randint(30, 200),
+        "hidden_size": heads * draw.choice([4, 8, 12]),
+        "num_hidden_layers": draw.randint(1, 4),
+        "num_attention_heads": heads,
+        "intermediate_size": draw.randint(8, 100),
+        "hidden_act": draw.choice(["gelu", "gelu_new", "gelu_pytorch_tanh"]),
+        "max_position_embeddings": draw.randint(24, 40),
+        "type_vocab_size": draw.randint(2, 3),
+        "layer_norm_eps": draw.choice([1e-12, 1e-5]),
+        "pad_token_id": draw.choice([0, 1]),
+        "tie_word_embeddings": draw.random() < 0.7,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    problem = draw.choice(["classes", "regression", "several"])
+    if name == "ForSequenceClassification":
+        settings["num_labels"] = {"classes": draw.randint(2, 5), "regression": 1, "several": draw.randint(2, 4)}[
+            problem
+        ]
+    elif name == "ForTokenClassification":
+        settings["num_labels"] = draw.randint(2, 7)
+
+    torch.manual_seed(seed)
+    size, length = draw.randint(1, 6), draw.randint(8, 24)
+    batch = {
+        "input_ids": torch.randint(0, settings["vocab_size"], (size, length)),
+        "token_type_ids": torch.randint(0, settings["type_vocab_size"], (size, length)),
+    }
+    if padded:
+        real = torch.randint(4, length + 1, (size,))
+        real[0] = length - 1
+        batch["attention_mask"] = (torch.arange(length) < real[:, None]).long()
+        batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, settings["pad_token_id"])
+    if draw.random() < 0.3:
+        batch["position_ids"] = torch.randint(0, settings["max_position_embeddings"], (size, length))
+    words = batch["input_ids"].masked_fill(torch.rand(size, length) > 0.3, -100)
+    words[0, 1] = 5
+    if name in ("ForPreTraining", "ForMaskedLM"):
+        batch["labels"] = words
+    if name == "ForPreTraining":
+        batch["next_sentence_label"] = torch.randint(0, 2, (size,))
+    elif name == "ForNextSentencePrediction":
+        batch["labels"] = torch.randint(0, 2, (size,))
+    elif name == "ForSequenceClassification":
+        classes = settings["num_labels"]
+        batch["labels"] = {
+            "classes": torch.randint(0, classes, (size,)),
+            "regression": torch.randn(size),
+            "several": torch.randint(0, 2, (size, classes)).float(),
+        }[problem]
+    elif name == "ForTokenClassification":
+        batch["labels"] = (words.clamp(min=0) % settings["num_labels"]).masked_fill(words < 0, -100)
+    elif name == "ForQuestionAnswering":
+        batch["start_positions"] = torch.randint(0, length, (size,))
+        batch["end_positions"] = torch.randint(0, length + 3, (size,))  # some lie outside and do not count
+        batch["end_positions"][0] = 2
+    return settings, batch
+
+
+def pair(name: str, settings: dict, seed: int) -> tuple[nn.Module, nn.Module]:
+    """Transformers' head and ours with the same weights; a name that differs would fail the strict loading."""
+    theirs = randomise(head("Bert", name)(transformers.BertConfig(**settings)), seed)
+    ours = head("ToolkitBert", name)(ToolkitBertConfig(**settings))
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    unused = (
+        set() if settings["tie_word_embeddings"] else {"cls.predictions.decoder.bias"}
+    )  # one parameter of ours, two of theirs
+    assert {n for n, _ in ours.named_parameters()} == {n for n, _ in theirs.named_parameters()} - unused
+    return theirs, ours
+
+
+def loss_and_gradients(
+    model: nn.Module, batch: dict
+) -> tuple[transformers.utils.ModelOutput, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    outputs = model(**batch)
+    if "loss" in outputs:
+        outputs.loss.backward()
+    else:  # the encoder has no loss of its own: take one that reads every output
+        torch.manual_seed(0)
+        total = sum((o * torch.randn(o.shape, dtype=torch.float64).to(o.dtype)).sum() for o in outputs.to_tuple())
+        total.backward()
+    names = {"cls.predictions.decoder.bias": "cls.predictions.bias"}
+    return outputs, {names.get(n, n): p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_gradients_agree(ours: dict, theirs: dict, tolerance: float) -> None:
+    """Compare each parameter's gradient in norm, relative to that gradient's norm.
+
+    Rounding errors scale with the terms of a gradient, not with their sum, and some sums cancel: exactly for key biases
+    and for the last bias before a softmax over tokens, nearly for query and key where attention is almost uniform. So
+    no gradient is measured against less than a hundredth of the largest one. The float64 cases show that what is left in
+    float32 is rounding.
+    """
+    assert ours.keys() == theirs.keys()
+    floor = 1e-2 * max(g.norm().item() for g in theirs.values())
+    for name, expected in theirs.items():
+        error = (ours[name] - expected).norm().item() / max(expected.norm().item(), floor)
+        assert error <= tolerance, f"{name}: relative error {error:.2e}"
+
+
+CASES = [pytest.param(seed, torch.float32, id=f"{seed}-float32") for seed in range(24)]
+CASES += [pytest.param(seed, torch.float64, id=f"{seed}-float64") for seed in range(8)]
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "padded"])
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(("seed", "dtype"), CASES)
+def test_outputs_loss_and_gradients_equal_transformers(seed: int, dtype: torch.dtype, name: str, padded: bool) -> None:
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    settings, batch = random_case(seed, name, padded)
+    batch = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
+    theirs, ours = (model.to(dtype) for model in pair(name, settings, seed))
+    expected, expected_gradients = loss_and_gradients(theirs.eval(), batch)
+    outputs, gradients = loss_and_gradients(ours.eval(), batch)
+    for key, value in expected.items():
+        torch.testing.assert_close(outputs[key], value, rtol=tolerance, atol=tolerance)
+    assert_gradients_agree(gradients, expected_gradients, tolerance)
+
+    # training, without dropout: the same loss and gradients, from the labelled positions alone
+    sparse, sparse_gradients = loss_and_gradients(ours.train(), batch)
+    if name in ("ForPreTraining", "ForMaskedLM"):
+        logits = "logits" if name == "ForMaskedLM" else "prediction_logits"
+        chosen = batch["labels"] != -100
+        assert sparse[logits].shape == (chosen.sum(), settings["vocab_size"])
+        torch.testing.assert_close(sparse[logits], expected[logits][chosen], rtol=tolerance, atol=tolerance)
+    if "loss" in expected:
+        torch.testing.assert_close(sparse.loss, expected.loss, rtol=tolerance, atol=0)
+    assert_gradients_agree(sparse_gradients, expected_gradients, tolerance)
