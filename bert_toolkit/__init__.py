@@ -3,6 +3,7 @@
 Importing the package registers `toolkit_bert` with the Auto classes of transformers; it does nothing else.
 """
 
+from bert_toolkit.callbacks import GradientFlowCallback, UpdateRatioCallback
 from bert_toolkit.encoder import (
     ToolkitBertConfig,
     ToolkitBertForMaskedLM,
@@ -22,11 +23,20 @@ from bert_toolkit.metrics import (
     matthews_correlation,
     matthews_correlation_interval,
 )
+from bert_toolkit.monitoring import (
+    GradientFlowMonitor,
+    GradientFlowRecord,
+    UpdateRatioMonitor,
+    UpdateRatioRecord,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ClassificationMetrics",
+    "GradientFlowCallback",
+    "GradientFlowMonitor",
+    "GradientFlowRecord",
     "InputError",
     "ToolkitBertConfig",
     "ToolkitBertForMaskedLM",
@@ -37,6 +47,9 @@ __all__ = [
     "ToolkitBertForSequenceClassification",
     "ToolkitBertForTokenClassification",
     "ToolkitBertModel",
+    "UpdateRatioCallback",
+    "UpdateRatioMonitor",
+    "UpdateRatioRecord",
     "compute_classification_metrics",
     "flat_accuracy",
     "matthews_correlation",

@@ -1,7 +1,6 @@
 """How large the gradient of every parameter is, right before the optimizer uses it."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from bert_toolkit.errors import InputError
-from bert_toolkit.monitoring.parameter_roles import ParameterInfo, describe_parameters, named_unique_parameters
+from bert_toolkit.monitoring.parameter_roles import (
+    ParameterInfo,
+    describe_parameters,
+    named_unique_parameters,
+    positions_by_block,
+)
 from bert_toolkit.monitoring.tensor_statistics import (
+    HostCopy,
     PendingRows,
     absolute_rows,
     absolute_statistics,
@@ -55,6 +60,38 @@ class GradientFlowRecord:
     def norm(self) -> np.ndarray:
         """Euclidean norm of each gradient, shape `(len(names),)`."""
         return np.sqrt(self.count * (self.mean**2 + self.std**2))
+
+
+def gradient_flow_scalars(
+    record: GradientFlowRecord, parameters: dict[str, ParameterInfo], per_parameter: bool = False
+) -> dict[str, float]:
+    """Scalars of one record for a tracker.
+
+    Args:
+        record: what to report.
+        parameters: from the monitor that made the record.
+        per_parameter: report each parameter instead of each block.
+
+    Returns:
+        `gradient_flow/{mean,max,std,zero_share}/<block>` over all elements of the block's weights (its biases and
+        norms only where it has nothing else), and `gradient_flow/clip_coefficient`. Values that are not finite
+        are left out, since trackers cannot draw them.
+    """
+    scalars: dict[str, float] = {}
+    if per_parameter:
+        groups = {name: np.array([i]) for i, name in enumerate(record.names)}
+    else:
+        groups = positions_by_block(record.names, parameters)
+    for group, at in groups.items():
+        weight = record.count[at] / record.count[at].sum()
+        mean = weight @ record.mean[at]
+        variance = weight @ (record.std[at] ** 2 + (record.mean[at] - mean) ** 2)
+        scalars[f"gradient_flow/mean/{group}"] = mean
+        scalars[f"gradient_flow/max/{group}"] = record.max[at].max()
+        scalars[f"gradient_flow/std/{group}"] = np.sqrt(variance)
+        scalars[f"gradient_flow/zero_share/{group}"] = weight @ record.zero_share[at]
+    scalars["gradient_flow/clip_coefficient"] = record.clip_coefficient
+    return {key: float(value) for key, value in scalars.items() if np.isfinite(value)}
 
 
 class GradientFlowMonitor:
@@ -152,14 +189,14 @@ class GradientFlowMonitor:
         total_norm: Tensor | float | None = None,
         max_norm: float | None = None,
         loss_scale: float = 1.0,
-        backward_scale: Callable[[], float] | None = None,
+        backward_scale: Tensor | None = None,
     ) -> "PendingGradientFlow | None":
         """Queue the work of an observation on the device without waiting for it.
 
         Args:
             total_norm, max_norm, loss_scale: as for `observe`.
-            backward_scale: gives the loss scale that was active during the watched backward pass and has been
-                removed since; called only if needed, when the result is finished.
+            backward_scale: the loss scale that was active during the watched backward pass and has been removed
+                since, as a tensor (`scaler.scale(torch.ones(()))`).
 
         Returns:
             What `finish(step)` turns into a record, or None if no parameter has a gradient.
@@ -177,10 +214,10 @@ class GradientFlowMonitor:
             missing=tuple(n for n, p in named if p.grad is None),
             rows=absolute_rows(gradients),
             watch=watch,
-            total_norm=total_norm,
+            total_norm=None if total_norm is None else HostCopy(torch.as_tensor(total_norm)),
             max_norm=max_norm,
             loss_scale=loss_scale,
-            backward_scale=backward_scale,
+            backward_scale=None if backward_scale is None else HostCopy(backward_scale),
         )
 
 
@@ -192,21 +229,18 @@ class PendingGradientFlow:
     missing: tuple[str, ...]
     rows: PendingRows
     watch: "_BackwardWatch | None"
-    total_norm: Tensor | float | None
+    total_norm: HostCopy | None
     max_norm: float | None
     loss_scale: float
-    backward_scale: Callable[[], float] | None
+    backward_scale: HostCopy | None
 
-    def finish(self, step: int, *, grad_scaler_in_use: bool = False) -> GradientFlowRecord:
-        """Wait for the numbers.
-
-        Args:
-            step: number to record.
-            grad_scaler_in_use: a loss scaler guards the optimizer, so a step with non-finite gradients was skipped.
-        """
+    def finish(self, step: int) -> GradientFlowRecord:
+        """Wait for the numbers and record them under `step`."""
         count, mean, largest, std, zero_share = absolute_statistics(self.rows.read())
         mean, largest, std = (values / self.loss_scale for values in (mean, largest, std))
         nonfinite = {n for n, ok in zip(self.names, np.isfinite(mean + std), strict=True) if not ok}
+        # A loss scaler guards the optimizer: it skips a step with gradients that are not finite.
+        scaled = self.backward_scale is not None or self.loss_scale != 1.0
         before_clipping = self.watch.squares() if self.watch is not None else {}
         seen_early = {n for n, square in before_clipping.items() if not math.isfinite(square)}
         squares = dict(zip(self.names, count * (mean**2 + std**2), strict=True))
@@ -221,12 +255,12 @@ class PendingGradientFlow:
             clip_coefficient=self._clip_coefficient(squares, before_clipping, count),
             nonfinite=tuple(n for n in self.names if n in (seen_early or nonfinite)),
             missing=self.missing,
-            skipped=grad_scaler_in_use and bool(nonfinite),
+            skipped=scaled and bool(nonfinite),
         )
 
     def _clip_coefficient(self, after: dict[str, float], before: dict[str, float], count: np.ndarray) -> float:
         if self.total_norm is not None and self.max_norm is not None:
-            return min(1.0, self.max_norm / (float(self.total_norm) / self.loss_scale + 1e-6))
+            return min(1.0, self.max_norm / (float(self.total_norm.read()) + 1e-6))
         limit = math.inf if self.max_norm is None else self.max_norm
         if self.watch is None and not math.isfinite(limit):
             return 1.0
@@ -241,7 +275,7 @@ class PendingGradientFlow:
         if not small:
             return math.nan
         ratio = math.sqrt(sum(after[n] for n in small) / sum(before[n] for n in small))
-        scale = 1.0 if self.backward_scale is None else self.backward_scale()
+        scale = 1.0 if self.backward_scale is None else float(self.backward_scale.read())
         coefficient = ratio * scale
         return 1.0 if coefficient > 1.0 - 1e-6 else coefficient
 

@@ -1,9 +1,10 @@
 """What each parameter of a model is for, and to which block it belongs, read from modules and shapes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -98,6 +99,29 @@ def describe_parameters(model: nn.Module) -> dict[str, ParameterInfo]:
         clean_name(name): ParameterInfo(clean_name(name), roles[id(parameter)], blocks[name], parameter.requires_grad)
         for name, parameter in model.named_parameters()
     }
+
+
+def positions_by_block(names: Sequence[str], parameters: dict[str, ParameterInfo]) -> dict[str, np.ndarray]:
+    """Where the weights of each block are in `names`.
+
+    Biases and norms stand aside, since their gradients and updates live on other scales; they stand in for a block
+    that has nothing else.
+
+    Args:
+        names: parameter names.
+        parameters: description of at least these parameters.
+
+    Returns:
+        block -> positions in `names`, blocks in the model's order.
+    """
+    weights: dict[str, list[int]] = {}
+    everything: dict[str, list[int]] = {}
+    for position, name in enumerate(names):
+        info = parameters[name]
+        everything.setdefault(info.block, []).append(position)
+        if info.role not in ("bias", "norm"):
+            weights.setdefault(info.block, []).append(position)
+    return {block: np.array(weights.get(block, found)) for block, found in everything.items()}
 
 
 def _role(module: nn.Module, name: str, parameter: torch.Tensor) -> Role:

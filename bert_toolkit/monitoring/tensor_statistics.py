@@ -53,10 +53,32 @@ class UpdateStatistics(NamedTuple):
     changed_share: np.ndarray
 
 
-class PendingRows:
-    """Rows on their way to the host; `read()` waits for them.
+class HostCopy:
+    """A tensor on its way to the host: the copy starts at once, `read()` waits for it.
 
-    The copies start without waiting for the device, so that other work of the step can be queued behind them.
+    Args:
+        tensor: what to copy; may be on any device.
+    """
+
+    def __init__(self, tensor: Tensor):
+        self._event = None
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(tensor.device))
+        else:
+            self._host = tensor.cpu()
+
+    def read(self) -> np.ndarray:
+        """Return the values as float64."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.double().numpy()
+
+
+class PendingRows:
+    """Rows on their way to the host, so that other work of the step can be queued behind them.
 
     Args:
         groups: (positions of the tensors in the caller's list, rows of shape (ranks, tensors, columns)) per
@@ -66,18 +88,13 @@ class PendingRows:
 
     def __init__(self, groups: list[tuple[list[int], Tensor]], size: int):
         self._size = size
-        self._groups = [(positions, *_start_copy(rows)) for positions, rows in groups]
+        self._groups = [(positions, HostCopy(rows)) for positions, rows in groups]
 
     def read(self) -> np.ndarray:
         """Return float64 rows of shape (ranks, tensors, columns); zeros where a rank holds nothing of a tensor."""
-        arrays = []
-        for positions, host, event in self._groups:
-            if event is not None:
-                event.synchronize()
-            arrays.append((positions, host.double().numpy()))
-        ranks = max((rows.shape[0] for _, rows in arrays), default=1)
-        columns = arrays[0][1].shape[2] if arrays else 0
-        result = np.zeros((ranks, self._size, columns))
+        arrays = [(positions, copy.read()) for positions, copy in self._groups]
+        ranks = max(rows.shape[0] for _, rows in arrays)
+        result = np.zeros((ranks, self._size, arrays[0][1].shape[2]))
         for positions, rows in arrays:
             result[: rows.shape[0], positions] = rows
         return result
@@ -172,16 +189,6 @@ def _sharding(tensor: Tensor) -> tuple:
     if any(placement.is_partial() for placement in tensor.placements):
         raise NotImplementedError("a DTensor with a partial placement has no values to observe yet")
     return tensor.device_mesh, tuple(d for d, p in enumerate(tensor.placements) if p.is_shard())
-
-
-def _start_copy(rows: Tensor) -> tuple[Tensor, torch.Event | None]:
-    if rows.device.type != "cuda":
-        return rows.cpu(), None
-    host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-    host.copy_(rows, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(rows.device))
-    return host, event
 
 
 def _upload(numbers: list[float], like: Tensor) -> Tensor:

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from bert_toolkit.errors import InputError
-from bert_toolkit.monitoring.parameter_roles import ParameterInfo, describe_parameters, named_unique_parameters
+from bert_toolkit.monitoring.parameter_roles import (
+    ParameterInfo,
+    describe_parameters,
+    named_unique_parameters,
+    positions_by_block,
+)
 from bert_toolkit.monitoring.tensor_statistics import local_tensor, norm_rows, update_rows, update_statistics
 
 Mode = Literal["exact", "sampled"]
@@ -39,6 +44,32 @@ class UpdateRatioRecord:
     parameter_norm: np.ndarray
     changed_share: np.ndarray
     skipped: bool = False
+
+
+def update_ratio_scalars(
+    record: UpdateRatioRecord, parameters: dict[str, ParameterInfo], per_parameter: bool = False
+) -> dict[str, float]:
+    """Scalars of one record for a tracker.
+
+    Args:
+        record: what to report.
+        parameters: from the monitor that made the record.
+        per_parameter: report each parameter instead of each block.
+
+    Returns:
+        `update_ratio/<block>`: the ratio of the block's weights taken as one vector (its biases and norms only
+        where it has nothing else). Values that are not finite are left out; a skipped step gives none.
+    """
+    if per_parameter:
+        groups = {name: np.array([i]) for i, name in enumerate(record.names)}
+    else:
+        groups = positions_by_block(record.names, parameters)
+    scalars = {}
+    for group, at in groups.items():
+        parameter_norm = np.linalg.norm(record.parameter_norm[at])
+        if parameter_norm > 0:
+            scalars[f"update_ratio/{group}"] = float(np.linalg.norm(record.update_norm[at]) / parameter_norm)
+    return {key: value for key, value in scalars.items() if np.isfinite(value)}
 
 
 class UpdateRatioMonitor:
