@@ -85,6 +85,7 @@ DEFAULTS = {
     "metric_for_best_model": "matthews_correlation",
     "logging_steps": 10,
     "report_to": "tensorboard",
+    "use_cpu": not torch.accelerator.is_available(),
     "dataloader_pin_memory": torch.accelerator.is_available(),
 }
 # bert-base: Devlin et al. 2019. Smaller models want larger steps: chosen by validation MCC on a split of CoLA's

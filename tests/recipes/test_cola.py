@@ -13,6 +13,8 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+import bert_toolkit  # noqa: F401  registers the model that the recipe saves
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "accelerate_configs"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -40,7 +42,8 @@ def flags(cola_dir, tiny_bert_dir, output_dir, **changes):
         "data_dir": cola_dir,
         "model_name_or_path": tiny_bert_dir,
         "output_dir": output_dir,
-        "num_train_epochs": 6,
+        "num_train_epochs": 10,
+        "per_device_train_batch_size": 8,
         "learning_rate": 3e-3,
         "max_length": 16,
         "cpu_threads": 1,
