@@ -24,6 +24,9 @@ class CorpusSplits:
         text_column: Name of the column that holds the text.
         description: One plain line on which data these are and why they were taken.
         remarks: Sentences that a reader of scores must know.
+        second_text_column: Name of the column that holds the second text, where texts come in pairs.
+        problem_type: `single_label_classification`, `multi_label_classification` (then a label is a list of 0.0 and
+            1.0, one per class) or `regression` (a number), as in the configuration of a transformers model.
     """
 
     train: "Dataset"
@@ -33,6 +36,8 @@ class CorpusSplits:
     text_column: str
     description: str
     remarks: list[str] = field(default_factory=list)
+    second_text_column: str | None = None
+    problem_type: str = "single_label_classification"
 
 
 def split_off_validation(
