@@ -1,11 +1,13 @@
 """How large the gradient of every parameter is, right before the optimizer uses it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.parameter_roles import (
@@ -19,7 +21,7 @@ from bert_toolkit.monitoring.tensor_statistics import (
     PendingRows,
     absolute_rows,
     absolute_statistics,
-    norm_rows,
+    local_norms,
 )
 
 # Tensors up to this size carry the clip coefficient: their fp32 norms are exact to 1e-7.
@@ -212,9 +214,9 @@ class GradientFlowMonitor:
         return PendingGradientFlow(
             names=names,
             missing=tuple(n for n, p in named if p.grad is None),
-            rows=absolute_rows(gradients),
-            watch=watch,
-            total_norm=None if total_norm is None else HostCopy(torch.as_tensor(total_norm)),
+            rows=absolute_rows(gradients, None if watch is None else watch.norms(names)),
+            watched=watch is not None,
+            total_norm=None if total_norm is None else HostCopy(_whole(total_norm)),
             max_norm=max_norm,
             loss_scale=loss_scale,
             backward_scale=None if backward_scale is None else HostCopy(backward_scale),
@@ -228,7 +230,7 @@ class PendingGradientFlow:
     names: tuple[str, ...]
     missing: tuple[str, ...]
     rows: PendingRows
-    watch: "_BackwardWatch | None"
+    watched: bool
     total_norm: HostCopy | None
     max_norm: float | None
     loss_scale: float
@@ -236,14 +238,17 @@ class PendingGradientFlow:
 
     def finish(self, step: int) -> GradientFlowRecord:
         """Wait for the numbers and record them under `step`."""
-        count, mean, largest, std, zero_share = absolute_statistics(self.rows.read())
+        rows = self.rows.read()
+        count, mean, largest, std, zero_share = absolute_statistics(rows)
         mean, largest, std = (values / self.loss_scale for values in (mean, largest, std))
-        nonfinite = {n for n, ok in zip(self.names, np.isfinite(mean + std), strict=True) if not ok}
         # A loss scaler guards the optimizer: it skips a step with gradients that are not finite.
         scaled = self.backward_scale is not None or self.loss_scale != 1.0
-        before_clipping = self.watch.squares() if self.watch is not None else {}
-        seen_early = {n for n, square in before_clipping.items() if not math.isfinite(square)}
-        squares = dict(zip(self.names, count * (mean**2 + std**2), strict=True))
+        finite = np.isfinite(mean + std)
+        squares = count * (mean**2 + std**2)
+        # Squared norms at the end of the backward pass, before clipping.
+        before = (rows[..., 5] ** 2).sum(0) if self.watched else None
+        seen_early = before is not None and not np.isfinite(before).all()
+        bad = ~np.isfinite(before) if seen_early else ~finite
         return GradientFlowRecord(
             step=step,
             names=self.names,
@@ -252,32 +257,35 @@ class PendingGradientFlow:
             max=largest,
             std=std,
             zero_share=zero_share,
-            clip_coefficient=self._clip_coefficient(squares, before_clipping, count),
-            nonfinite=tuple(n for n in self.names if n in (seen_early or nonfinite)),
+            clip_coefficient=self._clip_coefficient(squares, before, count),
+            nonfinite=tuple(name for name, is_bad in zip(self.names, bad, strict=True) if is_bad),
             missing=self.missing,
-            skipped=scaled and bool(nonfinite),
+            skipped=scaled and not finite.all(),
         )
 
-    def _clip_coefficient(self, after: dict[str, float], before: dict[str, float], count: np.ndarray) -> float:
+    def _clip_coefficient(self, after: np.ndarray, before: np.ndarray | None, count: np.ndarray) -> float:
+        """What clipping multiplied gradients by, from squared norms `after` and, where watched, `before` it."""
         if self.total_norm is not None and self.max_norm is not None:
             return min(1.0, self.max_norm / (float(self.total_norm.read()) + 1e-6))
-        limit = math.inf if self.max_norm is None else self.max_norm
-        if self.watch is None and not math.isfinite(limit):
+        if before is None:
             return 1.0
-        total = math.sqrt(sum(after.values()))
-        # Clipped gradients have a norm of max_norm, so anything clearly below was left alone.
+        total = math.sqrt(after.sum())
         if not math.isfinite(total):
             return math.nan
-        if total < 0.99 * limit < math.inf:
+        # Clipped gradients have a norm of max_norm, so anything clearly below was left alone.
+        if self.max_norm is None or total < 0.99 * self.max_norm:
             return 1.0
-        usable = {n: c for n, c in zip(self.names, count, strict=True) if before.get(n, 0.0) > 0.0}
-        small = [n for n, c in usable.items() if c <= _SMALL and after[n] > 0.0] or list(usable)
-        if not small:
-            return math.nan
-        ratio = math.sqrt(sum(after[n] for n in small) / sum(before[n] for n in small))
+        usable = (before > 0) & (after > 0)
+        if (usable & (count <= _SMALL)).any():
+            usable &= count <= _SMALL
         scale = 1.0 if self.backward_scale is None else float(self.backward_scale.read())
-        coefficient = ratio * scale
+        coefficient = scale * math.sqrt(after[usable].sum() / before[usable].sum())
         return 1.0 if coefficient > 1.0 - 1e-6 else coefficient
+
+
+def _whole(total_norm: Tensor | float) -> Tensor:
+    """The norm over all ranks: what clipping returns for sharded gradients is a part on each of them."""
+    return total_norm.full_tensor() if isinstance(total_norm, DTensor) else torch.as_tensor(total_norm)
 
 
 class _BackwardWatch:
@@ -286,8 +294,7 @@ class _BackwardWatch:
     def __init__(self, named: list[tuple[str, nn.Parameter]]):
         self._named = named
         self._queued = False
-        self._names: list[str] = []
-        self._rows: PendingRows | None = None
+        self._norms: dict[str, Tensor] = {}
         self._hooks = [p.register_post_accumulate_grad_hook(self._on_gradient) for _, p in named]
 
     def close(self) -> None:
@@ -296,11 +303,9 @@ class _BackwardWatch:
         self._hooks = []
         self._named = []
 
-    def squares(self) -> dict[str, float]:
-        """name -> sum of squared gradients of the whole tensor."""
-        if self._rows is None:
-            return {}
-        return dict(zip(self._names, self._rows.read()[..., 1].sum(0), strict=True))
+    def norms(self, names: Sequence[str]) -> list[Tensor]:
+        """The local norm of each gradient before clipping; 0 where none was seen."""
+        return [self._norms[name] if name in self._norms else torch.zeros(()) for name in names]
 
     def _on_gradient(self, parameter: Tensor) -> None:
         if not self._queued:
@@ -313,7 +318,6 @@ class _BackwardWatch:
     @torch.no_grad()
     def _on_backward_end(self) -> None:
         self._queued = False
-        present = [(n, p.grad) for n, p in self._named if p.grad is not None]
-        if present:
-            self._names = [n for n, _ in present]
-            self._rows = norm_rows([gradient for _, gradient in present])
+        names = [n for n, p in self._named if p.grad is not None]
+        gradients = [p.grad for _, p in self._named if p.grad is not None]
+        self._norms = dict(zip(names, local_norms(gradients), strict=True))

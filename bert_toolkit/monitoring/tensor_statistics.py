@@ -8,7 +8,7 @@ nearly constant values does not cancel away. Rows of an update are (count, chang
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -100,16 +100,32 @@ class PendingRows:
         return result
 
 
-def absolute_rows(tensors: Sequence[Tensor]) -> PendingRows:
-    """Collect the rows of |x|; see `absolute_statistics`."""
-    values = [local_tensor(tensor) for tensor in tensors]
-    return _collect(tensors, lambda on_cpu: _cpu_absolute_rows if on_cpu else _foreach_absolute_rows, values)
+def absolute_rows(tensors: Sequence[Tensor], extra: Sequence[Tensor] | None = None) -> PendingRows:
+    """Collect the rows of |x|; see `absolute_statistics`.
+
+    Args:
+        tensors: what to read, plain or sharded.
+        extra: one number per tensor that this rank found before, to travel as a last column.
+    """
+    columns = [[local_tensor(tensor) for tensor in tensors]]
+    if extra is None:
+        return _collect(tensors, _absolute_rows, *columns)
+
+    def with_extra(values: list[Tensor], numbers: list[Tensor]) -> Tensor:
+        return torch.cat([rows := _absolute_rows(values), torch.stack(numbers).to(rows)[:, None]], dim=1)
+
+    return _collect(tensors, with_extra, *columns, extra)
 
 
-def norm_rows(tensors: Sequence[Tensor]) -> PendingRows:
-    """Collect rows (count, sum of squares), not finite where a tensor holds a NaN or an infinity."""
+def local_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Norms of the values that this rank holds, left on the device; not finite where a value is not."""
     values = [local_tensor(tensor) for tensor in tensors]
-    return _collect(tensors, lambda on_cpu: _cpu_norm_rows if on_cpu else _foreach_norm_rows, values)
+    norms: list[Tensor] = [torch.empty(0)] * len(values)
+    for positions in _positions_by([v.device for v in values]).values():
+        found = _norms([values[p] for p in positions])
+        for position, norm in zip(positions, found, strict=True):
+            norms[position] = norm
+    return norms
 
 
 def update_rows(tensors: Sequence[Tensor], after: Sequence[Tensor], before: Sequence[Tensor]) -> PendingRows:
@@ -120,17 +136,17 @@ def update_rows(tensors: Sequence[Tensor], after: Sequence[Tensor], before: Sequ
         after: flat values that this rank holds of each, all of them or a sample, after the step.
         before: the same values before the step.
     """
-    return _collect(tensors, lambda on_cpu: _cpu_update_rows if on_cpu else _foreach_update_rows, after, before)
+    return _collect(tensors, _update_rows, after, before)
 
 
 def absolute_statistics(rows: np.ndarray) -> AbsoluteStatistics:
     """Combine the rows of all ranks into statistics of the whole tensors.
 
     Args:
-        rows: (ranks, tensors, 5) from `absolute_rows(...).read()`.
+        rows: (ranks, tensors, 5 or more) from `absolute_rows(...).read()`.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        counts, sums, squares, largest, nonzero = np.moveaxis(rows, -1, 0)
+        counts, sums, squares, largest, nonzero = np.moveaxis(rows[..., :5], -1, 0)
         count = counts.sum(0)
         mean = sums.sum(0) / count
         between = np.where(counts > 0, counts * (sums / counts - mean) ** 2, 0.0)
@@ -163,23 +179,41 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1)
 
 
-def _collect(tensors: Sequence[Tensor], rows_for: Callable, *values: Sequence[Tensor]) -> PendingRows:
+def _collect(tensors: Sequence[Tensor], compute: Callable[..., Tensor], *columns: Sequence[Tensor]) -> PendingRows:
     """Group by device and mesh, compute the rows of each group, gather them where values are split over ranks."""
-    keys: dict[tuple, list[int]] = {}
-    for position, tensor in enumerate(tensors):
-        keys.setdefault((tensor.device, *_sharding(tensor)), []).append(position)
     groups = []
-    for (device, mesh, dims), positions in keys.items():
-        compute = rows_for(device.type == "cpu")
-        rows = compute(*([column[p] for p in positions] for column in values))[None]
+    for (_, mesh, dims), positions in _positions_by([(t.device, *_sharding(t)) for t in tensors]).items():
+        rows = compute(*([column[p] for p in positions] for column in columns))[None]
         for dim in dims:
             # Gathering (not reducing) keeps the maximum and the centred squares exact, in one fixed-size message.
             group = mesh.get_group(dim)
-            gathered = rows.new_empty((torch.distributed.get_world_size(group), *rows.shape))
+            gathered = rows.new_empty((torch.distributed.get_world_size(group) * rows.shape[0], *rows.shape[1:]))
             torch.distributed.all_gather_into_tensor(gathered, rows.contiguous(), group=group)
-            rows = gathered.flatten(0, 1)
+            rows = gathered
         groups.append((positions, rows))
     return PendingRows(groups, len(tensors))
+
+
+def _positions_by(keys: Sequence) -> dict[Any, list[int]]:
+    positions: dict[Any, list[int]] = {}
+    for position, key in enumerate(keys):
+        positions.setdefault(key, []).append(position)
+    return positions
+
+
+def _absolute_rows(values: list[Tensor]) -> Tensor:
+    return _cpu_absolute_rows(values) if values[0].device.type == "cpu" else _foreach_absolute_rows(values)
+
+
+def _update_rows(after: list[Tensor], before: list[Tensor]) -> Tensor:
+    on_cpu = after[0].device.type == "cpu"
+    return _cpu_update_rows(after, before) if on_cpu else _foreach_update_rows(after, before)
+
+
+def _norms(values: list[Tensor]) -> Sequence[Tensor]:
+    if values[0].device.type == "cpu":
+        return [torch.linalg.vector_norm(v if v.itemsize > 2 else v.float()) for v in values]
+    return _foreach_norms(values, 2).unbind()
 
 
 def _sharding(tensor: Tensor) -> tuple:
@@ -207,11 +241,8 @@ def _wide(tensor: Tensor) -> torch.dtype:
 def _foreach_norms(tensors: list[Tensor], order: float) -> Tensor:
     dtype = _wide(tensors[0])
     filled = [t if t.numel() else t.new_zeros(1) for t in tensors]  # the infinity norm refuses empty shards
-    by_dtype: dict[torch.dtype, list[int]] = {}
-    for position, tensor in enumerate(filled):
-        by_dtype.setdefault(tensor.dtype, []).append(position)
     norms: list[Tensor | None] = [None] * len(filled)
-    for positions in by_dtype.values():
+    for positions in _positions_by([t.dtype for t in filled]).values():
         found = torch._foreach_norm([filled[p] for p in positions], order, dtype=dtype)
         for position, norm in zip(positions, found, strict=True):
             norms[position] = norm
@@ -231,11 +262,6 @@ def _foreach_update_rows(after: list[Tensor], before: list[Tensor]) -> Tensor:
     count = _upload([t.numel() for t in after], parameter)
     update, changed = _foreach_norms(before, 2), _foreach_norms(before, 0)
     return torch.stack([count, changed, update.square(), parameter.square()], dim=1)
-
-
-def _foreach_norm_rows(tensors: list[Tensor]) -> Tensor:
-    norms = _foreach_norms(tensors, 2)
-    return torch.stack([_upload([t.numel() for t in tensors], norms), norms.square()], dim=1)
 
 
 # --- CPU: chunks that stay in the cache; 0- and infinity norms are 3 to 20 times slower there ---------------------
@@ -308,11 +334,6 @@ def _absolute_chunk(
     offset = float(magnitude.sum()) / size
     squares = float(torch.dot(magnitude, magnitude)) - size * offset * offset
     return centre + offset, max(squares, 0.0) if squares == squares else squares, high, nonzero
-
-
-def _cpu_norm_rows(tensors: list[Tensor]) -> Tensor:
-    rows = [(t.numel(), float(torch.linalg.vector_norm(t if t.itemsize > 2 else t.float())) ** 2) for t in tensors]
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _cpu_update_rows(after: list[Tensor], before: list[Tensor]) -> Tensor:

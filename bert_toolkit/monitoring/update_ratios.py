@@ -16,7 +16,7 @@ from bert_toolkit.monitoring.parameter_roles import (
     named_unique_parameters,
     positions_by_block,
 )
-from bert_toolkit.monitoring.tensor_statistics import local_tensor, norm_rows, update_rows, update_statistics
+from bert_toolkit.monitoring.tensor_statistics import absolute_rows, local_tensor, update_rows, update_statistics
 
 Mode = Literal["exact", "sampled"]
 SAMPLE_SIZE = 4096
@@ -169,7 +169,7 @@ class UpdateRatioMonitor:
     def _gradients_are_finite(parameters: Sequence[nn.Parameter]) -> bool:
         """Looked at only when nothing moved: to tell an overflow that a loss scaler skipped from a zero rate."""
         gradients = [p.grad for p in parameters if p.grad is not None]
-        return not gradients or bool(np.isfinite(norm_rows(gradients).read()).all())
+        return not gradients or bool(np.isfinite(absolute_rows(gradients).read()).all())
 
     def _values(self, name: str, parameter: Tensor) -> Tensor:
         """The local values to compare: all of them, or the sampled ones."""
