@@ -34,6 +34,10 @@ ARMS = {
 
 def train_arm(arm: str, data_dir: str, model: str | None, settings: dict) -> dict:
     """Trains one arm in this process and returns its figures."""
+    from bert_toolkit.launching import prepare_processes
+
+    if arm == "c":
+        prepare_processes()  # as the recipe does: it settles how PyTorch allocates
     import torch
     import transformers
     from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
