@@ -21,8 +21,10 @@ from transformers import (
 )
 
 from bert_toolkit import (
+    GradientFlowCallback,
     InputError,
     ToolkitBertForSequenceClassification,
+    UpdateRatioCallback,
     compute_classification_metrics,
     flat_accuracy,
     matthews_correlation,
@@ -60,6 +62,7 @@ class ColaArguments:
     implementation: str = field(default="toolkit", metadata={"help": "toolkit (ToolkitBert) or transformers"})
     max_length: int = field(default=64, metadata={"help": "longer sentences are cut to this number of tokens"})
     layer_wise_decay: float = field(default=1.0, metadata={"help": "learning rate factor from a layer to the lower"})
+    monitor_every: int = field(default=50, metadata={"help": "observe gradients and updates every N steps; 0: never"})
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N shuffled rows"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "replace an earlier run in output_dir"})
     cpu_threads: int | None = field(default=None, metadata={"help": "threads of each process; default: all cores"})
@@ -162,6 +165,9 @@ def main() -> None:
         compute_metrics=compute_classification_metrics,
         callbacks=[tokens, CheckpointMarkerCallback()],
     )
+    if cola.monitor_every:
+        GradientFlowCallback(cola.monitor_every).attach(trainer)
+        UpdateRatioCallback(cola.monitor_every).attach(trainer)
     if cola.layer_wise_decay != 1.0:
         optimizer_class, optimizer_settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         optimizer_settings["params"] = layer_wise_parameter_groups(

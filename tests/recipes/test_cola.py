@@ -91,6 +91,7 @@ def test_everything_promised_is_written(finished):
         "results.json",
         "predictions.tsv",
         "figures",
+        "monitoring",
         "runs",
     }
     assert expected <= {path.name for path in output_dir.iterdir()}
@@ -107,6 +108,7 @@ def test_tensorboard_reads_scalars_and_figures(finished):
         tags["scalars"] |= set(events.Tags()["scalars"])
         tags["images"] |= set(events.Tags()["images"])
     assert {"train/loss", "train/learning_rate", "eval/matthews_correlation", "eval/loss"} <= tags["scalars"]
+    assert {"train/gradient_flow/mean/layer.0", "train/update_ratio/layer.1"} <= tags["scalars"]
     assert {"learning_curves", "confusion_matrix", "matthews_correlation_by_batch"} <= tags["images"]
 
 
