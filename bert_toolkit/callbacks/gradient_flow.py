@@ -124,6 +124,8 @@ class GradientFlowCallback(TrainerCallback):
         self._output.write_scalars(
             record.step, lambda: gradient_flow_scalars(record, parameters, self.per_parameter_scalars)
         )
+        if self._output.figure_is_due(record.step):
+            self._draw()
 
     def on_log(
         self,
@@ -145,7 +147,23 @@ class GradientFlowCallback(TrainerCallback):
         if self.monitor is not None:
             self.monitor.forget()
             self._output.save(self.records, self.monitor.parameters)
+            self._draw(png=True)
         self._output.close()
+
+    def _draw(self, png: bool = False) -> None:
+        if self.monitor is None or not self.records:
+            return
+        from bert_toolkit.monitoring.figures import drawn_names, gradients_figure, heat_map_figure
+
+        parameters, latest = self.monitor.parameters, self.records[-1]
+        names = drawn_names(parameters, self.include_biases, self.skip_probability, self.seed)
+        figures = {
+            "gradients": lambda: gradients_figure(latest, parameters, names),
+            "gradients_over_time": lambda: heat_map_figure(
+                self.records, "mean", parameters, "mean |gradient| (after clipping)", names
+            ),
+        }
+        self._output.write_figures(latest.step, figures, png)
 
 
 def start_in_trainer(

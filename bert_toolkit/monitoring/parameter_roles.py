@@ -24,13 +24,20 @@ class ParameterInfo:
         name: path of the parameter in the unwrapped model, e.g. `bert.encoder.layer.3.output.dense.weight`.
         role: what it is for.
         block: `embeddings`, `layer.0` ..., `head`, or the name of a top-level module in a model without a stack.
+        kind: short name inside the block, the same in every layer: `query`, `attention.output.dense`.
         trainable: whether it required a gradient when it was described.
     """
 
     name: str
     role: Role
     block: str
+    kind: str
     trainable: bool
+
+    @property
+    def label(self) -> str:
+        """Short and still clear: `layer.3 query`."""
+        return f"{self.block} {self.kind}"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -94,9 +101,13 @@ def describe_parameters(model: nn.Module) -> dict[str, ParameterInfo]:
             role = _role(module, name, parameter)
             if id(parameter) not in roles or (role == "embedding" and roles[id(parameter)] == "matrix"):
                 roles[id(parameter)] = role
-    blocks = _blocks(model, [name for name, _ in model.named_parameters()], roles)
+    stacks = _stacks(model)
+    blocks = _blocks(model, stacks, roles)
+    kinds = _kinds({name: _path_in_block(name, stacks[name]) for name, _ in model.named_parameters()})
     return {
-        clean_name(name): ParameterInfo(clean_name(name), roles[id(parameter)], blocks[name], parameter.requires_grad)
+        clean_name(name): ParameterInfo(
+            clean_name(name), roles[id(parameter)], blocks[name], kinds[name], parameter.requires_grad
+        )
         for name, parameter in model.named_parameters()
     }
 
@@ -136,17 +147,27 @@ def _role(module: nn.Module, name: str, parameter: torch.Tensor) -> Role:
     return "other"
 
 
-def _blocks(model: nn.Module, names: list[str], roles: dict[int, Role]) -> dict[str, str]:
+def _stacks(model: nn.Module) -> dict[str, str | None]:
+    """For each parameter the path of the outermost list of layers that holds it, None where there is none."""
     modules = dict(model.named_modules())
-    stacks: dict[str, str | None] = dict.fromkeys(names)  # parameter -> path of its stack
+    stacks: dict[str, str | None] = {}
     for container in (nn.ModuleList, nn.Sequential):
-        for name in names:
+        for name, _ in model.named_parameters():
             parts = name.split(".")[:-1]
             paths = [".".join(parts[:depth]) for depth in range(len(parts))]
             stacks[name] = next((p for p in paths if isinstance(modules[p], container)), None)
         if any(stack is not None for stack in stacks.values()):
             break
+    return stacks
 
+
+def _split_at_stack(name: str, stack: str) -> tuple[str, list[str]]:
+    """The layer's index and the path inside the layer."""
+    index, *rest = name[len(stack) + 1 if stack else 0 :].split(".")
+    return index, rest
+
+
+def _blocks(model: nn.Module, stacks: dict[str, str | None], roles: dict[int, Role]) -> dict[str, str]:
     order = list(dict.fromkeys(stack for stack in stacks.values() if stack is not None))
     prefixes = dict(zip(order, _distinguishing_parts(order), strict=True))
     blocks = {}
@@ -155,9 +176,8 @@ def _blocks(model: nn.Module, names: list[str], roles: dict[int, Role]) -> dict[
         stack = stacks[name]
         if stack is not None:
             in_or_after_stack = True
-            index = name[len(stack) + 1 if stack else 0 :].split(".")[0]
-            prefix = prefixes[stack]
-            blocks[name] = f"{prefix}.layer.{index}" if prefix else f"layer.{index}"
+            index, _ = _split_at_stack(name, stack)
+            blocks[name] = f"{prefixes[stack]}.layer.{index}" if prefixes[stack] else f"layer.{index}"
         elif not order:
             # Without any stack the top-level modules are the blocks.
             blocks[name] = clean_name(name).split(".")[0]
@@ -166,6 +186,27 @@ def _blocks(model: nn.Module, names: list[str], roles: dict[int, Role]) -> dict[
         else:
             blocks[name] = "head"
     return blocks
+
+
+def _path_in_block(name: str, stack: str | None) -> tuple[str, ...]:
+    parts = clean_name(name).split(".") if stack is None else _split_at_stack(name, stack)[1]
+    # PEFT calls its first adapter `default`.
+    short = [part for part in parts if part not in _WRAPPER_PARTS and part not in ("weight", "default")]
+    return tuple(short or parts[-1:])
+
+
+def _kinds(paths: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """The shortest ending of each path that no different path shares."""
+    different = set(paths.values())
+    endings: dict[tuple[str, ...], int] = {}
+    for path in different:
+        for start in range(len(path)):
+            endings[path[start:]] = endings.get(path[start:], 0) + 1
+    kinds = {}
+    for name, path in paths.items():
+        start = max((s for s in range(len(path)) if endings[path[s:]] == 1), default=0)
+        kinds[name] = ".".join(path[start:])
+    return kinds
 
 
 def _distinguishing_parts(paths: list[str]) -> list[str]:

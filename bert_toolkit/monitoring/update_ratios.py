@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.parameter_roles import (
     ParameterInfo,
+    Role,
     describe_parameters,
     named_unique_parameters,
     positions_by_block,
@@ -20,6 +21,18 @@ from bert_toolkit.monitoring.tensor_statistics import absolute_rows, local_tenso
 
 Mode = Literal["exact", "sampled"]
 SAMPLE_SIZE = 4096
+
+# Where update ratios of healthy trainings with Adam lie at their working learning rate, by role. Matrices: cs231n's
+# rule of thumb of 1e-3, one decade each way. Embeddings: rows that a batch does not mention hardly move. Norms:
+# weights near 1 move by the learning rate. Biases and adapters start at or near zero, so early ratios are large.
+# A small BERT at 2e-4 shows 7e-4...1e-3 for matrices, 2e-5 for norms and 2e-2...6e-2 for biases.
+TYPICAL_RATIOS: dict[Role, tuple[float, float]] = {
+    "matrix": (1e-4, 1e-2),
+    "embedding": (1e-5, 1e-2),
+    "norm": (1e-6, 1e-3),
+    "bias": (1e-4, 1e-1),
+    "adapter": (1e-4, 1e-1),
+}
 
 
 @dataclass(frozen=True, eq=False)
