@@ -29,15 +29,19 @@ from bert_toolkit.monitoring import (
     UpdateRatioMonitor,
     UpdateRatioRecord,
 )
+from bert_toolkit.pretraining import DataCollatorForPreTraining, NextSentencePairs, TokenisedDocuments
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ClassificationMetrics",
+    "DataCollatorForPreTraining",
     "GradientFlowCallback",
     "GradientFlowMonitor",
     "GradientFlowRecord",
     "InputError",
+    "NextSentencePairs",
+    "TokenisedDocuments",
     "ToolkitBertConfig",
     "ToolkitBertForMaskedLM",
     "ToolkitBertForNextSentencePrediction",

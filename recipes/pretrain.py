@@ -8,22 +8,32 @@ Without arguments it takes the State of the Union speeches that `bert_toolkit[of
 `TrainingArguments` works.
 """
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch.utils.data import Subset
-from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from bert_toolkit import (
     DataCollatorForPreTraining,
+    GradientFlowCallback,
     InputError,
     NextSentencePairs,
     TokenisedDocuments,
     ToolkitBertConfig,
     ToolkitBertForMaskedLM,
     ToolkitBertForPreTraining,
+    UpdateRatioCallback,
 )
 from bert_toolkit.checkpoints import CheckpointMarkerCallback, checkpoint_to_resume
 from bert_toolkit.data.documents import DocumentFiles, HeldOut, corpus_files, sentences_of, state_of_the_union_folder
@@ -38,6 +48,7 @@ from bert_toolkit.launching import (
     run_recipe,
     use_cpu_threads,
 )
+from bert_toolkit.pretraining.tokenised_documents import tokenizer_fingerprint
 from bert_toolkit.reporting import overview
 from bert_toolkit.reporting.flops import device_peak
 from bert_toolkit.reporting.pretraining import demonstrate, write_pretraining_outputs
@@ -60,7 +71,7 @@ class PretrainArguments:
     text_column: str = field(default="text", metadata={"help": "column or JSONL key of a document's text"})
     documents_split: str | None = field(
         default=None,
-        metadata={"help": "file, blank_line, or N: cut into documents of N sentences; default: file for several files"},
+        metadata={"help": "file, blank_line, or N (sentences a document); default: file for several files"},
     )
     held_out_share: float = field(default=0.05, metadata={"help": "share of documents for evaluation, at least 2"})
     held_out_pairs: int = field(default=1000, metadata={"help": "evaluate on at most this many pairs"})
@@ -70,7 +81,8 @@ class PretrainArguments:
     config_file: str | None = field(default=None, metadata={"help": "settings of ToolkitBertConfig (JSON); not size"})
     layer_norm_placement: str = field(default="post", metadata={"help": "post or pre; from scratch only"})
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "continue from this model: folder, hub name, or `offline` for all-MiniLM-L6-v2"}
+        default=None,
+        metadata={"help": "continue from: folder, hub name, or `offline` (all-MiniLM-L6-v2)"},
     )
     dropout: float | None = field(default=None, metadata={"help": "of hidden states and attention"})
     objective: str = field(default="mlm+nsp", metadata={"help": "mlm+nsp, or mlm: masked words only"})
@@ -148,9 +160,7 @@ def main() -> None:
         "random_next_probability": 0.5 if recipe.objective == "mlm+nsp" else 0.0,
     }
     step_pairs = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    train = NextSentencePairs(
-        train_documents, tokenizer, **pair_settings, seed=arguments.seed, group_size=step_pairs
-    )
+    train = NextSentencePairs(train_documents, tokenizer, **pair_settings, seed=arguments.seed, group_size=step_pairs)
     held_out = NextSentencePairs(held_out_documents, tokenizer, **pair_settings, seed=arguments.seed + 1)
     # a Subset has no epoch, so that every evaluation sees the same pairs
     held_out = Subset(held_out, range(min(len(held_out), recipe.held_out_pairs)))
@@ -158,7 +168,7 @@ def main() -> None:
         tokenizer,
         recipe.mlm_probability,
         whole_word_mask=recipe.whole_word_mask,
-        next_sentence=recipe.objective == "mlm+nsp",
+        next_sentence_labels=recipe.objective == "mlm+nsp",
         seed=arguments.seed,
     )
 
@@ -263,3 +273,52 @@ def tokenise(documents, name: str, tokenizer, cache: Path, processes: int | None
     if (folder / "corpus.json").exists():
         return TokenisedDocuments.open(folder)
     return TokenisedDocuments.build(folder, documents, tokenizer, sentences_of, processes or os.cpu_count() or 1)
+
+
+def load_model(recipe: PretrainArguments, model_name: str | None, tokenizer):
+    model_class = ToolkitBertForPreTraining if recipe.objective == "mlm+nsp" else ToolkitBertForMaskedLM
+    settings = {}
+    if recipe.dropout is not None:
+        settings = {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
+    if model_name is not None:
+        model = model_class.from_pretrained(model_name, use_safetensors=True, **settings)
+        description = f"continued from {recipe.model_name_or_path}"
+    else:
+        check_choice("size", recipe.size, SIZES)
+        layers, width = SIZES[recipe.size]
+        settings |= {
+            "vocab_size": len(tokenizer),
+            "num_hidden_layers": layers,
+            "hidden_size": width,
+            "num_attention_heads": width // 64,
+            "intermediate_size": 4 * width,
+            "max_position_embeddings": max(512, recipe.max_length),
+            "layer_norm_placement": recipe.layer_norm_placement,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        if recipe.config_file is not None:
+            settings |= json.loads(Path(recipe.config_file).read_text(encoding="utf-8"))
+        model = model_class(ToolkitBertConfig(**settings))
+        description = f"from scratch, {recipe.config_file or recipe.size}"
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer):,} entries, the model {model.config.vocab_size:,}: take the model's "
+            "own tokenizer, or a tokenizer with a smaller vocabulary"
+        )
+    if recipe.max_length > model.config.max_position_embeddings:
+        raise InputError(
+            f"`max_length` must be at most {model.config.max_position_embeddings}, the positions of the model, "
+            f"got {recipe.max_length}"
+        )
+    return model, f"{description}: {model.config.num_hidden_layers} layers, {model.config.hidden_size} wide"
+
+
+def attach_monitoring(trainer: Trainer) -> None:
+    callbacks = [GradientFlowCallback(), UpdateRatioCallback()]
+    for callback in callbacks:
+        trainer.add_callback(callback)
+        callback.attach(trainer)
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -38,6 +38,7 @@ class DataCollatorForPreTraining:
             (`##`), or by `word_ids` in the examples.
         pad_to_multiple_of: Round the padded length up to a multiple of this.
         seed: Of all random choices.
+        next_sentence_labels: Give `next_sentence_label` where the examples have it; False for masked LM alone.
 
     Raises:
         InputError: A share is out of range, the tokenizer has no [MASK] or no padding token, or whole words cannot be
@@ -53,6 +54,7 @@ class DataCollatorForPreTraining:
         whole_word_mask: bool = False,
         pad_to_multiple_of: int | None = None,
         seed: int = 0,
+        next_sentence_labels: bool = True,
     ):
         if not 0 < mlm_probability < 1:
             raise InputError(f"`mlm_probability` must lie in (0, 1), got {mlm_probability}")
@@ -80,6 +82,7 @@ class DataCollatorForPreTraining:
         self.whole_word_mask = whole_word_mask
         self.pad_to_multiple_of = pad_to_multiple_of
         self.seed = seed
+        self.next_sentence_labels = next_sentence_labels
         self._calls = 0
         vocabulary = tokenizer.get_vocab()
         size = max(vocabulary.values()) + 1
@@ -152,8 +155,9 @@ class DataCollatorForPreTraining:
             "input_ids": np.pad(pairs.input_ids, missing, constant_values=self.tokenizer.pad_token_id),
             "token_type_ids": np.pad(pairs.token_type_ids, missing),
             "attention_mask": (np.arange(width) < pairs.lengths[:, None]).astype(np.int64),
-            "next_sentence_label": pairs.next_sentence_label,
         }
+        if self.next_sentence_labels:
+            batch["next_sentence_label"] = pairs.next_sentence_label
         return batch, random_bits(stream_key(_INDEXED, self.seed, pairs.epoch), pairs.example_index)
 
     def _from_examples(
@@ -176,7 +180,7 @@ class DataCollatorForPreTraining:
             if has_words:
                 words = np.array([-1 if word is None else word for word in feature["word_ids"]])
                 continues_word[row, 1:length] = words[1:] == words[:-1]
-        if "next_sentence_label" in features[0]:
+        if self.next_sentence_labels and "next_sentence_label" in features[0]:
             batch["next_sentence_label"] = np.array([int(f["next_sentence_label"]) for f in features])
         return batch, self._keys_of(features), continues_word if has_words else None
 

@@ -130,7 +130,7 @@ class TokenisedDocuments:
         directory: str | os.PathLike,
         documents: Iterable[Any],
         tokenizer: PreTrainedTokenizerBase,
-        split_document: Callable[[Any], list[list[str]]] | None = None,
+        split_sentences: Callable[[Any], list[str]] | None = None,
         processes: int = 1,
         total_bytes: int | None = None,
         show_progress: bool = True,
@@ -142,10 +142,10 @@ class TokenisedDocuments:
 
         Args:
             directory: Folder to create. Its parent must be on the disk that shall hold the corpus.
-            documents: Documents as in `from_documents`, or whatever `split_document` takes; read once, as a stream.
+            documents: Documents as in `from_documents`, or whatever `split_sentences` takes; read once, as a stream.
             tokenizer: A tokenizer with a fast backend.
-            split_document: Run in the worker processes: turns one item of `documents` into documents, each a list of
-                sentences. Must be picklable. None: the items are documents already.
+            split_sentences: Run in the worker processes: turns one item of `documents` into its sentences. Must be
+                picklable. None: the items are lists of sentences already.
             processes: Processes that tokenise; 1 works in this process.
             total_bytes: Size of all items in UTF-8, for the remaining time of the progress bar.
             show_progress: Show the bar (on standard error).
@@ -160,7 +160,7 @@ class TokenisedDocuments:
         directory.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.unfinished.", dir=directory.parent))
         try:
-            encoder = _SentenceEncoder(_backend_text(tokenizer), split_document)
+            encoder = _SentenceEncoder(_backend_text(tokenizer), split_sentences)
             progress = tqdm(
                 total=total_bytes,
                 unit="B",
@@ -170,7 +170,7 @@ class TokenisedDocuments:
                 mininterval=1.0,
             )
             with progress:
-                batches = _batches_of_text(documents, raw=split_document is not None)
+                batches = _batches_of_text(documents, raw=split_sentences is not None)
                 encoded = _encode_batches(encoder, batches, processes, progress)
                 dtypes = _write_arrays(unfinished, encoded)
             description = {
@@ -214,16 +214,13 @@ def _backend_text(tokenizer: PreTrainedTokenizerBase) -> str:
 class _SentenceEncoder:
     """Turns a batch of items into token ids, tokens per sentence and sentences per document."""
 
-    def __init__(self, backend_text: str, split_document: Callable[[Any], list[list[str]]] | None):
+    def __init__(self, backend_text: str, split_sentences: Callable[[Any], list[str]] | None):
         self.backend = Tokenizer.from_str(backend_text)
         self.dtype = np.uint16 if self.backend.get_vocab_size() <= 2**16 else np.uint32
-        self.split_document = split_document
+        self.split_sentences = split_sentences
 
     def __call__(self, batch: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if self.split_document is None:
-            documents = batch
-        else:
-            documents = [document for item in batch for document in self.split_document(item)]
+        documents = batch if self.split_sentences is None else [self.split_sentences(item) for item in batch]
         sentences = list(itertools.chain.from_iterable(documents))
         encodings = self.backend.encode_batch_fast(sentences, add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]

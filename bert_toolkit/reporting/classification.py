@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from transformers import Trainer
 
+from bert_toolkit.data.labels import MULTI, REGRESSION, SINGLE
 from bert_toolkit.reporting import figures, overview, results
+from bert_toolkit.reporting.batch_losses import BatchLossCallback
+from bert_toolkit.reporting.decisions import decision_columns, label_column
+from bert_toolkit.reporting.task_scores import class_scores
 from bert_toolkit.reporting.token_counter import TokenCounterCallback
 
 
@@ -20,12 +24,6 @@ def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
         classes: Number of classes.
     """
     return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
-
-
-def class_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, in float64: (n, classes) to (n, classes)."""
-    powers = np.exp(np.asarray(logits, dtype=np.float64) - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
 
 
 def write_classifier_outputs(
@@ -41,8 +39,10 @@ def write_classifier_outputs(
     tokens: TokenCounterCallback,
     curves: Sequence[str],
     drawn: Mapping[str, object] | None = None,
+    losses: BatchLossCallback | None = None,
+    problem_type: str = SINGLE,
 ) -> None:
-    """Prints the result table and writes all files of a finished single-label classification run.
+    """Prints the result tables and writes all files of a finished run.
 
     Call it on the main process only.
 
@@ -52,21 +52,19 @@ def write_classifier_outputs(
         summary: A paragraph for the model card.
         label_names: Name of each class id.
         texts: Text columns of the test rows, for `predictions.tsv`.
-        logits: Test logits (n, classes).
-        labels: True class ids (n,).
+        logits: Test logits (n, classes), or (n, 1) for regression.
+        labels: True class ids (n,); 0 and 1 (n, classes) of several labels at once; numbers (n,) of regression.
         scores: Metrics of the run. Floats go to table and card, everything to `results.json`.
         facts: What the run was: data, model, settings.
         tokens: The counter of the run.
         curves: Evaluation metrics to draw over the steps, without the `eval_` prefix.
         drawn: Further figures by name.
+        losses: The loss of each batch, if it was recorded.
+        problem_type: As in the configuration of the model.
     """
-    output_dir, predicted = trainer.args.output_dir, logits.argmax(-1)
-    if len(label_names) > 1 and len(np.unique(predicted)) == 1:
-        print(
-            f"warning: every row was predicted as {label_names[predicted[0]]!r}, so the Matthews correlation is 0: "
-            "the model has learned nothing; try another learning rate, more rows or a larger model",
-            flush=True,
-        )
+    output_dir = trainer.args.output_dir
+    predictions = decision_columns(logits, label_names, problem_type)
+    _warn_if_constant(predictions["prediction"], problem_type)
     facts = {
         **facts,
         "learning rate": trainer.args.learning_rate,
@@ -80,21 +78,42 @@ def write_classifier_outputs(
     overview.print_settings({**facts, **{name: f"{value:.4f}" for name, value in numbers.items()}}, "Result")
 
     results.write_predictions(
-        output_dir,
-        {
-            **texts,
-            "label": [label_names[label] for label in labels],
-            "prediction": [label_names[label] for label in predicted],
-            "probability": class_probabilities(logits).max(-1),
-        },
+        output_dir, {**texts, "label": label_column(labels, label_names, problem_type), **predictions}
     )
     drawn = {
         "learning_curves": figures.draw_learning_curves(trainer.state.log_history, curves, title),
-        "confusion_matrix": figures.draw_confusion_matrix(
-            confusion_counts(labels, predicted, len(label_names)), label_names, f"{title}: test rows"
-        ),
         **(drawn or {}),
     }
+    by_class = {}
+    if problem_type == REGRESSION:
+        drawn["predictions"] = figures.draw_predictions(labels.ravel(), logits[:, 0], f"{title}: test rows")
+    else:
+        decided = logits >= 0 if problem_type == MULTI else logits.argmax(-1)
+        by_class = class_scores(labels, decided, label_names)
+        overview.print_class_scores(by_class)
+        drawn["class_scores"] = figures.draw_class_scores(by_class, f"{title}: test rows")
+    if problem_type == SINGLE:
+        counts = confusion_counts(labels, decided, len(label_names))
+        drawn["confusion_matrix"] = figures.draw_confusion_matrix(counts, label_names, f"{title}: test rows")
+    if losses is not None and losses.losses:
+        drawn["training_loss_by_batch"] = figures.draw_batch_losses(losses.losses, losses.first_batch, title)
     figures.save_figures(drawn, output_dir, trainer.state.global_step)
     results.write_model_card(output_dir, title, "text-classification", summary, facts, numbers)
-    results.write_results(output_dir, {**scores, **facts, "log_history": trainer.state.log_history})
+    results.write_results(
+        output_dir, {**scores, **facts, "classes": by_class, "log_history": trainer.state.log_history}
+    )
+
+
+def _warn_if_constant(predictions: Sequence[str | float], problem_type: str) -> None:
+    if len(set(predictions)) != 1:
+        return
+    consequence = {
+        SINGLE: "so the Matthews correlation is 0: ",
+        MULTI: "the same labels: ",
+        REGRESSION: "so it correlates with nothing: ",
+    }[problem_type]
+    print(
+        f"warning: every row was predicted as {predictions[0]!r}, {consequence}the model has learned nothing; try "
+        "another learning rate, more rows or a larger model",
+        flush=True,
+    )

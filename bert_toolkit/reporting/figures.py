@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 BLUE, ORANGE, GREY = "#3566a5", "#d1752b", "#8a8a8a"
+CLASSES_DRAWN = 30
 
 
 def draw_learning_curves(log_history: Sequence[Mapping[str, float]], metrics: Sequence[str], title: str):
@@ -33,7 +34,7 @@ def draw_learning_curves(log_history: Sequence[Mapping[str, float]], metrics: Se
         metric_axes.plot(steps, values, color=color, label=key.replace("_", " "), marker="o", ms=4)
     metric_axes.set(xlabel="step", ylabel="validation score")
     metric_axes.legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     return figure
 
 
@@ -50,30 +51,99 @@ def draw_batch_scores(scores: Sequence[float], total: float, name: str, title: s
     axes = figure.subplots()
     axes.bar(range(len(scores)), scores, color=BLUE)
     axes.axhline(total, color=ORANGE, label=f"all rows: {total:.3f}")
-    axes.set(xlabel="batch", ylabel=name, title=title)
+    axes.set(xlabel="batch", ylabel=name)
+    axes.set_title(title, parse_math=False)
     axes.legend(frameon=False)
+    return figure
+
+
+def draw_batch_losses(losses: Sequence[float], first_batch: int, title: str):
+    """Draws the training loss of every batch and its running mean.
+
+    Args:
+        losses: Loss of each batch, in order.
+        first_batch: Number of the first of them.
+        title: Figure title.
+    """
+    figure = _figure(10, 4)
+    axes = figure.subplots()
+    batches = np.arange(first_batch, first_batch + len(losses))
+    window = max(1, len(losses) // 50)
+    means = np.convolve(losses, np.ones(window) / window, mode="valid")
+    axes.plot(batches, losses, color=GREY, lw=0.6, alpha=0.7, label="batch")
+    axes.plot(batches[window - 1 :], means, color=BLUE, label=f"mean of {window} batches")
+    axes.set(xlabel="batch", ylabel="training loss")
+    axes.set_title(title, parse_math=False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def draw_class_scores(scores: Mapping[str, Mapping[str, float]], title: str):
+    """Draws precision, recall and F1 of each class as bars, the first `CLASSES_DRAWN` classes.
+
+    Args:
+        scores: Class name to `precision`, `recall` and `f1`.
+        title: Figure title.
+    """
+    names = list(scores)[:CLASSES_DRAWN]
+    figure = _figure(max(5, 2 + 0.5 * len(names)), 4)
+    axes = figure.subplots()
+    places = np.arange(len(names))
+    for shift, (key, color) in zip(
+        (-0.27, 0, 0.27), (("precision", BLUE), ("recall", ORANGE), ("f1", GREY)), strict=True
+    ):
+        axes.bar(places + shift, [scores[name][key] for name in names], width=0.25, color=color, label=key)
+    axes.set(ylim=(0, 1), ylabel="score")
+    axes.set_xticks(places, _shortened(names), rotation=30 if len(names) > 3 else 0, parse_math=False)
+    axes.set_title(_drawn_of(title, len(names), len(scores)), parse_math=False)
+    axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.15))
+    return figure
+
+
+def draw_predictions(labels: np.ndarray, predictions: np.ndarray, title: str):
+    """Draws predicted against true numbers, with the diagonal on which a perfect prediction lies.
+
+    Args:
+        labels: True numbers (n,).
+        predictions: Predicted numbers (n,).
+        title: Figure title.
+    """
+    figure = _figure(5, 5)
+    axes = figure.subplots()
+    low, high = min(labels.min(), predictions.min()), max(labels.max(), predictions.max())
+    axes.plot([low, high], [low, high], color=GREY, lw=1)
+    axes.scatter(labels, predictions, s=8, color=BLUE, alpha=0.5, rasterized=True)
+    axes.set(xlabel="true", ylabel="predicted")
+    axes.set_title(title, parse_math=False)
     return figure
 
 
 def draw_confusion_matrix(matrix: np.ndarray, label_names: Sequence[str], title: str):
     """Draws counts of true (rows) against predicted classes (columns), coloured by the share of the row.
 
+    Of more than `CLASSES_DRAWN` classes those with most rows are drawn.
+
     Args:
         matrix: Integer array (classes, classes).
         label_names: Name of each class.
         title: Figure title.
     """
-    side = 3.2 + 0.55 * len(label_names)
+    chosen = np.sort(np.argsort(-matrix.sum(axis=1), kind="stable")[:CLASSES_DRAWN])
+    rows = matrix.sum(axis=1, keepdims=True)[chosen]
+    drawn, names = matrix[np.ix_(chosen, chosen)], _shortened([label_names[i] for i in chosen])
+    side = 3.2 + 0.55 * len(chosen)
     figure = _figure(side + 0.8, side)
     axes = figure.subplots()
-    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    shares = drawn / np.maximum(1, rows)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix):
+    for (row, column), count in np.ndenumerate(drawn):
         color = "white" if shares[row, column] > 0.55 else "black"
         axes.text(column, row, f"{count:,}\n{shares[row, column]:.0%}", ha="center", va="center", color=color)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
-    axes.set_xticks(range(len(label_names)), label_names, rotation=30 if len(label_names) > 3 else 0, ha="center")
-    axes.set_yticks(range(len(label_names)), label_names)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(_drawn_of(title, len(chosen), len(matrix)), parse_math=False)
+    rotation = 30 if len(names) > 3 else 0
+    axes.set_xticks(range(len(names)), names, rotation=rotation, ha="center", parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     return figure
 
 
@@ -111,6 +181,14 @@ def _figure(width: float, height: float):
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _shortened(names: Sequence[str], at_most: int = 24) -> list[str]:
+    return [name if len(name) <= at_most else name[: at_most - 1] + "…" for name in names]
+
+
+def _drawn_of(title: str, drawn: int, classes: int) -> str:
+    return title if drawn == classes else f"{title} ({drawn} of {classes} classes)"
 
 
 def _curve(log_history: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
+
+CLASSES_SHOWN = 40
 
 
 def describe_device(training_arguments) -> str:
@@ -35,18 +36,60 @@ def print_settings(rows: Mapping[str, object], title: str) -> None:
     _print(table)
 
 
-def print_class_balance(labels_by_split: Mapping[str, Sequence[int]], label_names: Sequence[str]) -> None:
-    """Prints the number of rows and the share of each class for each split.
+def print_class_balance(labels_by_split: Mapping[str, Sequence], label_names: Sequence[str]) -> None:
+    """Prints the number of rows of each split, and of each class with its share of them.
 
     Args:
-        labels_by_split: Split name to the class ids of its rows.
-        label_names: Name of each class id.
+        labels_by_split: Split name to the class ids of its rows, or to 0 and 1 for each class and row.
+        label_names: Name of each class id; the first `CLASSES_SHOWN` are printed.
     """
-    table = _table("Data", ["split", "rows", *label_names])
-    for split, labels in labels_by_split.items():
-        counts = Counter(labels)
-        shares = [f"{counts[i]:,} ({counts[i] / max(1, len(labels)):.1%})" for i in range(len(label_names))]
-        table.add_row(split, f"{len(labels):,}", *shares)
+    table = _table("Data", ["class", *labels_by_split])
+    arrays = [np.asarray(labels, dtype=int) for labels in labels_by_split.values()]
+    counts = [
+        array.sum(axis=0) if array.ndim == 2 else np.bincount(array, minlength=len(label_names)) for array in arrays
+    ]
+    for i, name in enumerate(label_names[:CLASSES_SHOWN]):
+        cells = (f"{of[i]:,} ({of[i] / max(1, len(array)):.1%})" for of, array in zip(counts, arrays, strict=True))
+        table.add_row(name, *cells)
+    if len(label_names) > CLASSES_SHOWN:
+        table.add_row(f"… and {len(label_names) - CLASSES_SHOWN} more classes")
+    table.add_section()
+    table.add_row("rows", *(f"{len(array):,}" for array in arrays))
+    _print(table)
+
+
+def print_number_spread(numbers_by_split: Mapping[str, Sequence[float]]) -> None:
+    """Prints the number of rows of each split and how the numbers to predict are spread.
+
+    Args:
+        numbers_by_split: Split name to the numbers of its rows.
+    """
+    table = _table("Data", ["", *numbers_by_split])
+    arrays = [np.asarray(numbers, dtype=np.float64) for numbers in numbers_by_split.values()]
+    for name, measure in (
+        ("mean", np.mean),
+        ("standard deviation", np.std),
+        ("smallest", np.min),
+        ("median", np.median),
+        ("largest", np.max),
+    ):
+        table.add_row(name, *(f"{measure(array):.4g}" for array in arrays))
+    table.add_section()
+    table.add_row("rows", *(f"{len(array):,}" for array in arrays))
+    _print(table)
+
+
+def print_class_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints precision, recall, F1 and rows of each class.
+
+    Args:
+        scores: Class name to what `task_scores.class_scores` gives; the first `CLASSES_SHOWN` are printed.
+    """
+    table = _table("Test scores by class", ["class", "precision", "recall", "F1", "rows"])
+    for name, of in list(scores.items())[:CLASSES_SHOWN]:
+        table.add_row(name, f"{of['precision']:.3f}", f"{of['recall']:.3f}", f"{of['f1']:.3f}", f"{of['rows']:,}")
+    if len(scores) > CLASSES_SHOWN:
+        table.add_row(f"… and {len(scores) - CLASSES_SHOWN} more classes: see results.json")
     _print(table)
 
 
@@ -115,4 +158,4 @@ def _table(title: str, columns: Sequence[str]):
 def _print(table) -> None:
     from rich.console import Console
 
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # names in brackets or colons are names

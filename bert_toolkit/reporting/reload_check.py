@@ -23,7 +23,7 @@ def check_reload(trainer: Trainer, auto_class: type, output_dir: str | Path, dat
         auto_class: For example `AutoModelForSequenceClassification`.
         output_dir: Where the model and the tokenizer were saved.
         dataset: The rows that were predicted.
-        predictions: Array (rows, classes), `trainer.predict(dataset).predictions`.
+        predictions: `trainer.predict(dataset).predictions`: an array (rows, classes), or a tuple of arrays.
 
     Raises:
         ReloadError: The predictions differ.
@@ -35,11 +35,15 @@ def check_reload(trainer: Trainer, auto_class: type, output_dir: str | Path, dat
         args=arguments,
         data_collator=trainer.data_collator,
         processing_class=AutoTokenizer.from_pretrained(output_dir),
+        preprocess_logits_for_metrics=trainer.preprocess_logits_for_metrics,
     )
     again = reloaded.predict(dataset).predictions
-    if not np.array_equal(again, predictions):
-        changed = int((again.argmax(-1) != predictions.argmax(-1)).sum())
-        raise ReloadError(
-            f"the model reloaded from {output_dir} differs: {changed} of {len(predictions)} predictions changed, "
-            f"largest difference of a logit {np.abs(again - predictions).max():.3g}"
-        )
+    if not isinstance(predictions, tuple):
+        predictions, again = (predictions,), (again,)
+    for before, after in zip(predictions, again, strict=True):
+        if not np.array_equal(after, before):
+            changed = int((after.argmax(-1) != before.argmax(-1)).sum())
+            raise ReloadError(
+                f"the model reloaded from {output_dir} differs: {changed} of {len(before)} predictions changed, "
+                f"largest difference of a logit {np.abs(after - before).max():.3g}"
+            )
