@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,12 +65,13 @@ def gradients_figure(
     """
     from matplotlib.figure import Figure
 
-    drawn = [name for name in record.names if names is None or name in set(names)]
+    chosen = set(record.names if names is None else names)
+    drawn = [name for name in record.names if name in chosen]
     at = np.array([record.names.index(name) for name in drawn], dtype=int)
     bars = _Bars(drawn, parameters)
     figure = Figure(figsize=(bars.width, 8.6), facecolor="white")
     panels = figure.subplots(3, 1, sharex=True)
-    figure.subplots_adjust(left=0.85 / bars.width, right=1 - 0.15 / bars.width, top=0.86, bottom=0.15, hspace=0.12)
+    figure.subplots_adjust(left=0.85 / bars.width, right=1 - 0.15 / bars.width, top=0.9, bottom=0.14, hspace=0.12)
     bars.draw(panels[0], record.zero_share[at], bottom=0.0)
     panels[0].set_ylim(0, 1)
     panels[0].set_ylabel("share of zeros")
@@ -108,7 +110,8 @@ def update_ratios_figure(
     """
     from matplotlib.figure import Figure
 
-    drawn = [name for name in record.names if names is None or name in set(names)]
+    chosen = set(record.names if names is None else names)
+    drawn = [name for name in record.names if name in chosen]
     at = {name: i for i, name in enumerate(record.names)}
     roles = [role for role in _ROLE_TITLES if any(parameters[n].role == role for n in drawn)]
     groups = [[n for n in drawn if parameters[n].role == role] for role in roles]
@@ -117,7 +120,7 @@ def update_ratios_figure(
     width = float(np.clip(2.0 + 0.13 * sum(widths), 10, 22))
     figure = Figure(figsize=(width, 5.6), facecolor="white")
     panels = figure.subplots(1, max(len(roles), 1), sharey=True, width_ratios=widths, squeeze=False)[0]
-    figure.subplots_adjust(left=0.85 / width, right=1 - 0.15 / width, top=0.76, bottom=0.24, wspace=0.06)
+    figure.subplots_adjust(left=0.85 / width, right=1 - 0.15 / width, top=0.8, bottom=0.23, wspace=0.06)
     bands = [TYPICAL_RATIOS[role] for role in roles if role in TYPICAL_RATIOS]
     shown = [record.ratio[at[n]] for n in drawn] + [edge for band in bands for edge in band]
     for panel, role, group, group_bars in zip(panels, roles, groups, bars, strict=False):
@@ -159,17 +162,20 @@ def heat_map_figure(
     from matplotlib.figure import Figure
 
     present = {name for record in records for name in record.names}
-    drawn = [name for name in parameters if name in present and (names is None or name in set(names))]
+    chosen = present if names is None else present.intersection(names)
+    # Norms and biases live on other scales: in rows between the weights they would hide them, below they compare.
+    sections = [("matrix", "embedding", "adapter", "other"), ("norm",), ("bias",)]
+    drawn = [n for roles in sections for n, info in parameters.items() if n in chosen and info.role in roles]
     bars = _Bars(drawn, parameters)
     steps = [record.step for record in records]
     with np.errstate(divide="ignore", invalid="ignore"):
         logarithms = np.log10(_over_time(records, statistic, drawn)).T
     finite = logarithms[np.isfinite(logarithms)]
     low, high = np.percentile(finite, [1, 99]) if finite.size else (-1.0, 0.0)
-    height = float(np.clip(1.6 + 0.11 * len(drawn), 4.5, 14))
+    height = float(np.clip(1.6 + 0.09 * len(drawn), 4.5, 12))
     figure = Figure(figsize=(11, height), facecolor="white")
     axes = figure.subplots()
-    figure.subplots_adjust(left=0.16, right=0.99, top=1 - 0.55 / height, bottom=0.6 / height)
+    figure.subplots_adjust(left=0.15, right=0.91, top=1 - 0.45 / height, bottom=0.55 / height)
     colours = colormaps["viridis"].with_extremes(bad="#D0D0D0", under="black")
     # Zeros (minus infinity) get the colour below the scale; ordinary low values stay on it.
     shown = np.where(np.isneginf(logarithms), -1e9, np.where(np.isnan(logarithms), np.nan, logarithms.clip(min=low)))
@@ -181,16 +187,17 @@ def heat_map_figure(
         vmin=low,
         vmax=max(high, low + 0.1),
     )
-    figure.colorbar(image, ax=axes, pad=0.015, fraction=0.04).set_label(f"log10 {title}")
+    box = axes.get_position()
+    scale = figure.add_axes((0.925, box.y0, 0.018, box.height))
+    figure.colorbar(image, cax=scale).set_label("log10")
     count = len(steps)
     ticks = np.unique(np.linspace(0, count - 1, min(count, 9)).round().astype(int)) if count else []
     axes.set_xticks(ticks, [f"{steps[t]:,}" for t in ticks])
     axes.set_xlabel("step")
-    rows, labels = bars.block_ticks(smallest_gap=(0.14 / (height - 1.15)) * len(drawn))
+    rows, labels = bars.block_ticks(smallest_gap=(0.14 / (height - 1.0)) * len(drawn))
     axes.set_yticks(rows, labels, fontsize=8)
     axes.tick_params(axis="y", length=0)
-    for edge in bars.block_edges():
-        axes.axhline(edge, color="white", linewidth=0.6)
+    axes.hlines(bars.block_edges(), -0.5, count - 0.5, color="white", linewidth=0.6)
     row_of = {name: row for row, name in enumerate(bars.names)}
     points = [(int(np.searchsorted(steps, s)), row_of[n]) for s, n in markers if n in row_of]
     if points:
@@ -230,15 +237,17 @@ class _Bars:
         self.names = list(names)
         self.infos = [parameters[name] for name in names]
         self._blocks = [info.block for info in self.infos]
-        starts = [i > 0 and block != self._blocks[i - 1] for i, block in enumerate(self._blocks)]
-        self.x = np.arange(len(self.names)) + 1.2 * np.cumsum(starts) if self.names else np.zeros(0)
-        self.extent = float(self.x[-1] + 1) if self.names else 1.0
-        self.width = float(np.clip(2.0 + 0.11 * self.extent, 10, 22))
         blocks_of_kind: dict[str, set[str]] = {}
         for name in colours_of or names:
             blocks_of_kind.setdefault(parameters[name].kind, set()).add(parameters[name].block)
         repeated = [kind for kind, blocks in blocks_of_kind.items() if len(blocks) > 1]
         self.colours = {kind: _COLOURS[i % len(_COLOURS)] for i, kind in enumerate(repeated)}
+        # A gap between blocks, and room for the label of a parameter that has its own.
+        gaps = [1.2 * (before != after) for before, after in pairwise(self._blocks)]
+        steps = [1.0 if info.kind in self.colours else 1.9 for info in self.infos[1:]]
+        self.x = np.concatenate([[0.0], np.cumsum(np.add(gaps, steps))])[: len(self.names)]
+        self.extent = float(self.x[-1] + 1) if self.names else 1.0
+        self.width = float(np.clip(2.0 + 0.11 * self.extent, 10, 22))
 
     def draw(self, axes: "Axes", values: np.ndarray, bottom: float, lighter: bool = False) -> None:
         from matplotlib.collections import PolyCollection
@@ -279,21 +288,26 @@ class _Bars:
 
     def block_ticks(self, smallest_gap: float) -> tuple[list[float], list[str]]:
         """Row and label of every block, single parameters by name; labels that would overlap are thinned out."""
-        ticks: list[tuple[float, str]] = []
-        for block in dict.fromkeys(self._blocks):
-            rows = [i for i, b in enumerate(self._blocks) if b == block]
-            if len(rows) > 1 and any(self.infos[i].kind in self.colours for i in rows):
-                ticks.append((float(np.mean(rows)), block))
-            else:
-                ticks += [(float(i), self.infos[i].label) for i in rows]
         kept: list[tuple[float, str]] = []
-        for tick in ticks:
-            if not kept or tick[0] - kept[-1][0] >= smallest_gap:
-                kept.append(tick)
+        for (block, section), group in groupby(enumerate(self.infos), lambda item: self._section(item[1])):
+            rows = [row for row, _ in group]
+            named = [self.infos[row] for row in rows if self.infos[row].kind in self.colours]
+            if named:
+                ticks = [(float(np.mean(rows)), f"{block} {section}".strip())]
+            else:
+                ticks = [(float(row), self.infos[row].kind) for row in rows]
+            for tick in ticks:
+                if not kept or tick[0] - kept[-1][0] >= smallest_gap:
+                    kept.append(tick)
         return [row for row, _ in kept], [label for _, label in kept]
 
+    @staticmethod
+    def _section(info: ParameterInfo) -> tuple[str, str]:
+        return info.block, _ROLE_TITLES[info.role] if info.role in ("norm", "bias") else ""
+
     def block_edges(self) -> list[float]:
-        return [i - 0.5 for i in range(1, len(self._blocks)) if self._blocks[i] != self._blocks[i - 1]]
+        sections = [self._section(info) for info in self.infos]
+        return [row + 0.5 for row, (above, below) in enumerate(pairwise(sections)) if above != below]
 
     def label_axis(self, axes: "Axes") -> None:
         ticks, labels, rotated = [], [], []
@@ -314,6 +328,9 @@ class _Bars:
             if is_rotated:
                 label.set(rotation=45, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", length=0)
+        if not all(rotated):
+            axes.set_xlabel("layer", fontsize=9)
+            axes.xaxis.set_label_coords(0.5, -0.28 / (axes.get_position().height * axes.figure.get_figheight()))
 
     def legend(self, figure: "Figure") -> None:
         from matplotlib.patches import Patch
@@ -327,8 +344,6 @@ class _Bars:
                 ncols=min(len(patches), max(2, int(self.width / 2.4))),
                 fontsize=8,
                 frameon=False,
-                title="in every layer",
-                title_fontsize=8,
             )
 
 
