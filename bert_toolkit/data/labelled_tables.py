@@ -131,7 +131,7 @@ def load_labelled_tables(
         test=splits.get("test", splits["validation"]),
         label_names=scheme.names,
         text_column="text",
-        description=f"{description}; {columns.description}; {_describe(scheme)}",
+        description=f"{description}; {_describe(scheme)}",
         remarks=remarks,
         second_text_column="text_pair" if len(columns.text) == 2 else None,
         problem_type=scheme.problem_type,

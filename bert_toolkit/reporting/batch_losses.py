@@ -26,10 +26,10 @@ class BatchLossCallback(TrainerCallback):
         self._handle: RemovableHandle | None = None
         self._recorded: list[torch.Tensor] = []
 
-    def on_train_begin(self, args, state, control, *, model: nn.Module, **kwargs) -> None:
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.first_batch = state.global_step * args.gradient_accumulation_steps
         self._recorded = []
-        self._handle = model.register_forward_hook(self._record)
+        self._handle = kwargs["model"].register_forward_hook(self._record)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         if self._handle is not None:

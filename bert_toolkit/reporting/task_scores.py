@@ -64,11 +64,11 @@ def compute_regression_metrics(eval_prediction: EvalPrediction) -> dict[str, flo
     }
 
 
-# What Trainer computes, and the score by which the best checkpoint is chosen: for each, more is better.
+# What Trainer computes, the score that chooses the best checkpoint, and the scores to draw: of each more is better.
 METRICS = {
-    SINGLE: (compute_classification_metrics, "matthews_correlation"),
-    MULTI: (compute_multi_label_metrics, "f1_micro"),
-    REGRESSION: (compute_regression_metrics, "r2"),
+    SINGLE: (compute_classification_metrics, "matthews_correlation", ["matthews_correlation", "accuracy"]),
+    MULTI: (compute_multi_label_metrics, "f1_micro", ["f1_micro", "f1_macro", "exact_match"]),
+    REGRESSION: (compute_regression_metrics, "r2", ["r2", "pearson", "spearman"]),
 }
 
 

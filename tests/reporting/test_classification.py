@@ -4,7 +4,8 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 
-from bert_toolkit.reporting.classification import class_probabilities, confusion_counts
+from bert_toolkit.reporting.classification import confusion_counts
+from bert_toolkit.reporting.decisions import class_probabilities
 
 
 def test_confusion_counts_equal_those_of_scikit_learn():
