@@ -6,14 +6,16 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from bert_toolkit.errors import InputError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 TABLE_ENDINGS = (*DELIMITERS, *JSON_LINES, ".json", ".parquet")
+WRITTEN_ENDINGS = (".tsv", ".csv", ".jsonl", ".parquet")
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89abAB-fF]")
 
@@ -144,6 +146,75 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     if not text.strip():
         raise InputError(f"{path} is empty")
     return text
+
+
+def check_new_file(path: Path, overwrite: bool) -> None:
+    """Refuses, before any work is done, a file that `write_table` could not or should not write.
+
+    Args:
+        path: The file; its ending must be one of `WRITTEN_ENDINGS`.
+        overwrite: Whether it may exist.
+
+    Raises:
+        InputError: Another ending, a file that is there, or a folder that is not.
+    """
+    if path.suffix.lower() not in WRITTEN_ENDINGS:
+        raise InputError(f"the ending of {path} must be one of {' '.join(WRITTEN_ENDINGS)}")
+    if path.is_dir() or path.exists() and not overwrite:
+        raise InputError(f"{path} exists: choose another name or pass `overwrite true`")
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
+def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Writes a table that `read_table` reads, whole or not at all.
+
+    In `.tsv` tabs and line breaks become spaces, in `.tsv` and `.csv` lists and objects are written as JSON.
+
+    Args:
+        path: The file; its ending is one of `WRITTEN_ENDINGS`.
+        columns: Column name to its values, all of one length.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        if path.suffix.lower() == ".parquet":
+            import pyarrow
+            from pyarrow import parquet
+
+            parquet.write_table(
+                pyarrow.table({name: pyarrow.array(list(of)) for name, of in columns.items()}), partial
+            )
+        else:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                _write_rows(file, path.suffix.lower(), columns)
+        partial.replace(path)
+    except (OSError, ValueError) as error:  # a ValueError is pyarrow's for a column of several types
+        raise InputError(f"{path} cannot be written: {_first_line(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_rows(file: TextIO, ending: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    rows = zip(*columns.values(), strict=True)
+    if ending in JSON_LINES:
+        for row in rows:
+            file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
+    elif ending == ".csv":
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(value) for value in row] for row in rows)
+    else:
+        for row in chain([tuple(columns)], rows):
+            file.write("\t".join(re.sub(r"[\t\r\n]", " ", _cell(value)) for value in row) + "\n")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _read_delimited(

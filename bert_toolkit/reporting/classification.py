@@ -80,8 +80,9 @@ def write_classifier_outputs(
     results.write_predictions(
         output_dir, {**texts, "label": label_column(labels, label_names, problem_type), **predictions}
     )
+    loss = "squared error" if problem_type == REGRESSION else "loss (nats)"
     drawn = {
-        "learning_curves": figures.draw_learning_curves(trainer.state.log_history, curves, title),
+        "learning_curves": figures.draw_learning_curves(trainer.state.log_history, curves, title, loss),
         **(drawn or {}),
     }
     by_class = {}
@@ -96,7 +97,7 @@ def write_classifier_outputs(
         counts = confusion_counts(labels, decided, len(label_names))
         drawn["confusion_matrix"] = figures.draw_confusion_matrix(counts, label_names, f"{title}: test rows")
     if losses is not None and losses.losses:
-        drawn["training_loss_by_batch"] = figures.draw_batch_losses(losses.losses, losses.first_batch, title)
+        drawn["training_loss_by_batch"] = figures.draw_batch_losses(losses.losses, losses.first_batch, title, loss)
     figures.save_figures(drawn, output_dir, trainer.state.global_step)
     results.write_model_card(output_dir, title, "text-classification", summary, facts, numbers)
     results.write_results(

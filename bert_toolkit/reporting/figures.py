@@ -11,13 +11,16 @@ BLUE, ORANGE, GREY = "#3566a5", "#d1752b", "#8a8a8a"
 CLASSES_DRAWN = 30
 
 
-def draw_learning_curves(log_history: Sequence[Mapping[str, float]], metrics: Sequence[str], title: str):
+def draw_learning_curves(
+    log_history: Sequence[Mapping[str, float]], metrics: Sequence[str], title: str, loss: str = "loss (nats)"
+):
     """Draws the loss of training and validation and, beside it, validation metrics over the steps.
 
     Args:
         log_history: `trainer.state.log_history`.
         metrics: Keys of the right panel without the `eval_` prefix.
         title: Figure title.
+        loss: Name and unit of the loss.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -27,7 +30,7 @@ def draw_learning_curves(log_history: Sequence[Mapping[str, float]], metrics: Se
     for key, label, color in (("loss", "training", BLUE), ("eval_loss", "validation", ORANGE)):
         steps, values = _curve(log_history, key)
         loss_axes.plot(steps, values, color=color, label=label, marker="o" if key == "eval_loss" else None, ms=4)
-    loss_axes.set(xlabel="step", ylabel="loss (nats)")
+    loss_axes.set(xlabel="step", ylabel=loss)
     loss_axes.legend(frameon=False)
     for key, color in zip(metrics, (BLUE, ORANGE, GREY), strict=False):
         steps, values = _curve(log_history, f"eval_{key}")
@@ -57,13 +60,14 @@ def draw_batch_scores(scores: Sequence[float], total: float, name: str, title: s
     return figure
 
 
-def draw_batch_losses(losses: Sequence[float], first_batch: int, title: str):
+def draw_batch_losses(losses: Sequence[float], first_batch: int, title: str, loss: str = "loss (nats)"):
     """Draws the training loss of every batch and its running mean.
 
     Args:
         losses: Loss of each batch, in order.
         first_batch: Number of the first of them.
         title: Figure title.
+        loss: Name and unit of the loss.
     """
     figure = _figure(10, 4)
     axes = figure.subplots()
@@ -71,8 +75,8 @@ def draw_batch_losses(losses: Sequence[float], first_batch: int, title: str):
     window = max(1, len(losses) // 50)
     means = np.convolve(losses, np.ones(window) / window, mode="valid")
     axes.plot(batches, losses, color=GREY, lw=0.6, alpha=0.7, label="batch")
-    axes.plot(batches[window - 1 :], means, color=BLUE, label=f"mean of {window} batches")
-    axes.set(xlabel="batch", ylabel="training loss")
+    axes.plot(batches[window - 1 :], means, color=BLUE, label=f"mean of the last {window}")
+    axes.set(xlabel="batch", ylabel=f"training {loss}")
     axes.set_title(title, parse_math=False)
     axes.legend(frameon=False)
     return figure
@@ -96,7 +100,7 @@ def draw_class_scores(scores: Mapping[str, Mapping[str, float]], title: str):
     axes.set(ylim=(0, 1), ylabel="score")
     axes.set_xticks(places, _shortened(names), rotation=30 if len(names) > 3 else 0, parse_math=False)
     axes.set_title(_drawn_of(title, len(names), len(scores)), parse_math=False)
-    axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.15))
+    figure.legend(frameon=False, ncols=3, loc="outside lower center")
     return figure
 
 
