@@ -147,23 +147,22 @@ class GradientFlowCallback(TrainerCallback):
         if self.monitor is not None:
             self.monitor.forget()
             self._output.save(self.records, self.monitor.parameters)
-            self._draw(png=True)
+            self._draw(at_end=True)
         self._output.close()
 
-    def _draw(self, png: bool = False) -> None:
+    def _draw(self, at_end: bool = False) -> None:
         if self.monitor is None or not self.records:
             return
         from bert_toolkit.monitoring.figures import drawn_names, gradients_figure, heat_map_figure
 
         parameters, latest = self.monitor.parameters, self.records[-1]
         names = drawn_names(parameters, self.include_biases, self.skip_probability, self.seed)
-        figures = {
-            "gradients": lambda: gradients_figure(latest, parameters, names),
-            "gradients_over_time": lambda: heat_map_figure(
+        figures = {"gradients": lambda: gradients_figure(latest, parameters, names)}
+        if at_end or self._output.has_time_to_draw:
+            figures["gradients_over_time"] = lambda: heat_map_figure(
                 self.records, "mean", parameters, "mean |gradient| (after clipping)", names
-            ),
-        }
-        self._output.write_figures(latest.step, figures, png)
+            )
+        self._output.write_figures(latest.step, figures, png=at_end)
 
 
 def start_in_trainer(

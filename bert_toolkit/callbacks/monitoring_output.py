@@ -118,15 +118,17 @@ class MonitoringOutput(Generic[Record]):
         state.log_history[-1].update(self._scalars)
         self._scalars = {}
 
+    @property
+    def has_time_to_draw(self) -> bool:
+        """Whether drawing has so far kept within its share of the run's time."""
+        return self._drawing_seconds <= _FIGURE_TIME_SHARE * (time.perf_counter() - self._started)
+
     def figure_is_due(self, step: int) -> bool:
         """Whether to draw now: within the share of the run's time, and at least a few times in every run."""
         if not (self.figures and self.is_main):
             return False
-        elapsed = time.perf_counter() - self._started
         progress = (step - self._first_step) / max(self._last_step - self._first_step, 1)
-        return (
-            self._drawing_seconds <= _FIGURE_TIME_SHARE * elapsed or progress * _FEWEST_FIGURES >= self._figures_drawn
-        )
+        return self.has_time_to_draw or progress * _FEWEST_FIGURES >= self._figures_drawn
 
     def write_figures(self, step: int, figures: dict[str, Callable[[], "Figure"]], png: bool = False) -> None:
         """Draw figures for TensorBoard and W&B and, at the end of a run, as PNG files."""

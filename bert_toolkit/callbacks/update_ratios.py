@@ -131,20 +131,19 @@ class UpdateRatioCallback(TrainerCallback):
     ) -> None:
         if self.monitor is not None:
             self._output.save(self.records, self.monitor.parameters)
-            self._draw(png=True)
+            self._draw(at_end=True)
         self._output.close()
 
-    def _draw(self, png: bool = False) -> None:
+    def _draw(self, at_end: bool = False) -> None:
         if self.monitor is None or not self.records:
             return
         from bert_toolkit.monitoring.figures import drawn_names, heat_map_figure, update_ratios_figure
 
         parameters, latest = self.monitor.parameters, self.records[-1]
         names = drawn_names(parameters, self.include_biases, self.skip_probability, self.seed)
-        figures = {
-            "update_ratios": lambda: update_ratios_figure(latest, parameters, names),
-            "update_ratios_over_time": lambda: heat_map_figure(
+        figures = {"update_ratios": lambda: update_ratios_figure(latest, parameters, names)}
+        if at_end or self._output.has_time_to_draw:
+            figures["update_ratios_over_time"] = lambda: heat_map_figure(
                 self.records, "ratio", parameters, "‖update‖ / ‖parameter‖", names
-            ),
-        }
-        self._output.write_figures(latest.step, figures, png)
+            )
+        self._output.write_figures(latest.step, figures, png=at_end)

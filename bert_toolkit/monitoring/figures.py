@@ -283,6 +283,7 @@ class _Bars:
         low, high = (positive.min(), positive.max()) if positive.size else (1e-8, 1.0)
         low, high = 10 ** np.floor(np.log10(low) - 0.05), 10 ** np.ceil(np.log10(high) + 0.05)
         axes.set_yscale("log")
+        axes.minorticks_off()  # a third of the drawing time
         axes.set_ylim(low, high)
         self.draw(axes, np.where(values < low, low, values), bottom=low, lighter=lighter)
 
