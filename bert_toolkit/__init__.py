@@ -3,7 +3,7 @@
 Importing the package registers `toolkit_bert` with the Auto classes of transformers; it does nothing else.
 """
 
-from bert_toolkit.callbacks import GradientFlowCallback, UpdateRatioCallback
+from bert_toolkit.callbacks import GradientFlowCallback, TrainingHealthCallback, UpdateRatioCallback
 from bert_toolkit.encoder import (
     ToolkitBertConfig,
     ToolkitBertForMaskedLM,
@@ -51,6 +51,7 @@ __all__ = [
     "ToolkitBertForSequenceClassification",
     "ToolkitBertForTokenClassification",
     "ToolkitBertModel",
+    "TrainingHealthCallback",
     "UpdateRatioCallback",
     "UpdateRatioMonitor",
     "UpdateRatioRecord",

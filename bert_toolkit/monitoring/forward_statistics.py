@@ -1,0 +1,171 @@
+"""What one training step's forward passes say about its health: loss, labels, predictions and inputs."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bert_toolkit.monitoring.parameter_roles import unwrap
+from bert_toolkit.monitoring.tensor_statistics import HostCopy
+
+# Labels are counted, and predictions compared with them, where a model tells at most this many classes apart.
+MOST_CLASSES = 1000
+_PREDICTIONS_READ = 256
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardStatistics:
+    """One optimizer step's forward passes, over all micro-batches and ranks.
+
+    Args:
+        loss: what the model returned, NaN where it returned none or a value that is not finite.
+        loss_nonfinite: the loss was a NaN or an infinity.
+        classes: size of the last axis of the logits; 0 where unknown.
+        top_share: share of examples that were given the most frequent predicted class, NaN where not one class per
+            example is predicted.
+        label_counts: how often each class was the label, shape `(classes,)`; empty where labels are not one class
+            per example.
+        integer_labels: labels were whole numbers, so the loss should be a cross-entropy.
+        identical_inputs: every example had the very same inputs, though there were several.
+        masked_share: share of examples whose attention mask hides every token.
+    """
+
+    loss: float = math.nan
+    loss_nonfinite: bool = False
+    classes: int = 0
+    top_share: float = math.nan
+    label_counts: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    integer_labels: bool = False
+    identical_inputs: bool = False
+    masked_share: float = 0.0
+
+
+class ForwardWatch:
+    """Read loss, logits, labels and inputs of a model while it is watched, through a hook that is there only then.
+
+    The model is called as in transformers: inputs and `labels` by keyword, the loss and `logits` in the output. What
+    is missing is left unknown. Nothing waits for the device before `PendingForward.finish`.
+
+    Args:
+        model: the module that is trained.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._model = unwrap(model)
+        self._handle: Any = None
+        self._passes: list[tuple[Tensor, Tensor | None]] = []
+        self._classes = 0
+        self._integer_labels = False
+        self._loss_is_partial = False
+
+    def start(self) -> None:
+        """Watch from now on; call it before the forward pass of a step."""
+        self.stop()
+        self._handle = self._model.register_forward_hook(self._on_forward, with_kwargs=True)
+
+    def stop(self) -> "PendingForward":
+        """Stop watching and hand out what was seen."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        passes, self._passes = self._passes, []
+        return PendingForward(passes, self._classes, self._integer_labels, self._loss_is_partial)
+
+    @torch.no_grad()
+    def _on_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if not module.training:
+            return
+        loss, logits = _loss_and_logits(output)
+        labels = kwargs.get("labels")
+        inputs = [value for name, value in kwargs.items() if "label" not in name] + list(args)
+        batches = [value for value in inputs if isinstance(value, Tensor) and value.ndim and len(value) > 1]
+        device = next(t.device for t in (loss, logits, labels, *batches, torch.zeros(())) if isinstance(t, Tensor))
+        unknown = torch.full((), math.nan, device=device)
+
+        top_share, counts = unknown, None
+        if logits is not None:
+            self._classes = logits.shape[-1]
+        if isinstance(labels, Tensor):
+            self._integer_labels = not labels.is_floating_point()
+            one_class_each = (
+                logits is not None and logits.ndim == 2 and labels.ndim == 1 and len(labels) == len(logits)
+            )
+            if one_class_each and self._integer_labels and 2 <= self._classes <= MOST_CLASSES:
+                predicted = logits[:_PREDICTIONS_READ].argmax(-1)
+                top_share = (predicted == predicted.mode().values).float().mean()
+                valid = labels[(labels >= 0) & (labels < self._classes)]
+                counts = torch.bincount(valid, minlength=self._classes)
+        identical = torch.stack([(b == b[:1]).all() for b in batches]).all().float() if batches else unknown * 0
+        mask = kwargs.get("attention_mask")
+        masked = unknown * 0
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            masked = (mask.sum(-1) == 0).float().mean()
+        # With `num_items_in_batch` each micro-batch returns its part of the mean, otherwise a mean of its own.
+        self._loss_is_partial = kwargs.get("num_items_in_batch") is not None
+        numbers = [unknown if loss is None else loss.detach(), top_share, identical, masked]
+        has_loss = torch.full((), float(loss is not None), device=device)
+        self._passes.append((torch.stack([has_loss, *(n.float().to(device) for n in numbers)]), counts))
+
+
+class PendingForward:
+    """Statistics of forward passes whose numbers may still be on their way from the device."""
+
+    def __init__(
+        self, passes: list[tuple[Tensor, Tensor | None]], classes: int, integer_labels: bool, loss_is_partial: bool
+    ):
+        self._passes = passes
+        self._classes = classes
+        self._integer_labels = integer_labels
+        self._rows: HostCopy | None = None
+        self._counts: HostCopy | None = None
+        if not passes:
+            return
+        rows = torch.stack([row for row, _ in passes])
+        combined = rows.mean(0)
+        if loss_is_partial:
+            combined[1] = rows[:, 1].sum()
+        counts = [c for _, c in passes if c is not None]
+        counted = torch.stack(counts).sum(0).float() if counts else None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Every rank must judge the same numbers: one message holds all of them.
+            parts = combined if counted is None else torch.cat([combined, counted])
+            torch.distributed.all_reduce(parts)
+            combined = parts[:5] / torch.distributed.get_world_size()
+            counted = None if counted is None else parts[5:]
+        self._rows = HostCopy(combined)
+        self._counts = None if counted is None else HostCopy(counted)
+
+    def finish(self) -> ForwardStatistics:
+        """Wait for the numbers."""
+        if self._rows is None:
+            return ForwardStatistics()
+        has_loss, loss, top_share, identical, masked = (float(value) for value in self._rows.read())
+        return ForwardStatistics(
+            loss=loss if math.isfinite(loss) else math.nan,
+            loss_nonfinite=has_loss == 1.0 and not math.isfinite(loss),
+            classes=self._classes,
+            top_share=top_share,
+            label_counts=np.zeros(0) if self._counts is None else self._counts.read(),
+            integer_labels=self._integer_labels,
+            identical_inputs=identical == 1.0,
+            masked_share=masked,
+        )
+
+
+def _loss_and_logits(output: Any) -> tuple[Tensor | None, Tensor | None]:
+    """The scalar loss and the logits of a transformers output, a dict or a tuple that begins with the loss."""
+    if isinstance(output, Mapping):
+        loss, logits = output.get("loss"), output.get("logits")
+    else:
+        values = output if isinstance(output, tuple) else (output,)
+        loss = next((v for v in values[:1] if isinstance(v, Tensor) and v.numel() == 1), None)
+        logits = next((v for v in values if isinstance(v, Tensor) and v.ndim >= 2), None)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        loss = None
+    if not isinstance(logits, Tensor) or logits.ndim < 2:
+        logits = None
+    return None if loss is None else loss.reshape(()), logits

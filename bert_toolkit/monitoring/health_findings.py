@@ -1,0 +1,148 @@
+"""From what single rules see to what a person is told: one finding per fault, symptoms under their cause."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bert_toolkit.monitoring.health_history import HealthHistory
+from bert_toolkit.monitoring.health_rules import EXPLAINS, RULES, Finding
+
+Rule = Callable[[HealthHistory], list[Finding]]
+
+
+@dataclass
+class Case:
+    """A fault that was found: the finding, kept up to date, and what it explains.
+
+    Args:
+        finding: as the rule last saw it, with the step at which it was first seen.
+        samples: number of samples that had been taken when it was first seen.
+        last_step: step at which it was last seen.
+        symptom_of: rule that explains it, None where it stands on its own.
+    """
+
+    finding: Finding
+    samples: int
+    last_step: int
+    symptom_of: str | None = None
+
+
+class HealthJudge:
+    """Apply rules to a growing history and keep one case per rule.
+
+    Args:
+        rules: functions from a history to findings, causes before symptoms.
+        explains: rule name -> names of the rules whose findings it explains.
+    """
+
+    def __init__(self, rules: Sequence[Rule] = RULES, explains: dict[str, frozenset[str]] = EXPLAINS):
+        self.rules = rules
+        self.explains = explains
+        self.cases: dict[str, Case] = {}
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Faults that nothing else explains, oldest first."""
+        return [case.finding for case in self.cases.values() if case.symptom_of is None]
+
+    def symptoms(self, rule: str) -> list[Finding]:
+        """What the finding of `rule` explains."""
+        return [case.finding for case in self.cases.values() if case.symptom_of == rule]
+
+    def judge(self, history: HealthHistory) -> list[Finding]:
+        """Look at the newest sample.
+
+        Args:
+            history: all samples so far.
+
+        Returns:
+            Findings that are new and that nothing else explains.
+        """
+        step = int(history.step[-1])
+        new: list[str] = []
+        for rule in self.rules:
+            for finding in rule(history):
+                known = self.cases.get(finding.rule)
+                if known is None:
+                    self.cases[finding.rule] = Case(finding, len(history), step)
+                    new.append(finding.rule)
+                else:
+                    named = dict.fromkeys([*known.finding.parameters, *finding.parameters])
+                    known.finding = dataclasses.replace(
+                        known.finding, parameters=tuple(named), value=finding.value, seen=finding.seen
+                    )
+                    known.last_step = step
+        for cause in self.cases:
+            for symptom in self.explains.get(cause, frozenset()) & self.cases.keys():
+                if self.cases[symptom].symptom_of is None and self.cases[cause].symptom_of is None:
+                    self.cases[symptom].symptom_of = cause
+        return [self.cases[rule].finding for rule in new if self.cases[rule].symptom_of is None]
+
+    def verdict(self, history: HealthHistory) -> str:
+        """One line on the run so far."""
+        seen = f"{len(history)} samples up to step {int(history.step[-1])}" if len(history) else "no samples"
+        if not self.findings:
+            return f"Training health: no fault found in {seen}."
+        faults = "; ".join(f"{f.rule} since step {f.step} ({f.where})" for f in self.findings)
+        return f"Training health: {len(self.findings)} fault{'s' * (len(self.findings) > 1)} in {seen}: {faults}."
+
+    def report(self) -> list[dict[str, Any]]:
+        """Everything that was found, as JSON can hold it."""
+        return [
+            {
+                **as_json(case.finding),
+                "samples": case.samples,
+                "last_step": case.last_step,
+                "symptom_of": case.symptom_of,
+            }
+            for case in self.cases.values()
+        ]
+
+    def load(self, path: Path, last_step: int) -> None:
+        """Take over what an interrupted run had found up to `last_step`."""
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            if entry["event"] != "finding" or entry["step"] > last_step:
+                continue
+            fields = {field.name: entry[field.name] for field in dataclasses.fields(Finding)}
+            fields["parameters"], fields["layers"] = tuple(fields["parameters"]), tuple(fields["layers"])
+            fields["value"] = math.nan if fields["value"] is None else fields["value"]
+            fields["threshold"] = math.nan if fields["threshold"] is None else fields["threshold"]
+            self.cases[entry["rule"]] = Case(
+                Finding(**fields), entry["samples"], min(entry["last_step"], last_step), entry["symptom_of"]
+            )
+
+
+def as_json(finding: Finding) -> dict[str, Any]:
+    """The finding with lists for tuples and None for numbers that JSON has no word for."""
+    return {
+        key: list(value)
+        if isinstance(value, tuple)
+        else None
+        if value != value or value in (math.inf, -math.inf)
+        else value
+        for key, value in dataclasses.asdict(finding).items()
+    }
+
+
+def message(finding: Finding, symptoms: Sequence[Finding] = ()) -> str:
+    """The block of lines that a person reads in the log.
+
+    Args:
+        finding: what was found.
+        symptoms: findings that it explains.
+    """
+    lines = [
+        f"Training health, step {finding.step}: {finding.rule.replace('_', ' ')}",
+        f"  where      {finding.where}",
+        f"  seen       {finding.seen} (value {finding.value:.3g}, threshold {finding.threshold:.3g})",
+        f"  cause      {finding.cause}",
+        f"  remedy     {finding.remedy}",
+    ]
+    if symptoms:
+        lines.append("  explains   " + ", ".join(s.rule.replace("_", " ") for s in symptoms))
+    return "\n".join(lines)

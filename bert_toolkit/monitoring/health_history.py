@@ -1,0 +1,216 @@
+"""What the health rules look at: statistics of the sampled steps of one run, as arrays of bounded size."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bert_toolkit.monitoring.forward_statistics import ForwardStatistics
+from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
+from bert_toolkit.monitoring.parameter_roles import describe_parameters, named_unique_parameters
+from bert_toolkit.monitoring.update_ratios import UpdateRatioRecord
+
+LONGEST = 256
+
+
+@dataclass(frozen=True, eq=False)
+class HealthSample:
+    """One sampled optimizer step.
+
+    Args:
+        gradients: its gradient statistics.
+        updates: its update ratios.
+        learning_rates: parameter name -> learning rate of this step, for parameters that the optimizer holds.
+        forward: its forward passes.
+        logged_loss: the loss that the training loop reported last, for models that return none; NaN if none.
+    """
+
+    gradients: GradientFlowRecord
+    updates: UpdateRatioRecord
+    learning_rates: dict[str, float]
+    forward: ForwardStatistics
+    logged_loss: float = math.nan
+
+
+class _Column:
+    """An array over the samples, `(samples,)` or `(samples, parameters)`, stored with room to grow."""
+
+    def __init__(self, per_parameter: bool = False, dtype: Any = np.float64):
+        self.per_parameter = per_parameter
+        self.dtype = dtype
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, history: "HealthHistory", owner: type) -> np.ndarray:
+        return history._stored[self.name][: len(history)]
+
+
+class HealthHistory:
+    """Statistics of the sampled steps, oldest first; arrays have the shape `(samples, parameters)` or `(samples,)`.
+
+    At most 256 samples are held: when they are full, every second one of the older half is dropped, so the recent
+    part stays dense and the beginning stays in view.
+
+    Args:
+        model: the module that is trained; only names, shapes and roles are kept.
+        last_step: the optimizer step at which the run will end.
+
+    Attributes:
+        names, roles, blocks: of all parameters, in the model's order; tuples of the same length.
+        count, fan, item_size: elements of each parameter, geometric mean of its two sides (1 where it is not a
+            matrix), bytes per element; shape `(parameters,)`.
+        peers: groups of parameters that do the same in different layers and have the same shape, each an array of
+            positions from the lowest to the highest layer; at least two each.
+        initializer_range: standard deviation that the model's config names for fresh weights, None where it does not.
+        step: optimizer step. clip_coefficient: what clipping multiplied gradients by. skipped: the loss scaler
+            skipped the step. loss, loss_nonfinite, classes, top_share, identical_inputs, masked_share,
+            integer_labels: see `ForwardStatistics`. prior_loss: entropy in nats of the labels so far, what a model
+            that knows nothing but their frequencies would score; NaN where labels are not one class per example.
+        gradient: root mean square before clipping, NaN where there is no gradient. zero_share: of its elements.
+        ratio, weight, changed_share: ||update|| / ||parameter||, root mean square of the parameter before the step,
+            share of elements that changed; NaN where frozen. learning_rate: NaN where the optimizer does not hold
+            the parameter. trainable, missing, nonfinite: it requires a gradient, has none, has a bad one.
+    """
+
+    step = _Column(dtype=np.int64)
+    clip_coefficient = _Column()
+    skipped = _Column(dtype=bool)
+    loss = _Column()
+    loss_nonfinite = _Column(dtype=bool)
+    classes = _Column(dtype=np.int64)
+    top_share = _Column()
+    integer_labels = _Column(dtype=bool)
+    identical_inputs = _Column(dtype=bool)
+    masked_share = _Column()
+    prior_loss = _Column()
+    gradient = _Column(per_parameter=True)
+    zero_share = _Column(per_parameter=True)
+    ratio = _Column(per_parameter=True)
+    weight = _Column(per_parameter=True)
+    changed_share = _Column(per_parameter=True)
+    learning_rate = _Column(per_parameter=True)
+    trainable = _Column(per_parameter=True, dtype=bool)
+    missing = _Column(per_parameter=True, dtype=bool)
+    nonfinite = _Column(per_parameter=True, dtype=bool)
+
+    def __init__(self, model: nn.Module, last_step: int):
+        described = describe_parameters(model)
+        tensors = dict(named_unique_parameters(model))
+        self.names = tuple(described)
+        self.roles = tuple(info.role for info in described.values())
+        self.blocks = tuple(info.block for info in described.values())
+        self.count = np.array([p.numel() for p in tensors.values()])
+        self.fan = np.array([math.sqrt(p.shape[0] * p[0].numel()) if p.ndim > 1 else 1.0 for p in tensors.values()])
+        self.item_size = np.array([p.element_size() for p in tensors.values()])
+        kinds: dict[tuple, list[int]] = {}
+        for position, (name, tensor) in enumerate(tensors.items()):
+            kinds.setdefault((re.sub(r"\d+", "*", name, count=1), tuple(tensor.shape)), []).append(position)
+        self.peers = [np.array(positions) for positions in kinds.values() if len(positions) > 1]
+        spread = getattr(getattr(model, "config", None), "initializer_range", None)
+        self.initializer_range: float | None = spread if isinstance(spread, float) else None
+        self.last_step = last_step
+        self.evaluations: list[tuple[int, dict[str, float]]] = []
+        self._label_counts = np.zeros(0)
+        self._columns = {name: c for name, c in vars(HealthHistory).items() if isinstance(c, _Column)}
+        self._position = {name: position for position, name in enumerate(self.names)}
+        self._length = 0
+        self._stored = {
+            name: np.zeros((LONGEST, len(self.names)) if c.per_parameter else LONGEST, dtype=c.dtype)
+            for name, c in self._columns.items()
+        }
+
+    def __len__(self) -> int:
+        return self._length
+
+    def where(self, *roles: str) -> np.ndarray:
+        """Mask over parameters of these roles, shape `(parameters,)`."""
+        return np.array([role in roles for role in self.roles])
+
+    def add(self, sample: HealthSample) -> None:
+        """Append one sampled step."""
+        if self._length == LONGEST:
+            kept = np.r_[0 : LONGEST // 2 : 2, LONGEST // 2 : LONGEST]
+            for array in self._stored.values():
+                array[: len(kept)] = array[kept]
+            self._length = len(kept)
+        gradients, updates, forward = sample.gradients, sample.updates, sample.forward
+        row: dict[str, Any] = {
+            "step": gradients.step,
+            "clip_coefficient": gradients.clip_coefficient,
+            "skipped": gradients.skipped or updates.skipped,
+            "loss": forward.loss if math.isfinite(forward.loss) else sample.logged_loss,
+            "prior_loss": self._prior_loss(forward.label_counts),
+        }
+        for name in (
+            "loss_nonfinite",
+            "classes",
+            "top_share",
+            "integer_labels",
+            "identical_inputs",
+            "masked_share",
+        ):
+            row[name] = getattr(forward, name)
+        with_gradient = [self._position[name] for name in gradients.names]
+        row["gradient"] = self._spread(with_gradient, gradients.norm / np.sqrt(gradients.count))
+        # A coefficient that clipping by a NaN norm destroyed says nothing about the others.
+        row["gradient"] /= gradients.clip_coefficient if gradients.clip_coefficient > 0 else 1.0
+        row["zero_share"] = self._spread(with_gradient, gradients.zero_share)
+        updated = [self._position[name] for name in updates.names]
+        row["ratio"] = self._spread(updated, updates.ratio)
+        row["weight"] = self._spread(updated, updates.parameter_norm) / np.sqrt(self.count)
+        row["changed_share"] = self._spread(updated, updates.changed_share)
+        rates = sample.learning_rates
+        row["learning_rate"] = self._spread([self._position[name] for name in rates], np.array(list(rates.values())))
+        for name, members in (
+            ("trainable", (*gradients.names, *gradients.missing)),
+            ("missing", gradients.missing),
+            ("nonfinite", gradients.nonfinite),
+        ):
+            row[name] = np.zeros(len(self.names), dtype=bool)
+            row[name][[self._position[member] for member in members]] = True
+        for name, array in self._stored.items():
+            array[self._length] = row[name]
+        self._length += 1
+
+    def _spread(self, positions: list[int], values: np.ndarray) -> np.ndarray:
+        row = np.full(len(self.names), np.nan)
+        row[positions] = values
+        return row
+
+    def _prior_loss(self, label_counts: np.ndarray) -> float:
+        if len(label_counts) != len(self._label_counts):
+            self._label_counts = np.zeros(len(label_counts))
+        self._label_counts += label_counts
+        total = self._label_counts.sum()
+        if total == 0:
+            return math.nan
+        shares = self._label_counts[self._label_counts > 0] / total
+        return float(-(shares * np.log(shares)).sum())
+
+    def save(self, path: Path) -> None:
+        """Write the samples to a compressed npz file, replacing it in one move."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        arrays = {name: getattr(self, name) for name in self._columns}
+        arrays.update(names=np.array(self.names), label_counts=self._label_counts)
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        partial.replace(path)
+
+    def load(self, path: Path, last_step: int) -> bool:
+        """Take over the samples of a file up to `last_step`; refuse (False) those of another model."""
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        if tuple(arrays["names"].tolist()) != self.names:
+            return False
+        kept = arrays["step"] <= last_step
+        self._length = int(kept.sum())
+        for name, stored in self._stored.items():
+            stored[: self._length] = arrays[name][kept]
+        self._label_counts = arrays["label_counts"]
+        return True
