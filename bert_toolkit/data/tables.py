@@ -191,7 +191,7 @@ def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
             with partial.open("w", encoding="utf-8", newline="") as file:
                 _write_rows(file, path.suffix.lower(), columns)
         partial.replace(path)
-    except (OSError, ValueError) as error:  # a ValueError is pyarrow's for a column of several types
+    except (OSError, ValueError, TypeError) as error:  # the latter two are pyarrow's for a column of several types
         raise InputError(f"{path} cannot be written: {_first_line(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -203,7 +203,7 @@ def _write_rows(file: TextIO, ending: str, columns: Mapping[str, Sequence[Any]])
         for row in rows:
             file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
     elif ending == ".csv":
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows([_cell(value) for value in row] for row in rows)
     else:
