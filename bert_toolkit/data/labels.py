@@ -14,6 +14,8 @@ from bert_toolkit.errors import InputError
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
 
+LARGEST = float(np.finfo(np.float32).max)
+
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 _WHOLE_NUMBER = re.compile(r"[-+]?\d{1,18}", re.ASCII)
 _ZERO_ONE = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
@@ -194,7 +196,7 @@ def _number(value: Any) -> float | None:
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) <= np.finfo(np.float32).max else None
+    return float(value) if abs(value) <= LARGEST else None
 
 
 def _numbers(table: Table, column: str) -> list[float]:

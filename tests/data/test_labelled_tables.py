@@ -1,0 +1,240 @@
+"""Anybody's labelled text: columns guessed and said, splits stratified, and one line for what does not fit."""
+
+import json
+from collections import Counter
+
+import datasets
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from bert_toolkit.data import hub_tables
+from bert_toolkit.data.labelled_tables import choose_columns, load_labelled_tables
+from bert_toolkit.data.tables import Table
+from bert_toolkit.errors import InputError
+
+
+def csv_file(path, rows, header="text,label"):
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def numbered(count, labels):
+    return [f"text {i},{labels[i % len(labels)]}" for i in range(count)]
+
+
+class TestColumns:
+    @pytest.mark.parametrize(
+        ("names", "text", "label"),
+        [
+            (["text", "label"], ("text",), ("label",)),
+            (["id", "Sentence", "Label"], ("Sentence",), ("Label",)),
+            (["label", "premise", "hypothesis", "idx"], ("premise", "hypothesis"), ("label",)),
+            (["sentence1", "sentence2", "score"], ("sentence1", "sentence2"), ("score",)),
+            (["title", "text", "stars"], ("text",), ("stars",)),
+            (["utterance", "y"], ("utterance",), ("y",)),
+            (["headline", "category", "id"], ("headline",), ("category",)),
+            (["column 1", "text", "label"], ("text",), ("label",)),
+        ],
+    )
+    def test_guessed(self, names, text, label):
+        columns = choose_columns(Table({name: ["a"] for name in names}, str))
+        assert (columns.text, columns.label) == (text, label)
+        assert "(text and label guessed from the names)" in columns.description
+        assert "\n" not in columns.description
+
+    def test_named(self):
+        rows = Table({name: ["a"] for name in ("text", "label", "a", "b", "c")}, str)
+        columns = choose_columns(rows, ["a", "b"], ["c"])
+        assert columns == (("a", "b"), ("c",), "text: 'a', 'b', label: 'c', unused: 'text', 'label'")
+        assert choose_columns(rows, ["a"]).label == ("label",)
+        assert "(label guessed from the names)" in choose_columns(rows, ["a"]).description
+
+    @pytest.mark.parametrize(
+        ("names", "options", "message"),
+        [
+            (["a", "b"], {}, "cannot tell which column of row 0 is the text: pass `text_columns`; there are 'a', 'b'"),
+            (["text", "a", "b"], {}, "cannot tell which column of row 0 is the label"),
+            (["text"], {}, "is the label"),
+            (["a", "b", "label"], {}, "is the text"),
+            (["text", "label"], {"text_columns": ["txt"]}, "no column 'txt': there are 'text', 'label'"),
+            (["text", "label"], {"text_columns": ["text", "text"]}, "name one or two columns"),
+            (["text", "label"], {"text_columns": ["text"], "label_columns": ["text"]}, "name one or two columns"),
+            (["a", "b", "c", "label"], {"text_columns": ["a", "b", "c"]}, "name one or two columns"),
+        ],
+    )
+    def test_refused(self, names, options, message):
+        rows = Table({name: ["x"] for name in names}, lambda row: f"row {row}")
+        with pytest.raises(InputError, match=message):
+            choose_columns(rows, **options)
+
+
+class TestSplits:
+    def test_stratified_by_class_and_independent_of_the_order_of_rows(self, tmp_path):
+        rows = numbered(200, ["a", "a", "a", "b"])
+        corpus, _ = load_labelled_tables(csv_file(tmp_path / "a.csv", rows), test_fraction=0.2)
+        assert Counter(corpus.test["label"][:]) == {0: 30, 1: 10}
+        assert Counter(corpus.validation["label"][:]) == {0: 15, 1: 5}
+        assert Counter(corpus.train["label"][:]) == {0: 105, 1: 35}
+        texts = [set(split["text"][:]) for split in (corpus.train, corpus.validation, corpus.test)]
+        assert len(set.union(*texts)) == 200 == sum(map(len, texts))
+        turned, _ = load_labelled_tables(csv_file(tmp_path / "b.csv", rows[::-1]), test_fraction=0.2)
+        assert set(turned.validation["text"][:]) == texts[1]
+        other, _ = load_labelled_tables(csv_file(tmp_path / "b.csv", rows), test_fraction=0.2, seed=1)
+        assert set(other.validation["text"][:]) != texts[1]
+        assert any("40 of the training rows, stratified (seed 42)" in remark for remark in corpus.remarks)
+
+    def test_class_with_one_row_stays_in_training(self, tmp_path):
+        corpus, _ = load_labelled_tables(csv_file(tmp_path / "a.csv", [*numbered(20, ["a", "b"]), "alone,c"]))
+        assert "alone" in corpus.train["text"][:]
+        assert any("none of the classes with one row: 'c'" in remark for remark in corpus.remarks)
+
+    def test_numbers_are_divided_over_their_range(self, tmp_path):
+        corpus, _ = load_labelled_tables(csv_file(tmp_path / "a.csv", [f"text {i},{i + 0.5}" for i in range(100)]))
+        assert corpus.problem_type == "regression"
+        assert sorted(int(label) // 10 for label in corpus.validation["label"][:]) == list(range(10))
+
+    def test_rarest_labels_are_divided(self, tmp_path):
+        rows = [json.dumps({"text": f"text {i}", "labels": ["common"] + ["rare"] * (i % 10 == 0)}) for i in range(100)]
+        (tmp_path / "a.jsonl").write_text("\n".join(rows))
+        corpus, _ = load_labelled_tables(tmp_path / "a.jsonl", validation_fraction=0.2)
+        assert (corpus.problem_type, corpus.label_names) == ("multi_label_classification", ["common", "rare"])
+        assert sum(rare for _, rare in corpus.validation["label"][:]) == 2
+
+    def test_given_files(self, tmp_path):
+        train = csv_file(tmp_path / "train.csv", numbered(10, "ab"))
+        dev = csv_file(tmp_path / "dev.csv", ["dev,b"])
+        test = csv_file(tmp_path / "test.csv", ["test,a"])
+        corpus, _ = load_labelled_tables(train, dev, test)
+        assert (len(corpus.train), corpus.validation["text"][:], corpus.test["text"][:]) == (10, ["dev"], ["test"])
+        assert corpus.remarks == []
+        assert corpus.test[0] == {"text": "test", "label": 0, "place": f"{test}:2"}
+        assert str(dev) in corpus.description and "2 classes" in corpus.description
+
+    def test_validation_rows_are_tested_where_there_are_no_others_and_it_is_said(self, tmp_path):
+        corpus, _ = load_labelled_tables(csv_file(tmp_path / "a.csv", numbered(20, "ab")))
+        assert corpus.test is corpus.validation
+        assert "optimistic" in corpus.remarks[-1]
+
+    def test_folders_with_splits(self, tmp_path):
+        for i in range(20):
+            for name in (f"train/{'ab'[i % 2]}/{i}", f"test/{'ab'[i % 2]}/{i}"):
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / name).write_text(name)
+        corpus, _ = load_labelled_tables(tmp_path)
+        assert (len(corpus.train), len(corpus.validation), len(corpus.test)) == (18, 2, 20)
+        with pytest.raises(InputError, match="`test_data` .* is one test split too many"):
+            load_labelled_tables(tmp_path, test_data=tmp_path / "test")
+        with pytest.raises(InputError, match="the data have test rows of their own"):
+            load_labelled_tables(tmp_path, test_fraction=0.1)
+        with pytest.raises(InputError, match="split too many"):
+            load_labelled_tables(tmp_path / "train", validation_data=tmp_path)
+
+    @pytest.mark.parametrize(
+        ("rows", "options", "message"),
+        [
+            (["one,a", "two,b"], {}, "2 rows are too few to split off `validation_fraction`: pass `validation_data`"),
+            (numbered(20, "ab"), {"validation_fraction": 0}, "there are no validation rows"),
+            (numbered(20, "ab"), {"validation_fraction": 1.5}, r"`validation_fraction` must lie in \[0, 1\), got 1.5"),
+            (numbered(20, "ab"), {"test_fraction": -0.1}, r"`test_fraction` must lie in \[0, 1\), got -0.1"),
+            (numbered(20, "ab"), {"test_fraction": 0.5, "validation_fraction": 0.5}, "too few|leaves no training row"),
+            (numbered(20, "a"), {}, "only the label 'a'"),
+            (["one,a", ",b"], {}, "a.csv:3 has nothing in column 'text'"),
+            (["one,a", "two"], {}, "a.csv:3 has 1 field, expected 2"),
+        ],
+    )
+    def test_refused(self, tmp_path, rows, options, message):
+        with pytest.raises(InputError, match=message):
+            load_labelled_tables(csv_file(tmp_path / "a.csv", rows), **options)
+
+    def test_unknown_label_in_the_validation_file(self, tmp_path):
+        train = csv_file(tmp_path / "train.csv", numbered(10, "ab"))
+        dev = csv_file(tmp_path / "dev.csv", ["one,a", "two,c"])
+        with pytest.raises(InputError, match="dev.csv:3 has label 'c', which no training row has; known are 'a', 'b'"):
+            load_labelled_tables(train, dev)
+
+    def test_validation_file_without_the_columns(self, tmp_path):
+        train = csv_file(tmp_path / "train.csv", numbered(10, "ab"))
+        dev = csv_file(tmp_path / "dev.csv", ["one,a"], header="txt,label")
+        with pytest.raises(InputError, match="dev.csv:2 has no column 'text': there are 'txt', 'label'"):
+            load_labelled_tables(train, dev)
+
+    def test_badly_scaled_numbers_are_remarked_on(self, tmp_path):
+        corpus, _ = load_labelled_tables(
+            csv_file(tmp_path / "a.csv", [f"text {i},{1000 * i + 0.5}" for i in range(30)])
+        )
+        assert "standard deviation 8655" in corpus.remarks[0]
+
+    def test_class_without_training_rows_is_remarked_on(self, tmp_path):
+        rows = ["text,a,b", *(f"text {i},{i % 2},0" for i in range(20))]
+        (tmp_path / "a.csv").write_text("\n".join(rows))
+        corpus, _ = load_labelled_tables(tmp_path / "a.csv", label_columns=["a", "b"])
+        assert corpus.remarks[0] == "No training row has the label 'b'."
+
+
+def test_pairs_have_two_columns(tmp_path):
+    rows = [f"first {i}\tsecond {i}\t{i % 2}" for i in range(20)]
+    (tmp_path / "a.tsv").write_text("\n".join(["premise\thypothesis\tlabel", *rows]))
+    corpus, columns = load_labelled_tables(tmp_path / "a.tsv")
+    assert (corpus.text_column, corpus.second_text_column) == ("text", "text_pair")
+    assert columns.text == ("premise", "hypothesis")
+    row = corpus.train[0]
+    assert row["text"].split()[1] == row["text_pair"].split()[1]
+
+
+class TestHub:
+    """The hub itself is replaced by what `load_dataset` would return."""
+
+    @pytest.fixture
+    def hub(self, monkeypatch):
+        features = Features({"sentence": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+        train = {"sentence": [f"text {i}" for i in range(20)], "label": [i % 2 for i in range(20)]}
+        splits = {
+            "train": Dataset.from_dict(train, features=features),
+            "validation": Dataset.from_dict({"sentence": ["a"], "label": [1]}, features=features),
+            "test": Dataset.from_dict({"sentence": ["b"], "label": [-1]}, features=features),
+            "extra": Dataset.from_dict({"sentence": ["c"], "label": [0]}, features=features),
+        }
+        monkeypatch.setattr(hub_tables, "hub_answers", lambda: True)
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, config: DatasetDict(splits))
+        return splits
+
+    def test_names_of_classes_and_withheld_test_labels(self, hub):
+        corpus, columns = load_labelled_tables(hub_dataset="owner/name", hub_config="part")
+        assert corpus.label_names == ["no", "yes"]
+        assert (corpus.validation["text"][:], corpus.validation["label"][:]) == (["a"], [1])
+        assert corpus.test is corpus.validation
+        assert any("withheld" in remark for remark in corpus.remarks)
+        assert corpus.description.startswith("owner/name (part) from the hub")
+        assert columns.text == ("sentence",)
+
+    def test_several_labels_at_once(self, hub):
+        features = Features({"text": Value("string"), "labels": List(ClassLabel(names=["x", "y"]))})
+        rows = {"text": [f"text {i}" for i in range(20)], "labels": [[0], [0, 1]] * 10}
+        hub["train"] = Dataset.from_dict(rows, features=features)
+        del hub["validation"], hub["test"]
+        corpus, _ = load_labelled_tables(hub_dataset="owner/name")
+        assert corpus.label_names == ["x", "y"]
+        assert sorted(map(tuple, corpus.validation["label"][:])) == [(1.0, 0.0), (1.0, 1.0)]
+
+    def test_no_training_split(self, hub):
+        del hub["train"]
+        with pytest.raises(InputError, match="`hub_dataset` owner/name has no split named train: it has 'validation'"):
+            load_labelled_tables(hub_dataset="owner/name")
+
+    def test_failure_of_the_library_is_one_line(self, hub, monkeypatch):
+        def fail(name, config):
+            raise ConnectionError("no such dataset\nand\nmuch more")
+
+        monkeypatch.setattr(datasets, "load_dataset", fail)
+        with pytest.raises(InputError, match="^`hub_dataset` owner/name could not be loaded: no such dataset$"):
+            load_labelled_tables(hub_dataset="owner/name")
+
+    def test_no_hub(self):
+        with pytest.raises(InputError, match="`hub_dataset` owner/name was asked for but the hub .* does not answer"):
+            load_labelled_tables(hub_dataset="owner/name")
+
+    def test_one_source(self, tmp_path):
+        with pytest.raises(InputError, match="pass `train_data` .* or `hub_dataset`, one of the two"):
+            load_labelled_tables()
+        with pytest.raises(InputError, match="one of the two"):
+            load_labelled_tables(tmp_path, hub_dataset="owner/name")
