@@ -11,6 +11,7 @@ Without arguments it takes the State of the Union speeches that `bert_toolkit[of
 import json
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,6 +87,7 @@ class PretrainArguments:
     )
     dropout: float | None = field(default=None, metadata={"help": "of hidden states and attention"})
     objective: str = field(default="mlm+nsp", metadata={"help": "mlm+nsp, or mlm: masked words only"})
+    next_sentence_weight: float = field(default=1.0, metadata={"help": "factor of the next-sentence loss"})
     max_length: int = field(default=128, metadata={"help": "tokens of a pair at most"})
     short_sequence_probability: float = field(default=0.1, metadata={"help": "share of pairs that are shorter"})
     mlm_probability: float = field(default=0.15, metadata={"help": "share of tokens to predict"})
@@ -192,7 +194,9 @@ def main() -> None:
 
     # trainer
     tokens = TokenCounterCallback()
-    trainer_class = PreTrainingTrainer if recipe.objective == "mlm+nsp" else Trainer
+    trainer_class = Trainer
+    if recipe.objective == "mlm+nsp":
+        trainer_class = partial(PreTrainingTrainer, next_sentence_weight=recipe.next_sentence_weight)
     trainer = trainer_class(
         model=model,
         args=arguments,

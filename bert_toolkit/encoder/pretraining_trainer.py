@@ -19,7 +19,16 @@ class PreTrainingTrainer(Trainer):
     denominator of the masked-LM term. The next-sentence term is a mean over sequences; this class counts them too and
     adds `num_sequences_in_batch` to every batch. Batches may then differ in size, and the last step of an epoch may
     have fewer of them.
+
+    Args:
+        next_sentence_weight: Factor of the next-sentence term while training, 1 as in BERT; at most the number of
+            sequences of an optimizer step.
+        args, kwargs: As for `transformers.Trainer`.
     """
+
+    def __init__(self, *args: Any, next_sentence_weight: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.next_sentence_weight = next_sentence_weight
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -29,4 +38,6 @@ class PreTrainingTrainer(Trainer):
         sequences: torch.Tensor | int = sum(len(batch["next_sentence_label"]) for batch in batches)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             sequences = self.accelerator.gather(torch.tensor([sequences], device=device)).sum()
-        return [{**batch, "num_sequences_in_batch": sequences} for batch in batches], num_items_in_batch
+        # the model divides the summed term by this number
+        divisor = sequences / self.next_sentence_weight
+        return [{**batch, "num_sequences_in_batch": divisor} for batch in batches], num_items_in_batch

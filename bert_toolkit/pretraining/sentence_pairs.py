@@ -149,7 +149,7 @@ class NextSentencePairs(torch.utils.data.Dataset):
             raise InputError(
                 "the documents were tokenised with another tokenizer than the one given: tokenise them again"
             )
-        if len(documents) < 2:
+        if len(documents) < (2 if random_next_probability > 0 else 1):
             raise InputError(
                 f"next-sentence pairs need at least 2 documents, got {len(documents)}: a random B must come from "
                 "another document; cut the text into several documents (recipes/pretrain.py: --documents_split)"
@@ -343,10 +343,11 @@ class NextSentencePairs(torch.utils.data.Dataset):
         a_begin, b_begin, b_end = sentence_starts[begin], sentence_starts[split], sentence_starts[end]
         a_length, b_length = b_begin - a_begin, b_end - b_begin
         # a sentence of another document: the own one is left out of the range, so nothing is drawn twice
-        others = int(document_starts[-1]) - (own_end - own_begin)
+        n_sentences = int(document_starts[-1])
         bits = random_bits(stream_key(_OTHER_START, self.seed, epoch), sentence)
-        other = random_below(bits, others)
+        other = random_below(bits, n_sentences - (own_end - own_begin))
         other += np.where(other >= own_begin, own_end - own_begin, 0)
+        other = np.minimum(other, n_sentences - 1)  # a corpus of one document has no other, and needs none
         other_document_end = document_starts[np.searchsorted(document_starts, other, side="right")]
         other_begin = sentence_starts[other]
         # whole sentences that come nearest to the length of the B that is replaced, at least one
