@@ -187,8 +187,8 @@ def main() -> None:
     }
 
     # save
-    accelerator.end_training()
-    accelerator.wait_for_everyone()
+    for tracker in accelerator.trackers:  # end_training() would destroy the process group, which is still needed
+        tracker.finish()
     accelerator.unwrap_model(model).save_pretrained(
         cola.output_dir, is_main_process=accelerator.is_main_process, state_dict=accelerator.get_state_dict(model)
     )
