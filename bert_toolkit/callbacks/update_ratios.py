@@ -85,6 +85,7 @@ class UpdateRatioCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.records = self._output.begin(args, state)
+        self._learning_rates = (0.0, 0.0)
         model = kwargs["model"]
         reason = why_unobservable(model, kwargs.get("optimizer"))
         if reason:
@@ -141,7 +142,10 @@ class UpdateRatioCallback(TrainerCallback):
 
         parameters, latest = self.monitor.parameters, self.records[-1]
         names = drawn_names(parameters, self.include_biases, self.skip_probability, self.seed)
-        figures = {"update_ratios": lambda: update_ratios_figure(latest, parameters, names)}
+        # Ratios follow the learning rate: at the end of a decay they are small in every healthy run.
+        rate, highest = self._learning_rates
+        note = f"learning rate {rate:.2g}, highest so far {highest:.2g}"
+        figures = {"update_ratios": lambda: update_ratios_figure(latest, parameters, names, note)}
         if at_end or self._output.has_time_to_draw:
             figures["update_ratios_over_time"] = lambda: heat_map_figure(
                 self.records, "ratio", parameters, "‖update‖ / ‖parameter‖", names

@@ -96,7 +96,10 @@ def gradients_figure(
 
 
 def update_ratios_figure(
-    record: UpdateRatioRecord, parameters: dict[str, ParameterInfo], names: Sequence[str] | None = None
+    record: UpdateRatioRecord,
+    parameters: dict[str, ParameterInfo],
+    names: Sequence[str] | None = None,
+    note: str = "",
 ) -> "Figure":
     """Draw one step's update ratios, one panel per role with the band in which healthy trainings lie shaded.
 
@@ -104,6 +107,7 @@ def update_ratios_figure(
         record: what to draw.
         parameters: description of the model's parameters.
         names: which of the record's parameters to draw, all if None.
+        note: what to add below the title.
 
     Returns:
         A figure with a logarithmic axis shared by all panels.
@@ -130,7 +134,7 @@ def update_ratios_figure(
         group_bars.label_axis(panel)
         panel.set_title(_ROLE_TITLES[role], fontsize=10)
     panels[0].set_ylabel("‖update‖ / ‖parameter‖")
-    notes = ["shaded: where healthy trainings lie"]
+    notes = ["shaded: where healthy trainings lie at their full learning rate", *([note] if note else [])]
     if record.skipped:
         notes = ["STEP SKIPPED: gradients overflowed, nothing moved"]
     _title(figure, _Bars(drawn, parameters), f"update ratio at step {record.step:,}", notes)
@@ -172,7 +176,7 @@ def heat_map_figure(
         logarithms = np.log10(_over_time(records, statistic, drawn)).T
     finite = logarithms[np.isfinite(logarithms)]
     low, high = np.percentile(finite, [1, 99]) if finite.size else (-1.0, 0.0)
-    height = float(np.clip(1.6 + 0.09 * len(drawn), 4.5, 12))
+    height = float(np.clip(1.0 + 0.125 * len(drawn), 4.5, 12))
     figure = Figure(figsize=(11, height), facecolor="white")
     axes = figure.subplots()
     figure.subplots_adjust(left=0.15, right=0.91, top=1 - 0.45 / height, bottom=0.55 / height)
@@ -194,7 +198,7 @@ def heat_map_figure(
     ticks = np.unique(np.linspace(0, count - 1, min(count, 9)).round().astype(int)) if count else []
     axes.set_xticks(ticks, [f"{steps[t]:,}" for t in ticks])
     axes.set_xlabel("step")
-    rows, labels = bars.block_ticks(smallest_gap=(0.14 / (height - 1.0)) * len(drawn))
+    rows, labels = bars.block_ticks(smallest_gap=(0.12 / (height - 1.0)) * len(drawn))
     axes.set_yticks(rows, labels, fontsize=8)
     axes.tick_params(axis="y", length=0)
     axes.hlines(bars.block_edges(), -0.5, count - 0.5, color="white", linewidth=0.6)
@@ -203,7 +207,10 @@ def heat_map_figure(
     if points:
         x, y = zip(*points, strict=True)
         axes.plot(np.clip(x, 0, count - 1), y, "x", color="red", markersize=6, markeredgewidth=1.6)
-    axes.set_title(f"{title}, layers over time", fontsize=11, loc="left")
+    keys = ["black: zero"] * bool(np.isneginf(logarithms).any()) + ["grey: no value"] * bool(np.isnan(shown).any())
+    if points:
+        keys.append("red cross: finding of training health")
+    axes.set_title(", ".join([f"{title}, layers over time", *keys]), fontsize=10, loc="left")
     return figure
 
 

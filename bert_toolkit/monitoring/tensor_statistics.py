@@ -187,9 +187,9 @@ def _collect(tensors: Sequence[Tensor], compute: Callable[..., Tensor], *columns
         for dim in dims:
             # Gathering (not reducing) keeps the maximum and the centred squares exact, in one fixed-size message.
             group = mesh.get_group(dim)
-            gathered = rows.new_empty((torch.distributed.get_world_size(group) * rows.shape[0], *rows.shape[1:]))
-            torch.distributed.all_gather_into_tensor(gathered, rows.contiguous(), group=group)
-            rows = gathered
+            parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size(group))]
+            torch.distributed.all_gather(parts, rows.contiguous(), group=group)
+            rows = torch.cat(parts)
         groups.append((positions, rows))
     return PendingRows(groups, len(tensors))
 

@@ -68,9 +68,7 @@ class Spy(TrainerCallback):
         self._step = self.steps[state.global_step + 1] = Step(_values(model))
 
     def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-        self._step.gradients = {
-            n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None
-        }
+        self._step.gradients = {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
 
     def on_optimizer_step(self, args, state, control, model, **kwargs):
         self._step.after = _values(model)

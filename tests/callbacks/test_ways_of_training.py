@@ -58,9 +58,7 @@ def test_clipping_on(tmp_path):
     assert all(c < 0.9 for c in coefficients), "this run must really clip"
     logged = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
     np.testing.assert_allclose(coefficients, [0.1 / (norm + 1e-6) for norm in logged], rtol=1e-6)
-    np.testing.assert_allclose(
-        [np.linalg.norm(r.norm) / r.clip_coefficient for r in flow.records], logged, rtol=1e-6
-    )
+    np.testing.assert_allclose([np.linalg.norm(r.norm) / r.clip_coefficient for r in flow.records], logged, rtol=1e-6)
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 100.0], ids=["off", "never reached"])
@@ -245,7 +243,9 @@ def test_parameter_that_never_gets_a_gradient(tmp_path):
 
 def test_peft_lora(tmp_path):
     peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(Classifier(), peft.LoraConfig(r=4, target_modules=r"layers\.\d", init_lora_weights=True))
+    model = peft.get_peft_model(
+        Classifier(), peft.LoraConfig(r=4, target_modules=r"layers\.\d", init_lora_weights=True)
+    )
     flow, update = monitors()
     trainer, spy = train(tmp_path, [flow, update], model=model)
     names = flow.records[0].names

@@ -27,6 +27,4 @@ class Net(nn.Module):
 
 def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(8, 7, generator=generator), torch.randn(8, 1, generator=generator)) for _ in range(STEPS)
-    ]
+    return [(torch.randn(8, 7, generator=generator), torch.randn(8, 1, generator=generator)) for _ in range(STEPS)]
