@@ -41,9 +41,7 @@ def test_b_follows_a_or_is_from_another_document(tokenizer, make_documents, max_
     documents = make_documents([12] * 8 + [2, 3, 40])
     pairs = NextSentencePairs(documents, tokenizer, max_length=max_length, seed=3)
     texts = [np.array(sum(d, []), dtype=np.int64) for d in sentences_as_ids(documents, tokenizer)]
-    starts = [
-        set(np.cumsum([0, *map(len, d)]).tolist()) for d in sentences_as_ids(documents, tokenizer)
-    ]
+    starts = [set(np.cumsum([0, *map(len, d)]).tolist()) for d in sentences_as_ids(documents, tokenizer)]
     adjoining = 0
     for pair in pairs:
         ids, types = pair["input_ids"], pair["token_type_ids"]

@@ -1,0 +1,163 @@
+"""Corpora on disk: contents, processes, and what an interrupted run leaves."""
+
+import errno
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from bert_toolkit import InputError, TokenisedDocuments
+from bert_toolkit.pretraining import tokenised_documents
+from bert_toolkit.pretraining.tokenised_documents import tokenizer_fingerprint
+
+
+def split_at_bars(text):
+    return text.split("|")
+
+
+def same(a, b):
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("tokens", "sentence_starts", "document_starts")
+    )
+
+
+def test_arrays_hold_the_tokenizers_ids(tokenizer, make_documents):
+    documents = make_documents([3, 1, 5])
+    corpus = TokenisedDocuments.from_documents(documents, tokenizer)
+    sentences = [sentence for document in documents for sentence in document]
+    expected = [tokenizer(sentence, add_special_tokens=False)["input_ids"] for sentence in sentences]
+    found = np.split(corpus.tokens, corpus.sentence_starts[1:-1])
+    assert [ids.tolist() for ids in found] == expected
+    assert corpus.document_starts.tolist() == [0, 3, 4, 9]
+    assert len(corpus) == 3
+    assert corpus.tokens.dtype == np.uint16
+
+
+def test_empty_sentences_and_documents_are_left_out(tokenizer):
+    corpus = TokenisedDocuments.from_documents([["w1", " ", "w2 w3"], [], [""], ["w4"]], tokenizer)
+    assert corpus.document_starts.tolist() == [0, 2, 3]
+    assert corpus.sentence_starts.tolist() == [0, 1, 3, 4]
+
+
+def test_settings_left_in_the_tokenizer_do_not_cut_sentences(tokenizer):
+    tokenizer(["w1 w2 w3 w4"], truncation=True, max_length=3, padding="max_length")
+    corpus = TokenisedDocuments.from_documents([[" ".join(["w1"] * 50)]], tokenizer)
+    assert len(corpus.tokens) == 50
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_disk_and_memory_hold_the_same(tokenizer, make_documents, tmp_path, monkeypatch, processes):
+    monkeypatch.setattr(tokenised_documents, "_BATCH_CHARACTERS", 500)
+    documents = make_documents([7] * 40)
+    texts = ["|".join(document) for document in documents]
+    corpus = TokenisedDocuments.build(
+        tmp_path / "a" / "corpus", texts, tokenizer, split_at_bars, processes, show_progress=False
+    )
+    assert same(corpus, TokenisedDocuments.from_documents(documents, tokenizer))
+    assert isinstance(corpus.tokens, np.memmap)
+    assert same(corpus, TokenisedDocuments.open(corpus.directory))
+    assert corpus.tokenizer_fingerprint == tokenizer_fingerprint(tokenizer)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["corpus"]
+
+
+def test_memory_does_not_grow_with_the_corpus(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenised_documents, "_BATCH_CHARACTERS", 50_000)
+
+    def peak(size):
+        texts = ("w1 w2 w3|" * 1000 for _ in range(size))
+        tracemalloc.start()
+        TokenisedDocuments.build(tmp_path / str(size), texts, tokenizer, split_at_bars, show_progress=False)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    few, many = peak(12), peak(60)
+    assert many < 1.2 * few
+
+
+class FullDisk:
+    """A file on which the n-th write finds the disk full."""
+
+    def __init__(self, file, writes):
+        self.file, self.writes = file, writes
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.file.close()
+
+    def write(self, data):
+        self.writes -= 1
+        if self.writes < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.file.write(data)
+
+    def flush(self):
+        self.file.flush()
+
+    def fileno(self):
+        return self.file.fileno()
+
+
+def test_full_disk_leaves_nothing_that_is_reused(tokenizer, make_documents, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenised_documents, "_BATCH_CHARACTERS", 500)
+    documents, target = make_documents([5] * 30), tmp_path / "corpus"
+    real_open = tokenised_documents.Path.open
+
+    def open_full(path, mode="r", *args, **kwargs):
+        file = real_open(path, mode, *args, **kwargs)
+        return FullDisk(file, 3) if path.name == "tokens.bin" else file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenised_documents.Path, "open", open_full)
+        with pytest.raises(InputError, match="could not write .*corpus: No space left on device; nothing of it"):
+            TokenisedDocuments.build(target, documents, tokenizer, show_progress=False)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="no tokenised corpus in"):
+        TokenisedDocuments.open(target)
+    corpus = TokenisedDocuments.build(target, documents, tokenizer, show_progress=False)
+    assert same(corpus, TokenisedDocuments.from_documents(documents, tokenizer))
+
+
+def test_error_in_the_documents_leaves_the_old_corpus(tokenizer, make_documents, tmp_path):
+    old = TokenisedDocuments.build(tmp_path / "corpus", make_documents([4] * 3), tokenizer, show_progress=False)
+    before = np.array(old.tokens)
+
+    def broken():
+        yield ["w1", "w2"]
+        raise InputError("page 7 is missing")
+
+    with pytest.raises(InputError, match="page 7 is missing"):
+        TokenisedDocuments.build(tmp_path / "corpus", broken(), tokenizer, show_progress=False)
+    assert np.array_equal(TokenisedDocuments.open(tmp_path / "corpus").tokens, before)
+
+
+def test_a_folder_that_is_no_corpus_is_not_replaced(tokenizer, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(InputError, match="no tokenised corpus in"):
+        TokenisedDocuments.build(tmp_path / "thesis", [["w1", "w2"]], tokenizer, show_progress=False)
+    assert (tmp_path / "thesis" / "chapter.txt").exists()
+
+
+def test_empty_corpus_is_named(tokenizer, tmp_path):
+    for documents in ([], [[]], [[" "]]):
+        with pytest.raises(InputError, match="the corpus is empty"):
+            TokenisedDocuments.build(tmp_path / "corpus", documents, tokenizer, show_progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_format_is_named(tokenizer, make_documents, tmp_path):
+    TokenisedDocuments.build(tmp_path / "corpus", make_documents([4] * 3), tokenizer, show_progress=False)
+    description = tmp_path / "corpus" / "corpus.json"
+    description.write_text(description.read_text().replace('"format_version": 1', '"format_version": 99'))
+    with pytest.raises(InputError, match="format 99, this version reads format 1"):
+        TokenisedDocuments.open(tmp_path / "corpus")
+
+
+def test_fingerprint_tells_tokenizers_apart(tokenizer):
+    from transformers import BertTokenizer
+
+    other = BertTokenizer(vocab=dict(tokenizer.get_vocab()), do_lower_case=False)
+    assert tokenizer_fingerprint(other) != tokenizer_fingerprint(tokenizer)
