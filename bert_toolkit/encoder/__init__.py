@@ -1,7 +1,17 @@
 """ToolkitBert: a BERT written from the architecture, registered with the Auto classes of transformers on import."""
 
-import transformers
-from transformers import AutoConfig, AutoTokenizer, BertTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForNextSentencePrediction,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertTokenizer,
+)
 
 from bert_toolkit.encoder.configuration_toolkit_bert import ToolkitBertConfig
 from bert_toolkit.encoder.modeling_toolkit_bert import (
@@ -17,16 +27,13 @@ from bert_toolkit.encoder.modeling_toolkit_bert import (
 
 AutoConfig.register(ToolkitBertConfig.model_type, ToolkitBertConfig)
 AutoTokenizer.register(ToolkitBertConfig, BertTokenizer)
-for model_class in (
-    ToolkitBertModel,
-    ToolkitBertForPreTraining,
-    ToolkitBertForMaskedLM,
-    ToolkitBertForNextSentencePrediction,
-    ToolkitBertForSequenceClassification,
-    ToolkitBertForTokenClassification,
-    ToolkitBertForQuestionAnswering,
-):
-    getattr(transformers, model_class._auto_class).register(ToolkitBertConfig, model_class)
+AutoModel.register(ToolkitBertConfig, ToolkitBertModel)
+AutoModelForPreTraining.register(ToolkitBertConfig, ToolkitBertForPreTraining)
+AutoModelForMaskedLM.register(ToolkitBertConfig, ToolkitBertForMaskedLM)
+AutoModelForNextSentencePrediction.register(ToolkitBertConfig, ToolkitBertForNextSentencePrediction)
+AutoModelForSequenceClassification.register(ToolkitBertConfig, ToolkitBertForSequenceClassification)
+AutoModelForTokenClassification.register(ToolkitBertConfig, ToolkitBertForTokenClassification)
+AutoModelForQuestionAnswering.register(ToolkitBertConfig, ToolkitBertForQuestionAnswering)
 
 __all__ = [
     "ToolkitBertConfig",

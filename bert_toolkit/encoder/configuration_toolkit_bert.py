@@ -23,7 +23,7 @@ AUTO_MAP = {
 }
 
 # Settings of transformers' BERT that ask for another architecture: (name, the value that means "off").
-UNSUPPORTED = (
+UNSUPPORTED: tuple[tuple[str, Any], ...] = (
     ("is_decoder", False),
     ("add_cross_attention", False),
     ("is_encoder_decoder", False),

@@ -10,7 +10,7 @@ C classes.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,11 @@ from transformers.modeling_outputs import (
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_toolkit_bert import ToolkitBertConfig
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    varlen_attn = None  # type: ignore[assignment]
 
 IGNORED_LABEL = -100
 
@@ -63,13 +68,16 @@ class ToolkitBertDropout(nn.Dropout):
 class SinusoidalPositions(nn.Module):
     """The fixed position code of Vaswani et al. 2017, section 3.5: sines in even columns, cosines in odd ones."""
 
+    weight: Tensor
+
     def __init__(self, max_positions: int, hidden_size: int) -> None:
         super().__init__()
         self.register_buffer("weight", self.code(max_positions, hidden_size), persistent=False)
 
     @staticmethod
     def code(max_positions: int, hidden_size: int) -> Tensor:
-        frequencies = torch.exp(torch.arange(0, hidden_size, 2) * (-math.log(10000.0) / hidden_size))  # (H / 2)
+        steps = torch.arange(0, hidden_size, 2, dtype=torch.float32)  # (H / 2)
+        frequencies = torch.exp(steps * (-math.log(10000.0) / hidden_size))
         angles = torch.arange(max_positions)[:, None] * frequencies
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # (positions, H)
 
@@ -82,7 +90,9 @@ class ToolkitBertEmbeddings(nn.Module):
         size = config.hidden_size
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
         if config.position_embedding_type == "learned":
-            self.position_embeddings: nn.Module = nn.Embedding(config.max_position_embeddings, size)
+            self.position_embeddings: nn.Embedding | SinusoidalPositions = nn.Embedding(
+                config.max_position_embeddings, size
+            )
             self.word_scale = 1.0
         else:
             self.position_embeddings = SinusoidalPositions(config.max_position_embeddings, size)
@@ -99,19 +109,17 @@ class ToolkitBertEmbeddings(nn.Module):
         inputs_embeds: Tensor | None,
     ) -> Tensor:
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, H)
-        length, positions = words.shape[1], self.position_embeddings.weight
-        if length > positions.shape[0]:
+        length, codes, segments = words.shape[1], self.position_embeddings.weight, self.token_type_embeddings
+        if length > codes.shape[0]:
             raise ValueError(
-                f"A sequence of {length} tokens does not fit max_position_embeddings={positions.shape[0]}; "
-                "truncate it."
+                f"A sequence of {length} tokens does not fit max_position_embeddings={codes.shape[0]}; truncate it."
             )
         # Rows in order are a slice: no index to look up, and no scatter in the backward pass.
-        positions = positions[:length] if position_ids is None else F.embedding(position_ids, positions)
-        segments = self.token_type_embeddings
-        segments = segments.weight[0] if token_type_ids is None else segments(token_type_ids)
+        positions = codes[:length] if position_ids is None else F.embedding(position_ids, codes)
+        types = segments.weight[0] if token_type_ids is None else segments(token_type_ids)
         if self.word_scale != 1.0:
             words = words * self.word_scale
-        return self.dropout(self.LayerNorm(words + segments + positions.to(words.dtype)))
+        return self.dropout(self.LayerNorm(words + types + positions.to(words.dtype)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,18 +140,26 @@ class ToolkitBertSelfAttention(nn.Module):
         self.value = nn.Linear(size, size, bias=bias)
         self.dropout = ToolkitBertDropout(config.attention_probs_dropout_prob)
 
-    def forward(self, x: Tensor, mask: Tensor | None, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, mask: "Tensor | Packing | None", output_attentions: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
         Args:
-            x: Hidden states, (B, T, H).
-            mask: Booleans that broadcast to (B, N, T, T), True where attention is allowed; None allows all.
+            x: Hidden states, (B, T, H); packed (real tokens, H).
+            mask: Booleans that broadcast to (B, N, T, T), True where attention is allowed; None allows all; or where
+                each packed sequence begins.
             output_attentions: Also return the probabilities, which only the explicit formula has.
 
         Returns:
-            Context (B, T, H), and probabilities (B, N, T, T) or None.
+            Context, shaped as x, and probabilities (B, N, T, T) or None.
         """
         heads = (*x.shape[:-1], -1, self.head_size)
+        if isinstance(mask, Packing):
+            query, key, value = (f(x).view(heads) for f in (self.query, self.key, self.value))
+            starts, longest = mask.starts, mask.longest
+            packed: Any = varlen_attn(query, key, value, starts, starts, longest, longest)
+            return packed.flatten(1), None
         # (B, N, T, D) each
         query, key, value = (f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value))
         dropout = self.dropout.p if self.training else 0.0
@@ -208,19 +224,23 @@ class ToolkitBertLayer(GradientCheckpointingLayer):
         self.pre_norm = config.layer_norm_placement == "pre"
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, output_attentions: bool = False, positions: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: "Tensor | Packing | None",
+        output_attentions: bool = False,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the layer on x (B, T, H).
+        """Run the layer on x (B, T, H), or packed (real tokens, H).
 
-        With `positions` (P), flat indices into B x T, everything after attention runs for these tokens only.
+        With `positions` (P), row numbers in the flattened x, everything after attention runs for these tokens only.
 
         Returns:
-            Hidden states, (B, T, H) or (P, H), and attention probabilities (B, N, T, T) or None.
+            Hidden states, shaped as x or (P, H), and attention probabilities (B, N, T, T) or None.
         """
         attended = self.attention.output.LayerNorm(x) if self.pre_norm else x
         context, probabilities = self.attention.self(attended, mask, output_attentions)
         if positions is not None:
-            context, x = (h.flatten(0, 1).index_select(0, positions) for h in (context, x))
+            context, x = (h.flatten(0, -2).index_select(0, positions) for h in (context, x))
         x = self.attention.output(context, residual=x)
         normalised = self.output.LayerNorm(x) if self.pre_norm else x
         return self.output(self.intermediate(normalised), residual=x), probabilities
@@ -242,7 +262,7 @@ class ToolkitBertEncoder(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None,
+        mask: "Tensor | Packing | None",
         output_attentions: bool,
         output_hidden_states: bool,
         positions: Tensor | None,
@@ -267,6 +287,29 @@ class ToolkitBertPooler(nn.Module):
 
     def forward(self, first_token: Tensor) -> Tensor:
         return self.dense(first_token).tanh()
+
+
+class Packing(NamedTuple):
+    """The real tokens of a padded batch, end to end, for attention that needs no mask.
+
+    Attributes:
+        tokens: Flat indices of the real tokens in B x T.
+        rows: Row of every token of B x T among the real ones.
+        starts: Row at which each sequence begins, and the end of the last, (B + 1).
+        longest: Most tokens in a sequence.
+    """
+
+    tokens: Tensor
+    rows: Tensor
+    starts: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, attention_mask: Tensor) -> "Packing":
+        """Pack by an attention mask (B, T) of ones and zeros."""
+        real = attention_mask.bool()
+        starts = F.pad(real.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+        return cls(real.flatten().nonzero().squeeze(1), real.flatten().cumsum(0) - 1, starts, attention_mask.shape[1])
 
 
 def attention_mask_of_sdpa(attention_mask: Tensor | None) -> Tensor | None:
@@ -320,7 +363,7 @@ class ToolkitBertPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # normal(0, initializer_range), zero biases, LayerNorm 1 and 0
         if isinstance(module, SinusoidalPositions):
-            init.copy_(module.weight, SinusoidalPositions.code(*module.weight.shape))
+            init.copy_(module.weight, SinusoidalPositions.code(module.weight.shape[0], module.weight.shape[1]))
         elif isinstance(module, ToolkitBertLMPredictionHead):
             init.zeros_(module.bias)
 
@@ -352,8 +395,18 @@ class ToolkitBertModel(ToolkitBertPreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.embeddings.word_embeddings = value
+
+    def can_pack(self, attention_mask: Tensor) -> bool:
+        """Whether padding can be left out altogether: on CUDA, in half precision, without attention dropout."""
+        if varlen_attn is None or attention_mask.dim() != 2 or not attention_mask.is_cuda:
+            return False
+        if torch.compiler.is_compiling() or self.config._attn_implementation != "sdpa":
+            return False
+        dropout = self.training and self.config.attention_probs_dropout_prob > 0
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else self.dtype
+        return not dropout and dtype in (torch.float16, torch.bfloat16)
 
     @can_return_tuple
     def forward(
@@ -393,9 +446,19 @@ class ToolkitBertModel(ToolkitBertPreTrainedModel):
         attentive = self.config.output_attentions if output_attentions is None else output_attentions
         verbose = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
-        batch_size = x.shape[0]
-        mask = attention_mask_of_sdpa(attention_mask)
-        x, hidden_states, attentions = self.encoder(x, mask, bool(attentive), bool(verbose), output_positions)
+        batch_size, length, _ = x.shape
+        mask: Tensor | Packing | None
+        if attention_mask is not None and not attentive and not verbose and self.can_pack(attention_mask):
+            mask = Packing.of(attention_mask)
+            x = x.flatten(0, 1).index_select(0, mask.tokens)
+            rows = None if output_positions is None else mask.rows[output_positions]
+            x, hidden_states, attentions = self.encoder(x, mask, False, False, rows)
+            if output_positions is None:
+                padded = x.new_zeros(batch_size * length, x.shape[-1])
+                x = padded.index_copy(0, mask.tokens, x).view(batch_size, length, -1)
+        else:
+            mask = attention_mask_of_sdpa(attention_mask)
+            x, hidden_states, attentions = self.encoder(x, mask, bool(attentive), bool(verbose), output_positions)
         pooled = None
         if self.pooler is not None:
             pooled = self.pooler(x[:, 0] if output_positions is None else x[:batch_size])
@@ -483,6 +546,8 @@ class ToolkitBertPreTrainingHeads(nn.Module):
 class ToolkitBertMaskedLMBase(ToolkitBertPreTrainedModel):
     """What the two heads with a masked-LM decoder share: the decoder and its tying."""
 
+    bert: ToolkitBertModel
+    cls: ToolkitBertPreTrainingHeads
     _tied_weights_keys = {
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -496,7 +561,7 @@ class ToolkitBertMaskedLMBase(ToolkitBertPreTrainedModel):
     def get_output_embeddings(self) -> nn.Linear:
         return self.cls.predictions.decoder
 
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
         self.cls.predictions.decoder = new_embeddings
         self.cls.predictions.bias = new_embeddings.bias
 
@@ -574,10 +639,9 @@ class ToolkitBertForPreTraining(ToolkitBertMaskedLMBase):
             sequences; a term without labels is left out.
         """
         positions = self.sparse_positions(labels, output_hidden_states)
-        batch_size, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
         output_positions = None
-        if positions is not None:
-            first_tokens = torch.arange(0, batch_size * length, length, device=positions.device)
+        if labels is not None and positions is not None:
+            first_tokens = torch.arange(0, labels.numel(), labels.shape[1], device=labels.device)
             output_positions = torch.cat((first_tokens, positions))
         outputs = self.bert(
             input_ids,
@@ -591,7 +655,9 @@ class ToolkitBertForPreTraining(ToolkitBertMaskedLMBase):
             return_dict=True,
         )
         hidden = outputs.last_hidden_state
-        prediction_logits = self.cls.predictions(hidden if positions is None else hidden[batch_size:])
+        prediction_logits = self.cls.predictions(
+            hidden if positions is None else hidden[outputs.pooler_output.shape[0] :]
+        )
         seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
 
         masked_lm_loss = next_sentence_loss = None
@@ -606,9 +672,12 @@ class ToolkitBertForPreTraining(ToolkitBertMaskedLMBase):
             )
             if num_sequences_in_batch is None and num_items_in_batch is not None and labels is not None:
                 next_sentence_loss = next_sentence_loss * mean_of(labels.ne(IGNORED_LABEL).sum(), num_items_in_batch)
-        terms = [term for term in (masked_lm_loss, next_sentence_loss) if term is not None]
+        if masked_lm_loss is None or next_sentence_loss is None:
+            loss = next_sentence_loss if masked_lm_loss is None else masked_lm_loss
+        else:
+            loss = masked_lm_loss + next_sentence_loss
         return ToolkitBertForPreTrainingOutput(
-            loss=sum(terms) if terms else None,
+            loss=loss,
             prediction_logits=prediction_logits,
             seq_relationship_logits=seq_relationship_logits,
             hidden_states=outputs.hidden_states,
@@ -739,7 +808,7 @@ class ToolkitBertForSequenceClassification(ToolkitBertPreTrainedModel):
         super().__init__(config)
         self.bert = ToolkitBertModel(config)
         self.dropout = classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
     @can_return_tuple
@@ -808,7 +877,7 @@ class ToolkitBertForTokenClassification(ToolkitBertPreTrainedModel):
         super().__init__(config)
         self.bert = ToolkitBertModel(config, add_pooling_layer=False)
         self.dropout = classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
     @can_return_tuple
@@ -915,13 +984,10 @@ class ToolkitBertForQuestionAnswering(ToolkitBertPreTrainedModel):
         )
 
 
-for auto_class, model_class in {
-    "AutoModel": ToolkitBertModel,
-    "AutoModelForPreTraining": ToolkitBertForPreTraining,
-    "AutoModelForMaskedLM": ToolkitBertForMaskedLM,
-    "AutoModelForNextSentencePrediction": ToolkitBertForNextSentencePrediction,
-    "AutoModelForSequenceClassification": ToolkitBertForSequenceClassification,
-    "AutoModelForTokenClassification": ToolkitBertForTokenClassification,
-    "AutoModelForQuestionAnswering": ToolkitBertForQuestionAnswering,
-}.items():
-    model_class.register_for_auto_class(auto_class)
+ToolkitBertModel.register_for_auto_class("AutoModel")
+ToolkitBertForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+ToolkitBertForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+ToolkitBertForNextSentencePrediction.register_for_auto_class("AutoModelForNextSentencePrediction")
+ToolkitBertForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+ToolkitBertForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+ToolkitBertForQuestionAnswering.register_for_auto_class("AutoModelForQuestionAnswering")

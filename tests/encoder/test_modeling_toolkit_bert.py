@@ -9,6 +9,7 @@ from torch import nn
 
 import bert_toolkit
 from bert_toolkit import ToolkitBertConfig
+from bert_toolkit.encoder import modeling_toolkit_bert
 
 HEADS = (
     "Model",
@@ -376,6 +377,58 @@ def test_attentions_and_hidden_states_equal_transformers(implementation: str) ->
     plain = ours(**inputs)
     assert plain.attentions is None and plain.hidden_states is None
     torch.testing.assert_close(plain.last_hidden_state, outputs.last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
+def varlen_reference(query, key, value, starts, starts_of_keys, longest, longest_key):
+    """What torch.nn.attention.varlen.varlen_attn computes on a GPU: attention within each packed sequence."""
+    assert query.dim() == 3 and starts.dtype == torch.int32 and starts is starts_of_keys and longest == longest_key
+    contexts = []
+    for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        assert 0 < end - begin <= longest
+        heads = (t[begin:end].transpose(0, 1) for t in (query, key, value))
+        contexts.append(nn.functional.scaled_dot_product_attention(*heads).transpose(0, 1))
+    return torch.cat(contexts)
+
+
+@FORMS
+@pytest.mark.parametrize("settings", [{}, {"sparse_prediction": False}, {"max_predictions_per_sequence": 9}], ids=str)
+def test_packed_sequences_give_the_same_loss_and_gradients(settings: dict, form: dict, monkeypatch) -> None:
+    """The GPU's way around padding, with PyTorch's kernel replaced by its definition."""
+    model, batch = tiny("ForPreTraining", **form, **settings).double().train(), pretraining_batch()
+    batch["labels"] = batch["labels"].masked_fill(batch["attention_mask"] == 0, -100)
+    expected, expected_gradients = loss_and_gradients(model, batch)
+    states = model.bert(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    assert not model.bert.can_pack(batch["attention_mask"])  # on the CPU there is no such kernel
+
+    monkeypatch.setattr(modeling_toolkit_bert, "varlen_attn", varlen_reference)
+    monkeypatch.setattr(bert_toolkit.ToolkitBertModel, "can_pack", lambda *_: True)
+    outputs, gradients = loss_and_gradients(model, batch)
+    torch.testing.assert_close(outputs.loss, expected.loss)
+    assert_gradients_agree(gradients, expected_gradients, 1e-12)
+    packed = model.bert(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(packed[real], states[real])
+    assert not packed[~real].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_packed_sequences_on_a_gpu(dtype: torch.dtype) -> None:
+    """Packed and masked attention on the real kernel, against the same model in single precision."""
+    model, batch = tiny("ForPreTraining").cuda().train(), pretraining_batch()
+    batch["labels"] = batch["labels"].masked_fill(batch["attention_mask"] == 0, -100)
+    batch = {key: value.cuda() for key, value in batch.items()}
+    expected, expected_gradients = loss_and_gradients(model, batch)
+    model.zero_grad()
+    with torch.autocast("cuda", dtype=dtype):
+        assert model.bert.can_pack(batch["attention_mask"])
+        loss = model(**batch).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected.loss, rtol=2e-2, atol=0)
+    for name, parameter in model.named_parameters():
+        if "key.bias" not in name:
+            cosine = torch.cosine_similarity(parameter.grad.flatten(), expected_gradients[name].flatten(), dim=0)
+            assert cosine > 0.98, name
 
 
 def test_last_hidden_state_is_the_normalised_one_in_the_pre_form() -> None:

@@ -1,5 +1,9 @@
 """Gradient accumulation in a real Trainer: small batches give the gradients of one big batch."""
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,3 +171,41 @@ def test_plain_trainer_is_exact_for_masked_lm_and_weighs_next_sentence_by_masked
     assert loss == pytest.approx(total.item(), rel=1e-6)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(small[name], parameter.grad, rtol=1e-6, atol=1e-12)
+
+
+def worker(case: str, folder: Path) -> None:
+    """What each process of the next test runs: this file as a script."""
+    trainer_class, head, config, keys = CASES[case]
+    model_class, data = getattr(bert_toolkit, "ToolkitBert" + head), Sequences(29, keys)
+    (step,), _ = gradients_of_one_epoch(folder, trainer_class, model_class, config, data, batch=4, accumulation=4)
+    assert torch.distributed.get_world_size() == 2
+    torch.save(step, folder / f"{os.environ['RANK']}.pt")
+    torch.distributed.barrier()
+    os._exit(0)  # a live process group now and then aborts while Python tears it down
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("case", ["pre-training", "masked LM", "classes"])
+def test_two_processes_equal_one(case: str, tmp_path: Path) -> None:
+    """29 sequences in 2 processes x 4 batches of 4; accelerate repeats 3 of the first to fill the last ones."""
+    trainer_class, head, config, keys = CASES[case]
+    data, model_class = Sequences(29, keys), getattr(bert_toolkit, "ToolkitBert" + head)
+    data.rows += data.rows[:3]
+    (one,), _ = gradients_of_one_epoch(tmp_path, trainer_class, model_class, config, data, batch=32, accumulation=1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, __file__, case, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    for rank in range(2):
+        both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, expected in one.items():
+            torch.testing.assert_close(both[name], expected, rtol=1e-6, atol=1e-12)
+
+
+if __name__ == "__main__":
+    worker(sys.argv[1], Path(sys.argv[2]))
