@@ -222,6 +222,7 @@ def main() -> None:
 
     # evaluation
     validation_metrics = trainer.evaluate(metric_key_prefix="validation")
+    arguments.train_sampling_strategy = "random"  # Trainer would group these rows too, and return them in that order
     output = trainer.predict(test)
     scores = compute_metrics(EvalPrediction(output.predictions, output.label_ids))
     if corpus.problem_type == SINGLE:
