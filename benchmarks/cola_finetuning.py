@@ -235,12 +235,12 @@ def select(options: argparse.Namespace) -> None:
     for rate in options.learning_rates:
         for seed in options.seeds:
             done.run(
-                {"learning_rate": rate, "seed": seed},
+                {"learning_rate": rate, "seed": seed, "epochs": options.epochs},
                 lambda rate=rate, seed=seed: run_arm(
                     options,
                     "c",
                     rows=None,
-                    epochs=4,
+                    epochs=options.epochs,
                     seed=seed,
                     learning_rate=rate,
                     precision=options.precisions[0],
@@ -251,7 +251,9 @@ def select(options: argparse.Namespace) -> None:
             )
     print("| learning rate | seeds | MCC on a tenth of train, mean ± sd |\n|---|---|---|")
     for rate in options.learning_rates:
-        print(f"| {rate:g} | {len(options.seeds)} | {_mean_and_sd(done.scores(learning_rate=rate))} |")
+        print(
+            f"| {rate:g} | {len(options.seeds)} | {_mean_and_sd(done.scores(learning_rate=rate, epochs=options.epochs))} |"
+        )
 
 
 def quality(options: argparse.Namespace) -> None:
@@ -259,12 +261,12 @@ def quality(options: argparse.Namespace) -> None:
     for seed in options.seeds:
         for arm in ("b", "c"):
             done.run(
-                {"arm": arm, "seed": seed, "learning_rate": options.learning_rates[0]},
+                {"arm": arm, "seed": seed, "learning_rate": options.learning_rates[0], "epochs": options.epochs},
                 lambda arm=arm, seed=seed: run_arm(
                     options,
                     arm,
                     rows=None,
-                    epochs=4,
+                    epochs=options.epochs,
                     seed=seed,
                     learning_rate=options.learning_rates[0],
                     precision=options.precisions[0],
@@ -273,10 +275,11 @@ def quality(options: argparse.Namespace) -> None:
                     evaluate=True,
                 ),
             )
-    print(f"learning rate {options.learning_rates[0]:g}, 4 epochs, batch 32, {options.precisions[0]}\n")
+    rate, epochs = options.learning_rates[0], options.epochs
+    print(f"learning rate {rate:g}, {epochs} epochs, batch 32, {options.precisions[0]}\n")
     print("| arm | seeds | MCC on in-domain dev, mean ± sd | accuracy, mean ± sd |\n|---|---|---|---|")
     for arm in ("b", "c"):
-        keys = {"arm": arm, "learning_rate": options.learning_rates[0]}
+        keys = {"arm": arm, "learning_rate": rate, "epochs": epochs}
         mcc, accuracy = done.scores(**keys), done.scores("accuracy", **keys)
         print(f"| {ARMS[arm]} | {len(mcc)} | {_mean_and_sd(mcc)} | {_mean_and_sd(accuracy)} |")
 
@@ -322,7 +325,7 @@ def main() -> None:
     parser.add_argument("--data_dir", help="folder in CoLA's raw layout; the bundled sample if not given")
     parser.add_argument("--model", help="folder or hub name; the offline weights if not given and no hub answers")
     parser.add_argument("--rows", type=int, default=1600)
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--epochs", type=int, help="default: 1 for speed, 4 otherwise")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
@@ -330,6 +333,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--output", type=Path, help="JSON file; default benchmarks/results/…")
     options = parser.parse_args()
+    options.epochs = options.epochs or (1 if options.part == "speed" else 4)
     {"speed": speed, "select": select, "quality": quality}[options.part](options)
 
 
