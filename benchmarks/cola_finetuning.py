@@ -251,9 +251,8 @@ def select(options: argparse.Namespace) -> None:
             )
     print("| learning rate | seeds | MCC on a tenth of train, mean ± sd |\n|---|---|---|")
     for rate in options.learning_rates:
-        print(
-            f"| {rate:g} | {len(options.seeds)} | {_mean_and_sd(done.scores(learning_rate=rate, epochs=options.epochs))} |"
-        )
+        scores = done.scores(learning_rate=rate, epochs=options.epochs)
+        print(f"| {rate:g} | {len(scores)} | {_mean_and_sd(scores)} |")
 
 
 def quality(options: argparse.Namespace) -> None:
