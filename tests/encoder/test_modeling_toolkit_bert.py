@@ -607,6 +607,36 @@ def test_dropout_works_where_bert_has_it() -> None:
     assert torch.equal(model.eval()(ids).logits, model(ids).logits)
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.03])
+def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
+    """Counted on a million elements; a neighbour in the same 64 random bits says nothing about an element."""
+    dropout, size = modeling_toolkit_bert.ToolkitBertDropout(rate), 1_000_003
+    torch.manual_seed(0)
+    x = torch.ones(size, requires_grad=True)
+    y = dropout(x)
+    dropped = (y == 0).double()
+    five_sigma = 5 * (rate * (1 - rate) / size) ** 0.5
+    assert abs(dropped.mean().item() - rate) < five_sigma + 2**-17
+    assert y[y != 0].unique().numel() == 1
+    torch.testing.assert_close(y[y != 0][0].item(), 1 / (1 - rate), rtol=1e-4, atol=0)
+    for distance in (1, 2, 3, 4):
+        both = (dropped[:-distance] * dropped[distance:]).mean().item()
+        assert abs(both - rate**2) < 5 * (rate**2 / size) ** 0.5
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), y)
+    assert not torch.equal(dropout(x), y)
+
+
+def test_dropout_at_its_limits() -> None:
+    x, layer = torch.randn(3, 5), modeling_toolkit_bert.ToolkitBertDropout
+    assert torch.equal(layer(0.0)(x), x) and torch.equal(layer(0.5).eval()(x), x)
+    assert not layer(1.0)(x).any()
+    assert layer(0.5)(torch.empty(0, 4)).shape == (0, 4)
+    assert layer(0.5)(x.bfloat16()).dtype == torch.bfloat16
+
+
 def test_attention_dropout_reaches_the_fused_kernel() -> None:
     model, ids = tiny("Model", attention_probs_dropout_prob=0.5).train(), torch.randint(0, 61, (2, 8))
     assert not torch.equal(model(ids).last_hidden_state, model(ids).last_hidden_state)
