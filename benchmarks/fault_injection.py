@@ -57,6 +57,8 @@ from bert_toolkit import (
     ToolkitBertForSequenceClassification,
     TrainingHealthCallback,
 )
+from bert_toolkit.monitoring.health_findings import HealthJudge
+from bert_toolkit.monitoring.health_history import HealthHistory
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "fault_injection.jsonl"
@@ -163,7 +165,9 @@ def scratch(seed: int, **config: Any) -> Run:
 def gpt2(seed: int) -> Run:
     """A small GPT-2 (pre-LN, causal) from scratch on the same speeches."""
     tokenizer, documents = speeches()
-    ids = [i for document in documents for text in document for i in tokenizer(text, add_special_tokens=False).input_ids]
+    ids = [
+        i for document in documents for text in document for i in tokenizer(text, add_special_tokens=False).input_ids
+    ]
     blocks = torch.tensor(ids[: len(ids) // 24 * 24]).view(-1, 24)
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=24, n_embd=64, n_layer=4, n_head=4)
     config.bos_token_id = config.eos_token_id = 3
@@ -317,7 +321,9 @@ def detached_branch(run: Run) -> None:
     layer = run.layers[1]
     parts = [m for n, m in layer.named_modules() if n in ("output.dense", "mlp.c_proj")] or [layer]
     parts[0].register_forward_hook(lambda module, args, output: output.detach())
-    run.place = (name_of(run, layer),) if len(parts[0]._modules) == 0 else tuple(name_of(run, m) for m in run.layers[:2])
+    run.place = (
+        (name_of(run, layer),) if len(parts[0]._modules) == 0 else tuple(name_of(run, m) for m in run.layers[:2])
+    )
 
 
 @fault("dead_units")
@@ -467,7 +473,8 @@ def no_warmup_pre_ln(run: Run) -> None:
     run.settings.update(warmup_steps=0)
 
 
-@fault("exploding_gradients", "update_ratio_high", "loss_diverging", "gradient_spike", "nonfinite")
+# Steps that large may also kill every ReLU before a norm can grow; the finding then names the step as the cause.
+@fault("exploding_gradients", "update_ratio_high", "loss_diverging", "gradient_spike", "nonfinite", "dead_units")
 def exploding_without_clipping(run: Run) -> None:
     run.settings.update(max_grad_norm=0.0, warmup_steps=0)
     rate = {"minilm": 0.5, "scratch": 3.0, "gpt2": 3.0, "digits": 3.0}[run.settings["model"]]
@@ -622,7 +629,9 @@ def no_clipping(seed: int) -> Run:
 @control(held_out=True)
 def sgd_with_momentum(seed: int) -> Run:
     run = digits(seed)
-    run.optimizer = lambda model, rate: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for layer in run.layers:  # PyTorch's default scale is too small for plain SGD through six layers
+        nn.init.kaiming_normal_(layer[0].weight)
+    run.optimizer = lambda model, rate: torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     return run
 
 
@@ -741,6 +750,7 @@ def run_job(kind: str, name: str, seed: int, histories: str | None) -> dict[str,
         "place": list(run.place),
         "found": found,
         "seconds": None if error else round(seconds, 1),
+        "other": [] if health.history is None else other_thresholds(health.history),
         "samples": 0 if health.history is None else len(health.history),
         "error": error,
     }
@@ -762,6 +772,53 @@ def read_results(path: Path) -> dict[tuple[str, str, int], dict]:
     return {(row["kind"], row["name"], row["seed"]): row for row in rows}
 
 
+def replay_job(kind: str, name: str, seed: int, histories: str) -> dict[str, Any]:
+    """Judge a stored history again, sample by sample, as the callback does."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    run = build(kind, name, seed)
+    history = HealthHistory(run.model, run.settings["max_steps"])
+    assert history.load(Path(histories) / f"{kind}.{name}.{seed}.npz", sys.maxsize)
+    judge, full = HealthJudge(), len(history)
+    for length in range(1, full + 1):
+        history.shorten(length)
+        judge.judge(history)
+    return {
+        "kind": kind,
+        "name": name,
+        "seed": seed,
+        "place": list(run.place),
+        "found": judge.report(),
+        "other": other_thresholds(history),
+        "seconds": None,
+        "samples": full,
+        "error": None,
+    }
+
+
+def other_thresholds(history: HealthHistory) -> list[str]:
+    """Rules of smdebug with their published thresholds that fire anywhere in the same statistics."""
+    rows = ~history.skipped & ~history.nonfinite.any(axis=1)
+    gradient, ratio = history.gradient[rows], history.ratio[rows]
+    hidden = history.where("matrix", "bias") & np.array([".layer." in f".{b}" for b in history.blocks])
+    matrices = history.where("matrix") & (history.weight[0] > 0)
+    loss = history.loss[np.isfinite(history.loss)]
+    fired = {
+        "vanishing gradient (mean |g| < 1e-7)": (gradient < 1e-7).any(),
+        "exploding tensor (NaN or infinite)": bool(history.nonfinite.any() or history.loss_nonfinite.any()),
+        "update ratio > 10": (ratio > 10).any(),
+        "update ratio < 1e-8": (ratio < 1e-8).any(),
+        "unchanged tensor (3 steps)": any((ratio[i : i + 3] == 0).all(0).any() for i in range(len(ratio) - 2)),
+        "dead ReLU (> 50 %)": (history.zero_share[rows][:, hidden] > 0.5).any(),
+        "poor initialisation (variance ratio > 10)": bool(
+            matrices.any() and np.ptp(2 * np.log(history.weight[0, matrices])) > math.log(10)
+        ),
+        "loss not decreasing (0.1 % in 10)": any(loss[i + 10] > 0.999 * loss[i] for i in range(len(loss) - 10)),
+    }
+    return [name for name, value in fired.items() if value]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "replay", "report"])
@@ -771,23 +828,28 @@ def main() -> None:
     parser.add_argument("--histories", help="folder for what was sampled, needed to replay")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    if arguments.command == "run":
-        done = read_results(arguments.results)
-        jobs = [
-            job
-            for job in all_jobs(arguments.seeds)
-            if job not in done and re.search(arguments.only, f"{job[0]}/{job[1]}")
-        ]
-        arguments.results.parent.mkdir(parents=True, exist_ok=True)
-        if arguments.histories:
-            Path(arguments.histories).mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(arguments.jobs) as pool, arguments.results.open("a", encoding="utf-8") as file:
-            for future in [pool.submit(run_job, *job, arguments.histories) for job in jobs]:
-                row = future.result()
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                rules = [case["rule"] for case in row["found"] if case["symptom_of"] is None]
-                print(row["kind"], row["name"], row["seed"], row["seconds"], rules, row["error"] or "", flush=True)
+    if arguments.command == "report":
+        report(arguments.results)
+        return
+    done = read_results(arguments.results)
+    jobs = [job for job in all_jobs(arguments.seeds) if re.search(arguments.only, f"{job[0]}/{job[1]}")]
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.histories:
+        Path(arguments.histories).mkdir(parents=True, exist_ok=True)
+    work: Callable[..., dict] = run_job
+    if arguments.command == "replay":
+        stored = {path.name for path in Path(arguments.histories).glob("*.npz")}
+        jobs = [job for job in jobs if f"{job[0]}.{job[1]}.{job[2]}.npz" in stored]
+        work = replay_job
+    else:
+        jobs = [job for job in jobs if job not in done]
+    with ProcessPoolExecutor(arguments.jobs) as pool, arguments.results.open("a", encoding="utf-8") as file:
+        for future in [pool.submit(work, *job, arguments.histories) for job in jobs]:
+            row = future.result()
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            rules = [f"{case['rule']}@{case['samples']}" for case in row["found"] if case["symptom_of"] is None]
+            print(row["kind"], row["name"], row["seed"], row["seconds"], *rules, row["error"] or "", flush=True)
 
 
 if __name__ == "__main__":

@@ -93,9 +93,9 @@ class TrainingHealthCallback(TrainerCallback):
         self._watch = ForwardWatch(model) if watchable else None
         self._names = {id(parameter): name for name, parameter in named_unique_parameters(model)}
         self.history = HealthHistory(model, state.max_steps)
-        if state.global_step > 0 and self._samples_file.exists():
-            if self.history.load(self._samples_file, state.global_step) and self._findings_file.exists():
-                self.judge.load(self._findings_file, state.global_step)
+        resumed = state.global_step > 0 and self._samples_file.exists() and self._findings_file.exists()
+        if resumed and self.history.load(self._samples_file, state.global_step):
+            self.judge.load(self._findings_file, state.global_step)
         if state.is_world_process_zero:
             self._write()
 

@@ -77,7 +77,7 @@ class HealthJudge:
                     )
                     known.last_step = step
         for cause in self.cases:
-            for symptom in self.explains.get(cause, frozenset()) & self.cases.keys():
+            for symptom in self.explains.get(cause, frozenset()) & self.cases.keys() - {cause}:
                 if self.cases[symptom].symptom_of is None and self.cases[cause].symptom_of is None:
                     self.cases[symptom].symptom_of = cause
         return [self.cases[rule].finding for rule in new if self.cases[rule].symptom_of is None]

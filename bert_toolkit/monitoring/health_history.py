@@ -156,13 +156,13 @@ class HealthHistory:
         ):
             row[name] = getattr(forward, name)
         with_gradient = [self._position[name] for name in gradients.names]
-        row["gradient"] = self._spread(with_gradient, gradients.norm / np.sqrt(gradients.count))
+        row["gradient"] = self._spread(with_gradient, gradients.norm / np.sqrt(np.maximum(gradients.count, 1)))
         # A coefficient that clipping by a NaN norm destroyed says nothing about the others.
         row["gradient"] /= gradients.clip_coefficient if gradients.clip_coefficient > 0 else 1.0
         row["zero_share"] = self._spread(with_gradient, gradients.zero_share)
         updated = [self._position[name] for name in updates.names]
         row["ratio"] = self._spread(updated, updates.ratio)
-        row["weight"] = self._spread(updated, updates.parameter_norm) / np.sqrt(self.count)
+        row["weight"] = self._spread(updated, updates.parameter_norm) / np.sqrt(np.maximum(self.count, 1))
         row["changed_share"] = self._spread(updated, updates.changed_share)
         rates = sample.learning_rates
         row["learning_rate"] = self._spread([self._position[name] for name in rates], np.array(list(rates.values())))
@@ -191,6 +191,10 @@ class HealthHistory:
             return math.nan
         shares = self._label_counts[self._label_counts > 0] / total
         return float(-(shares * np.log(shares)).sum())
+
+    def shorten(self, length: int) -> None:
+        """Show only the first `length` of the samples that are stored."""
+        self._length = length
 
     def save(self, path: Path) -> None:
         """Write the samples to a compressed npz file, replacing it in one move."""

@@ -1,6 +1,13 @@
-"""Rules that tell faults of a training run from the history of its statistics; one pure function each."""
+"""Rules that tell faults of a training run from the history of its statistics; one pure function each.
 
-from collections.abc import Callable
+A rule gets the history up to now, oldest sample first, and returns findings for what is wrong at the newest sample. To
+add one: write the function, put it into `RULES` (causes before symptoms), and say in `EXPLAINS` which other rules'
+findings it explains. Thresholds are keyword arguments. "Benchmark" names `benchmarks/fault_injection.py` as a
+threshold's source: healthy and broken trainings lie clearly on its two sides there.
+"""
+
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +22,7 @@ class Finding:
     Args:
         step: optimizer step at which it was first seen.
         rule: name of the rule.
-        parameters: parameters concerned, empty where the whole run is.
+        parameters: parameters concerned, in the model's order; empty where the whole run is.
         layers: blocks of these parameters, as the monitoring names them.
         value, threshold: what was measured and what it should not pass.
         seen: the observation in words.
@@ -36,8 +43,932 @@ class Finding:
     @property
     def where(self) -> str:
         """The place, short enough for a line."""
-        return "whole model"
+        if not self.parameters:
+            return "whole run"
+        rest = len(self.parameters) - 1
+        layers = ", ".join(self.layers[:4]) + (f" and {len(self.layers) - 4} more" if len(self.layers) > 4 else "")
+        return f"{layers}: {self.parameters[0]}" + (f" and {rest} more parameters" if rest else "")
 
 
-RULES: list[Callable[[HealthHistory], list[Finding]]] = []
-EXPLAINS: dict[str, frozenset[str]] = {}
+def _finding(
+    history: HealthHistory,
+    rule: str,
+    parameters: Sequence[int] | np.ndarray,
+    value: float,
+    threshold: float,
+    seen: str,
+    cause: str,
+    remedy: str,
+) -> list[Finding]:
+    names = tuple(history.names[p] for p in parameters)
+    layers = tuple(dict.fromkeys(history.blocks[p] for p in parameters))
+    return [Finding(int(history.step[-1]), rule, names, layers, float(value), float(threshold), seen, cause, remedy)]
+
+
+# --- what several rules ask ---------------------------------------------------------------------------------------
+
+
+def _rates(history: HealthHistory) -> np.ndarray:
+    """Largest learning rate of each sample, 0 where the optimizer holds no parameter; shape (samples,)."""
+    return np.nan_to_num(history.learning_rate).max(axis=1)
+
+
+def _after_warmup(history: HealthHistory) -> np.ndarray:
+    """Mask of samples with at least half of the largest learning rate so far reached: neither the first steps of a
+    warm-up nor the end of a decay; all False while the rate still rises."""
+    rates = _rates(history)
+    if len(rates) < 3 or rates.max() == 0:
+        return np.zeros(len(rates), dtype=bool)
+    if rates[-1] > rates[-3] * 1.001:
+        return np.zeros(len(rates), dtype=bool)
+    return rates >= 0.5 * rates.max()
+
+
+def _matrices(history: HealthHistory) -> np.ndarray:
+    """Positions of trainable matrices that are large enough for their statistics to mean something."""
+    return np.flatnonzero(history.where("matrix") & history.trainable[-1] & (history.fan >= 8))
+
+
+def _median_ratio(history: HealthHistory, samples: slice) -> np.ndarray:
+    """Median update ratio of the matrices that move, per sample; NaN where none does."""
+    ratio = history.ratio[samples][:, _matrices(history)]
+    ratio = np.where(ratio > 0, ratio, np.nan)
+    result = np.full(len(ratio), np.nan)
+    for i, row in enumerate(ratio):
+        row = row[~np.isnan(row)]
+        if len(row):
+            result[i] = np.median(row)
+    return result
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """Levels of the loss: at the start, at its best, now; and how much single samples scatter."""
+
+    start: float
+    best: float
+    now: float
+    scatter: float
+    samples: int
+
+
+def _loss(history: HealthHistory) -> _Loss:
+    loss = history.loss[np.isfinite(history.loss)]
+    if len(loss) < 5:
+        return _Loss(math.nan, math.nan, math.nan, math.nan, len(loss))
+    # Differences of neighbours scatter as much around a trend as around a constant.
+    scatter = 1.4826 * float(np.median(np.abs(np.diff(loss)))) / math.sqrt(2)
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(loss, 5), axis=1)
+    return _Loss(float(np.median(loss[:3])), float(medians.min()), float(medians[-1]), scatter, len(loss))
+
+
+def _has_not_fallen(history: HealthHistory, samples: int = 10) -> bool:
+    """Whether the latest losses are no lower than the first ones, beyond their scatter and one percent."""
+    loss = history.loss[np.isfinite(history.loss)]
+    if len(loss) < 2 * samples:
+        return False
+    first, last = loss[:samples], loss[-samples:]
+    error = math.sqrt((first.var() + last.var()) / samples)
+    return bool(last.mean() > first.mean() - max(2 * error, 0.01 * abs(first.mean())))
+
+
+def _total_norm(history: HealthHistory) -> np.ndarray:
+    """Norm of all gradients before clipping, per sample; NaN where they were not finite."""
+    squares = history.gradient**2 * history.count
+    return np.sqrt(np.where(np.isnan(history.gradient), 0.0, squares).sum(axis=1)) * np.where(
+        history.nonfinite.any(axis=1) | history.skipped, np.nan, 1.0
+    )
+
+
+def _warmed_up(history: HealthHistory) -> bool:
+    rates = _rates(history)
+    return bool(rates[0] < 0.9 * rates.max())
+
+
+# --- data and loss ------------------------------------------------------------------------------------------------
+
+
+def identical_inputs(history: HealthHistory, *, samples: int = 3) -> list[Finding]:
+    """All examples of a batch are the same, in each of the last `samples` samples.
+
+    Batches of one example are not judged. Three samples rule out a chance duplicate.
+    """
+    if len(history) < samples or not history.identical_inputs[-samples:].all():
+        return []
+    return _finding(
+        history,
+        "identical_inputs",
+        [],
+        1.0,
+        1.0,
+        f"every example of the batch had the same inputs in {samples} samples in a row",
+        "the dataset, tokenisation or collator gives a constant, or one example is repeated",
+        "print a batch of the data loader; compare the examples with the raw rows",
+    )
+
+
+def masked_attention(history: HealthHistory, *, samples: int = 3, share: float = 0.5) -> list[Finding]:
+    """The attention mask hides every token of more than `share` of the examples.
+
+    A padded batch may hold an empty row by mistake or on purpose; half of the batch is never meant.
+    """
+    if len(history) < samples or not (history.masked_share[-samples:] > share).all():
+        return []
+    return _finding(
+        history,
+        "masked_attention",
+        [],
+        history.masked_share[-1],
+        share,
+        f"attention_mask hides all tokens of {history.masked_share[-1]:.0%} of the examples",
+        "attention_mask is all zeros: inverted (1 means hidden) or built from the wrong padding id",
+        "pass 1 for tokens and 0 for padding; check pad_token_id against the tokenizer",
+    )
+
+
+def wrong_loss_sign(history: HealthHistory, *, samples: int = 3) -> list[Finding]:
+    """The loss of a model with class labels is negative, which no cross-entropy is."""
+    recent = slice(-samples, None)
+    if len(history) < samples or not (history.integer_labels & (history.classes > 1))[recent].all():
+        return []
+    if not (history.loss[recent] < 0).all():
+        return []
+    return _finding(
+        history,
+        "wrong_loss_sign",
+        [],
+        history.loss[-1],
+        0.0,
+        f"the loss is {history.loss[-1]:.3g} though labels are classes",
+        "the loss has the wrong sign (a log-likelihood instead of its negative), so training makes the model worse",
+        "negate the loss; use torch.nn.functional.cross_entropy on logits, nll_loss on log-probabilities",
+    )
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------
+
+
+def nonfinite(history: HealthHistory) -> list[Finding]:
+    """A gradient, a weight or the loss is NaN or infinite, and no loss scaler skipped the step.
+
+    Names what went bad first. Gradients go bad from the loss downwards, so the culprit is the bad parameter nearest
+    to the loss; where all went bad together it is the batch or the loss itself.
+    """
+    bad_weight = history.trainable & ~np.isfinite(history.weight) & ~np.isnan(history.learning_rate)
+    bad = history.nonfinite | bad_weight
+    rows = (bad.any(axis=1) | history.loss_nonfinite) & ~history.skipped
+    if not rows.any():
+        return []
+    first = int(np.argmax(rows))
+    positions = np.flatnonzero(bad[first])
+    everything = len(positions) >= 0.9 * history.trainable[first].sum()
+    if everything or not len(positions):
+        named: list[int] = []
+        seen = f"at step {history.step[first]} loss and gradients of all parameters are NaN or infinite"
+        cause = "a NaN or an overflow in the batch, in the forward pass or in the loss"
+        if bad_weight[first].any():
+            seen = f"at step {history.step[first]} weights and gradients are NaN or infinite"
+            cause += ", in one of the steps before; weights are lost by now"
+    else:
+        block = history.blocks[positions[-1]]
+        named = [p for p in positions if history.blocks[p] == block]
+        seen = (
+            f"at step {history.step[first]} {len(positions)} parameters are NaN or infinite, {block} nearest the loss"
+        )
+        cause = f"an overflow or an undefined derivative in or right above {block}: sqrt(0), log(0), 0/0, fp16"
+    return _finding(
+        history,
+        "nonfinite",
+        named,
+        max(len(positions), 1),
+        0,
+        seen,
+        cause,
+        "go back to the last checkpoint; look for NaN in the data; torch.autograd.set_detect_anomaly(True) names the "
+        "operation; lower the learning rate, clip gradients, prefer bf16 to fp16",
+    )
+
+
+def loss_scale_overflow(
+    history: HealthHistory, *, share: float = 0.3, window: int = 12, search_steps: int = 24
+) -> list[Finding]:
+    """The loss scaler keeps skipping steps because gradients overflow in fp16.
+
+    At first a scaler halves its scale until gradients fit: from 2^16 that takes at most `search_steps` steps (a scale
+    of 2^-8). Later it skips about one step in 2,000 (its growth interval), far below `share`.
+    """
+    skipped = history.skipped
+    if skipped.all():
+        found = len(skipped) >= 3 and history.step[-1] - history.step[0] >= search_steps
+    else:
+        later = skipped[np.argmin(skipped) :][-window:]
+        found = len(later) >= window // 2 and later.mean() > share
+    if not found:
+        return []
+    return _finding(
+        history,
+        "loss_scale_overflow",
+        [],
+        skipped[-window:].mean(),
+        share,
+        f"{skipped[-window:].mean():.0%} of the last {len(skipped[-window:])} sampled steps were skipped: gradients "
+        "overflowed in fp16",
+        "activations or gradients exceed fp16's 65,504, or the loss scale grows too fast",
+        "train in bf16 (--bf16), or lower the learning rate; check for a custom loss that sums instead of averaging",
+    )
+
+
+# --- parameters that do not take part -----------------------------------------------------------------------------
+
+
+def no_gradient(history: HealthHistory, *, samples: int = 5) -> list[Finding]:
+    """A trainable parameter has had no gradient, or one of only zeros, since the start of training.
+
+    `samples` samples: LoRA's A and gates that start at zero have a zero gradient at the first step only.
+    """
+    usable = ~history.skipped & ~history.nonfinite.any(axis=1)
+    if usable.sum() < samples:
+        return []
+    ever = (np.nan_to_num(history.gradient[usable]) > 0).any(axis=0)
+    never = history.trainable[usable].all(axis=0) & ~ever
+    if not never.any():
+        return []
+    positions = np.flatnonzero(never)
+    return _finding(
+        history,
+        "no_gradient",
+        positions,
+        usable.sum(),
+        samples,
+        f"{len(positions)} trainable parameters had no gradient in any of {usable.sum()} samples",
+        "they do not reach the loss: a detach() or no_grad() in the forward pass, a branch or head that is not used, "
+        "or a label that was not passed",
+        "remove the detach, or set requires_grad=False (and leave them out of the optimizer) if this is meant",
+    )
+
+
+def frozen_layer(history: HealthHistory, *, samples: int = 2, share: float = 1 / 3) -> list[Finding]:
+    """A layer is frozen while a lower layer of the same stack trains.
+
+    Freezing on purpose takes the lower layers, everything, or one kind of parameter in all layers. Frozen layers that
+    are few (at most `share` of the stack, or one) and lie above a trainable one are a hole.
+    """
+    if len(history) < samples:
+        return []
+    trainable = history.trainable[-1]
+    stacks: dict[tuple[str, ...], set[str]] = {}
+    for group in history.peers:
+        blocks = tuple(history.blocks[p] for p in group)
+        if len(set(blocks)) == len(blocks) and all(".layer." in f".{b}" for b in blocks):
+            for position, block in zip(group, blocks, strict=True):
+                if trainable[position]:
+                    stacks.setdefault(blocks, set()).add(block)
+    for blocks, alive in stacks.items():
+        lowest = min(blocks.index(block) for block in alive)
+        holes = [block for block in blocks[lowest:] if block not in alive]
+        # Other kinds of parameters of the block may train (adapters, biases only): then it is no hole.
+        holes = [b for b in holes if not any(trainable[p] for p, name in enumerate(history.blocks) if name == b)]
+        if holes and (len(holes) == 1 or len(holes) <= share * len(blocks)):
+            positions = [p for p, block in enumerate(history.blocks) if block in holes]
+            return _finding(
+                history,
+                "frozen_layer",
+                positions,
+                len(holes),
+                0,
+                f"{', '.join(holes)} of {len(blocks)} layers does not require gradients, though layers below it train",
+                "requires_grad was switched off for this layer and not for those below it",
+                "call requires_grad_(True) on it; to freeze on purpose, freeze from the input upwards",
+            )
+    return []
+
+
+def not_updated(history: HealthHistory, *, samples: int = 4) -> list[Finding]:
+    """A parameter has a gradient in each of the last `samples` samples and never moves, while the learning rate is on.
+
+    Exactly zero movement, so no threshold is needed; several samples, since a warm-up may start at zero. In half
+    precision small steps round away instead, see `rounded_away`. Embeddings count only where the optimizer does not
+    hold them or their rate is zero, since few of their rows move in a step.
+    """
+    recent = np.flatnonzero(~history.skipped & ~history.nonfinite.any(axis=1))[-samples:]
+    if len(recent) < samples:
+        return []
+    rates = history.learning_rate[recent]
+    on = _rates(history)[recent] > 0
+    if not on.any():
+        at_end = history.step[-1] >= 0.9 * history.last_step
+        if at_end or history.step[recent[-1]] - history.step[recent[0]] < samples:
+            return []
+        return _finding(
+            history,
+            "not_updated",
+            np.flatnonzero(history.trainable[-1]),
+            0.0,
+            0.0,
+            f"the learning rate is 0 in {samples} samples in a row",
+            "the scheduler gives 0: wrong number of steps or of warm-up steps, or a resumed schedule that has ended",
+            "check lr_scheduler_type, warmup_steps and max_steps",
+        )
+    if not on.all():
+        return []
+    stuck = (history.gradient[recent] > 0).all(axis=0) & (history.ratio[recent] == 0).all(axis=0)
+    unheld = np.isnan(rates).all(axis=0) & ~np.isnan(rates).all()
+    off = (rates == 0).all(axis=0)
+    rounded = (history.item_size <= 2) | history.where("embedding")
+    positions = np.flatnonzero(stuck & (unheld | off | ~rounded))
+    if not len(positions):
+        return []
+    if unheld[positions].all():
+        cause = "the optimizer does not hold them: it was built before they were added, or from a filtered list"
+        remedy = "pass them to the optimizer, or let Trainer build it"
+    elif off[positions].all():
+        cause = "the learning rate of their parameter group is 0"
+        remedy = "give their group a learning rate, or set requires_grad=False if this is meant"
+    else:
+        cause = "the optimizer gives them no step: a wrong parameter group, a hook that undoes it, or rounding"
+        remedy = "compare optimizer.param_groups with model.named_parameters()"
+    return _finding(
+        history,
+        "not_updated",
+        positions,
+        0.0,
+        0.0,
+        f"{len(positions)} parameters have gradients and did not move in {samples} samples",
+        cause,
+        remedy,
+    )
+
+
+def rounded_away(history: HealthHistory, *, share: float = 0.5, samples: int = 5) -> list[Finding]:
+    """Most elements of half-precision weights do not change although they have a gradient.
+
+    bf16 keeps 8 bits: a step below 0.4 % of a weight is rounded away. Measured on weights of standard deviation 0.03:
+    21 % of elements change at a step of 2e-5, 5 % at 5e-6; in fp32 all of them do.
+    """
+    positions = _matrices(history)
+    positions = positions[history.item_size[positions] <= 2]
+    rows = np.flatnonzero(_after_warmup(history) & ~history.skipped)[-samples:]
+    if len(rows) < samples or not len(positions):
+        return []
+    alive = 1.0 - history.zero_share[rows][:, positions]
+    changed = np.nan_to_num(history.changed_share[rows][:, positions] / np.maximum(alive, 1e-9), nan=1.0)
+    per_sample = np.median(changed, axis=1)
+    if not (per_sample < share).all():
+        return []
+    return _finding(
+        history,
+        "rounded_away",
+        positions[changed.max(axis=0) < share],
+        per_sample[-1],
+        share,
+        f"a step changes only {per_sample[-1]:.0%} of the elements of half-precision weights",
+        "weights are bf16 or fp16 themselves, and the steps are smaller than their spacing",
+        "keep weights in fp32 and use mixed precision (--bf16), or stochastic rounding, or a larger learning rate",
+    )
+
+
+# --- scale of weights and steps -----------------------------------------------------------------------------------
+
+
+def initial_scale(
+    history: HealthHistory,
+    *,
+    low_gain: float = 0.2,
+    high_gain: float = 4.0,
+    trained_gain: float = 8.0,
+    usual: float = 0.02,
+    factor: float = 4.0,
+    layer_factor: float = 5.0,
+) -> list[Finding]:
+    """At the first step most matrices are far too small or too large, or one layer differs from all its peers.
+
+    A gain is the root mean square times the square root of the fan: PyTorch's default has 0.58, Glorot 1, He 1.41;
+    smdebug draws the line at a variance ratio of 10 (3.2 in standard deviation), trained weights reach 5 (GPT-2).
+    Fresh transformers (their normalisations are exactly one) have standard deviation `usual` at any width (BERT, GPT-2,
+    Llama; `initializer_range` of their config) and may be `factor` off it. Layers of one trained model differ by up to
+    3, below `layer_factor`.
+    """
+    if history.step[0] > 1 or len(history) > 12:
+        return []
+    positions = _matrices(history)
+    positions = positions[history.weight[0, positions] > 0]
+    if len(positions) >= 3:
+        weight, side = history.weight[0, positions], np.sqrt(history.fan[positions])
+        norms = [p for p in np.flatnonzero(history.where("norm")) if history.names[p].endswith("weight")]
+        scales = history.weight[0, norms]
+        smallest = largest = np.quantile(weight, 0.75)  # projections back into the stream may be smaller
+        if history.initializer_range is not None and len(norms) and (np.abs(scales - 1.0) < 1e-3).all():
+            low_limit = max(history.initializer_range, usual) / factor
+            high_limit = min(factor * history.initializer_range, max(factor * usual, 1.5 / side.min()))
+        else:
+            smallest, largest = np.quantile(weight * side, 0.75), np.quantile(weight * side, 0.25)
+            low_limit = low_gain if np.quantile(weight, 0.75) < usual / 1.5 else 0.0
+            high_limit = trained_gain if len(norms) else high_gain
+        if smallest < low_limit or largest > high_limit:
+            low = smallest < low_limit
+            return _finding(
+                history,
+                "initial_scale",
+                [],
+                smallest if low else largest,
+                low_limit if low else high_limit,
+                f"weights are far too {'small' if low else 'large'} at the first step: root mean square "
+                f"{np.median(weight):.2g}",
+                "weights were initialised or rescaled wrongly, or a checkpoint was loaded with another scale",
+                "use the model's own initialisation (initializer_range 0.02; torch.nn.init for plain layers)",
+            )
+    off: dict[str, list[int]] = {}
+    total: dict[str, int] = {}
+    for group in _layer_groups(history, positions):
+        if len(group) < 3:
+            continue
+        values = history.weight[0, group]
+        for i, position in enumerate(group):
+            others = np.delete(values, i)
+            total[history.blocks[position]] = total.get(history.blocks[position], 0) + 1
+            if values[i] > layer_factor * others.max() or values[i] < others.min() / layer_factor:
+                off.setdefault(history.blocks[position], []).append(position)
+    named = [p for block, found in off.items() if 2 * len(found) >= total[block] for p in found]
+    if not named:
+        return []
+    peers = next(g for g in _layer_groups(history, positions) if named[0] in g)
+    relative = history.weight[0, named[0]] / float(np.median(history.weight[0, peers]))
+    return _finding(
+        history,
+        "initial_scale",
+        named,
+        relative,
+        layer_factor,
+        f"weights are {relative:.2g} times those of the other layers at the first step",
+        "this layer was initialised or rescaled differently, or not loaded with the others",
+        "check the loading report for missing keys; initialise all layers alike",
+    )
+
+
+def _layer_groups(history: HealthHistory, positions: np.ndarray) -> list[np.ndarray]:
+    """Peers among these positions: the same matrix of each layer, lowest first."""
+    wanted = set(positions.tolist())
+    return [group for group in (np.array([p for p in g if p in wanted]) for g in history.peers) if len(group) > 1]
+
+
+def layer_out_of_line(history: HealthHistory, *, factor: float = 10.0, samples: int = 3) -> list[Finding]:
+    """The update ratios or the gradients of one layer exceed those of every other layer `factor` times.
+
+    Compared are the same matrices of different layers, in at least half of the kinds that a layer has and in each of
+    the last `samples` samples. Layer-wise learning rates differ by less than 2 from one layer to the next; gradients
+    of healthy layers by less than 5 (benchmark).
+    """
+    rows = np.flatnonzero(~history.skipped & ~history.nonfinite.any(axis=1))[-samples:]
+    if len(rows) < samples:
+        return []
+    groups = [g for g in _layer_groups(history, _matrices(history)) if len(g) >= 3]
+    for what, array in (("update ratio", history.ratio), ("gradient", history.gradient)):
+        off: dict[str, list[int]] = {}
+        total: dict[str, int] = {}
+        excess: dict[str, float] = {}
+        for group in groups:
+            values = np.nan_to_num(array[rows][:, group])
+            largest = values.argmax(axis=1)
+            for position in group:
+                total[history.blocks[position]] = total.get(history.blocks[position], 0) + 1
+            if (largest != largest[0]).any():
+                continue
+            others = np.delete(values, largest[0], axis=1)
+            next_largest = others.max(axis=1)
+            if not (next_largest > 0).all():
+                continue
+            gap = values[:, largest[0]] / next_largest
+            # Where gradients vanish, each layer is far above the next: there the others are as far apart.
+            spread = next_largest / np.maximum(others.min(axis=1), 1e-300)
+            if (gap > np.maximum(factor, spread)).all():
+                block = history.blocks[group[largest[0]]]
+                off.setdefault(block, []).append(int(group[largest[0]]))
+                excess[block] = max(excess.get(block, 0.0), float(gap.min()))
+        for block, positions in off.items():
+            if 2 * len(positions) >= total[block]:
+                return _finding(
+                    history,
+                    "layer_out_of_line",
+                    positions,
+                    excess[block],
+                    factor,
+                    f"the {what} of {block} is {excess[block]:.3g} times that of any other layer",
+                    "a parameter group with a larger learning rate, a layer with another scale, or a gradient hook",
+                    f"compare the learning rate, the initial scale and the hooks of {block} with the other layers",
+                )
+    return []
+
+
+def update_ratio_high(
+    history: HealthHistory, *, always: float = 0.2, with_loss: float = 0.03, samples: int = 3
+) -> list[Finding]:
+    """A step moves matrices by a large part of their norm.
+
+    Healthy ratios lie at 1e-4 to 1e-2 (cs231n: about 1e-3), and at up to 0.1 while small fresh weights grow, so
+    `always` is a fault by itself in `samples` samples; from `with_loss` on it is one where the loss has not fallen.
+    """
+    ratio = _median_ratio(history, slice(None))
+    if np.nansum(ratio > always) >= samples:
+        threshold = always
+    elif np.nansum(ratio > with_loss) >= 2 * samples and len(history) >= 20 and _has_not_fallen(history):
+        threshold = with_loss
+    else:
+        return []
+    if not np.isfinite(ratio).any():
+        return []
+    value = float(np.nanmedian(ratio[ratio > threshold]))
+    warm = _warmed_up(history)
+    cause = "the learning rate is too high" + ("" if warm else ", and it starts without a warm-up")
+    return _finding(
+        history,
+        "update_ratio_high",
+        [],
+        value,
+        threshold,
+        f"a step moves matrices by {value:.2g} of their norm; about 0.001 is usual",
+        cause,
+        ("lower the learning rate 10 to 100 times" if threshold == always else "lower the learning rate")
+        + ("" if warm else "; warm up over 5 to 10 % of the steps"),
+    )
+
+
+def update_ratio_low(
+    history: HealthHistory,
+    *,
+    per_step: float = 2e-4,
+    planned: float = 0.02,
+    always: float = 1e-6,
+    samples: int = 20,
+) -> list[Finding]:
+    """Steps are so small that the whole run cannot get anywhere.
+
+    Judged after the warm-up, on the matrix that moves most. The ratio times the number of steps of the run bounds how
+    far weights can go; fine-tuning moves them by a few percent. Below `always` per step it is a fault by itself;
+    below `per_step` and `planned` in all it is one where the loss has not fallen.
+    """
+    rows = np.flatnonzero(_after_warmup(history) & ~history.skipped)
+    matrices = _matrices(history)
+    if len(rows) < min(samples, 8) or not len(matrices):
+        return []
+    largest = float(np.median(np.nan_to_num(history.ratio[rows[-samples:]][:, matrices]).max(axis=1)))
+    if largest == 0.0 or (history.item_size[matrices] <= 2).all():
+        return []  # told by other rules
+    reach = largest * max(history.last_step, 1)
+    if largest < always and reach < planned:
+        threshold = always
+    elif largest < per_step and reach < planned and len(rows) >= samples and _has_not_fallen(history):
+        threshold = per_step
+    else:
+        return []
+    return _finding(
+        history,
+        "update_ratio_low",
+        [],
+        largest,
+        threshold,
+        f"a step moves matrices by at most {largest:.2g} of their norm: all {history.last_step} steps by {reach:.2g}",
+        "the learning rate is too low, or the optimizer's steps are too small for the scale of the weights",
+        "raise the learning rate 10 to 1000 times; usual are 2e-5 to 5e-4 for fine-tuning, 1e-4 to 1e-3 from scratch",
+    )
+
+
+# --- flow of gradients --------------------------------------------------------------------------------------------
+
+
+def dead_units(
+    history: HealthHistory, *, share: float = 0.9, grown_share: float = 0.6, samples: int = 5
+) -> list[Finding]:
+    """Most units of a hidden layer get a gradient of exactly zero in every sample.
+
+    The share of dead units is the zero share of the bias (input sparsity does not touch it), or of the weight where
+    there is no bias. Healthy ReLU layers have up to half of their units silent on a small batch, so `share` is
+    needed, or `grown_share` where the layer began with less than half of that. smdebug: 50 %. Embeddings (77 to
+    97 % zeros when healthy), heads and adapters are not judged.
+    """
+    rows = np.flatnonzero(~history.skipped & ~history.nonfinite.any(axis=1))
+    if len(rows) < samples:
+        return []
+    position_of = {name: p for p, name in enumerate(history.names)}
+    dead: list[int] = []
+    values: dict[int, float] = {}
+    alive_above = False
+    for position in reversed(_matrices(history)):
+        if np.isnan(history.gradient[rows[-samples:], position]).any():
+            continue
+        bias = position_of.get(history.names[position].removesuffix("weight") + "bias")
+        zeros = history.zero_share[:, position]
+        if bias is not None and not np.isnan(history.zero_share[rows[-1], bias]):
+            zeros = np.minimum(zeros, history.zero_share[:, bias])
+        lowest = zeros[rows[-samples:]].min()
+        grown = lowest >= grown_share and np.median(zeros[rows[:3]]) < grown_share / 2 and len(rows) >= 3 * samples
+        is_hidden = ".layer." in f".{history.blocks[position]}" or not history.peers
+        if is_hidden and alive_above and (lowest >= share or grown):
+            dead.append(int(position))
+            values[int(position)] = float(lowest)
+        elif lowest < 0.5:
+            alive_above = True
+    if not dead:
+        return []
+    block = history.blocks[dead[0]]  # nearest the loss: layers below get no gradient through it
+    named = [p for p in reversed(dead) if history.blocks[p] == block]
+    value = max(values[p] for p in named)
+    return _finding(
+        history,
+        "dead_units",
+        named,
+        value,
+        share if value >= share else grown_share,
+        f"{value:.0%} of the units of {block} get a gradient of exactly zero in {samples} samples in a row",
+        "dead ReLUs or saturated units: a large negative bias, too large a step, or inputs of the wrong scale",
+        "lower the learning rate, check the initialisation of the bias, or use GELU or LeakyReLU",
+    )
+
+
+def vanishing_gradients(history: HealthHistory, *, drop: float = 1e-4, samples: int = 8) -> list[Finding]:
+    """Gradients of lower layers are `drop` times those of the same matrices nearer the loss, for `samples` samples.
+
+    Relative to the other layers, since the absolute size means nothing to Adam. Healthy stacks stay above 1e-2, plain
+    ReLU stacks with PyTorch's default initialisation lose 0.4 a layer; a sigmoid loses 0.14 a layer (benchmark).
+    """
+    rows = np.flatnonzero(~history.skipped & ~history.nonfinite.any(axis=1))[-samples:]
+    if len(rows) < samples:
+        return []
+    relative: dict[str, list[float]] = {}
+    positions: dict[str, list[int]] = {}
+    for group in _layer_groups(history, _matrices(history)):
+        if len(group) < 3:
+            continue
+        level = np.nanmax(np.nan_to_num(history.gradient[rows][:, group]), axis=0)
+        for i, position in enumerate(group[:-1]):
+            above = level[i + 1 :].max()
+            if level[i] > 0 and above > 0:
+                relative.setdefault(history.blocks[position], []).append(level[i] / above)
+                positions.setdefault(history.blocks[position], []).append(int(position))
+    found = [block for block, values in relative.items() if np.median(values) < drop]
+    if not found:
+        return []
+    value = min(float(np.median(relative[block])) for block in found)
+    return _finding(
+        history,
+        "vanishing_gradients",
+        sorted(p for block in found for p in positions[block]),
+        value,
+        drop,
+        f"gradients of {', '.join(found[:4])} are {value:.1g} times those of the same weights in higher layers",
+        "saturating activations (sigmoid, tanh), too small weights, or no residual connection or normalisation",
+        "use ReLU or GELU, add residual connections or normalisation, initialise with a gain for the activation",
+    )
+
+
+def exploding_gradients(history: HealthHistory, *, growth: float = 100.0, samples: int = 3) -> list[Finding]:
+    """Gradient norms before clipping stay `growth` times above those of the beginning.
+
+    Compared with the median of the first 5 samples and with 10 times the largest of them (Megatron-LM calls 10 times
+    the largest of the first 100 large); in each of the last `samples` samples, so that a spike does not count.
+    """
+    norm = _total_norm(history)
+    norm = norm[np.isfinite(norm)]
+    if len(norm) < 5 + samples:
+        return []
+    limit = max(growth * float(np.median(norm[:5])), 10 * float(norm[:5].max()))
+    now = float(norm[-samples:].min())
+    if not limit > 0 or now <= limit:
+        return []
+    squares = np.nan_to_num(history.gradient[-1] ** 2 * history.count)
+    largest = np.argsort(squares)[::-1][:3]
+    return _finding(
+        history,
+        "exploding_gradients",
+        sorted(largest.tolist()),
+        now / float(np.median(norm[:5])),
+        growth,
+        f"gradient norms grew from {np.median(norm[:5]):.2g} to {now:.2g}",
+        "the run diverges: too high a learning rate, no warm-up, or no clipping",
+        "set max_grad_norm=1.0, lower the learning rate, warm up; go back to a checkpoint before the growth",
+    )
+
+
+def gradient_spike(
+    history: HealthHistory, *, factor: float = 10.0, deviations: float = 8.0, samples: int = 20
+) -> list[Finding]:
+    """A single gradient norm is `factor` times the largest before and `deviations` robust deviations above the median.
+
+    Judged at the next sample, so that the start of an explosion is not called a spike. Deviations are 1.48 MAD of the
+    logarithm, since norms of small batches have heavy tails. Megatron-LM: 10 times the maximum; OLMo-core: mean + 6
+    sigma.
+    """
+    norm = _total_norm(history)
+    if len(norm) < samples + 2 or not (norm[-2:] > 0).all():
+        return []
+    before = np.log(norm[:-2][norm[:-2] > 0])
+    if len(before) < samples:
+        return []
+    middle = float(np.median(before))
+    deviation = 1.4826 * float(np.median(np.abs(before - middle))) + 1e-3
+    limit = max(before.max() + math.log(factor), middle + deviations * deviation)
+    then, now = np.log(norm[-2:])
+    if then < limit or now >= limit:
+        return []
+    squares = np.nan_to_num(history.gradient[-2] ** 2 * history.count)
+    return _finding(
+        history,
+        "gradient_spike",
+        [int(np.argmax(squares))],
+        math.exp(then - middle),
+        math.exp(limit - middle),
+        f"the gradient norm of step {history.step[-2]} was {math.exp(then - middle):.3g} times the median",
+        "a bad batch (wrong labels, garbage text, an outlier in length), or the start of a divergence",
+        "look at the batch of that step; clip gradients (max_grad_norm=1.0); lower the learning rate if it recurs",
+    )
+
+
+def clipped_every_step(history: HealthHistory, *, coefficient: float = 0.02, samples: int = 20) -> list[Finding]:
+    """Clipping cuts every one of the last `samples` samples to less than `coefficient`.
+
+    Clipping by 2 to 10 in most steps is normal in BERT fine-tuning; at 50 the limit replaces the gradient's size.
+    """
+    recent = history.clip_coefficient[~history.skipped][-samples:]
+    if len(recent) < samples or not (recent < coefficient).all():
+        return []
+    return _finding(
+        history,
+        "clipped_every_step",
+        [],
+        float(np.median(recent)),
+        coefficient,
+        f"clipping multiplies gradients by {np.median(recent):.2g} in every one of {samples} samples",
+        "max_grad_norm is far below the gradients of this model, or the loss is summed instead of averaged",
+        "raise max_grad_norm (usual is 1.0); average the loss over tokens or examples",
+    )
+
+
+# --- loss and predictions -----------------------------------------------------------------------------------------
+
+
+def loss_diverging(
+    history: HealthHistory, *, rise: float = 0.5, given_back: float = 0.6, deviations: float = 6.0
+) -> list[Finding]:
+    """The loss (median of 5 samples) is clearly above its start, or has given back most of what it had gained.
+
+    Clearly is `rise` times the start and `deviations` times the scatter of single samples; given back is a share of
+    the gain, at least a fifth of the start.
+    """
+    loss = _loss(history)
+    if loss.samples < 8 or not math.isfinite(loss.start):
+        return []
+    noise = deviations * loss.scatter
+    above_start = loss.now - loss.start
+    lost = loss.now - loss.best
+    gain = loss.start - loss.best
+    if above_start > max(rise * abs(loss.start), noise):
+        value, threshold = loss.now, loss.start + max(rise * abs(loss.start), noise)
+        seen = f"the loss rose from {loss.start:.3g} to {loss.now:.3g}"
+    elif lost > max(given_back * gain, noise, 0.2 * abs(loss.start)):
+        value, threshold = loss.now, loss.best + max(given_back * gain, noise, 0.2 * abs(loss.start))
+        seen = f"the loss went back up to {loss.now:.3g} after {loss.best:.3g}"
+    else:
+        return []
+    cause = "the learning rate is too high for this model and batch size"
+    if not _warmed_up(history):
+        cause += ", or the missing warm-up"
+    return _finding(
+        history,
+        "loss_diverging",
+        [],
+        value,
+        threshold,
+        seen,
+        cause + "; else the sign of the loss, or data that changed",
+        "go back to the last good checkpoint, lower the learning rate 3 to 10 times, warm up, clip gradients",
+    )
+
+
+def loss_flat(
+    history: HealthHistory, *, samples: int = 40, steps: int = 150, recent: int = 30, share: float = 0.97
+) -> list[Finding]:
+    """After `samples` samples and `steps` steps the model knows no more than how frequent the classes are.
+
+    With one class label per example the last `recent` losses are compared with the entropy of the labels seen; with
+    token labels with `share` of the logarithm of the vocabulary, since the plateau of word frequencies is healthy.
+    Judged after the warm-up. Other losses have no level to compare with and are not judged.
+    """
+    if len(history) < samples or history.step[-1] - history.step[0] < steps:
+        return []
+    if _after_warmup(history).sum() < recent // 2:
+        return []
+    loss = history.loss[-recent:]
+    if not np.isfinite(loss).all() or history.classes[-1] < 2 or not history.integer_labels[-1]:
+        return []
+    if math.isfinite(history.prior_loss[-1]):
+        level = float(history.prior_loss[-1])
+        limit = level - 2 * float(loss.std()) / math.sqrt(recent)
+        known = "the entropy of the class frequencies"
+        if level < 0.05:
+            return []  # hardly anything to learn
+    else:
+        level = math.log(history.classes[-1])
+        limit = share * level
+        known = "a guess among all classes"
+    if loss.mean() < limit:
+        return []
+    return _finding(
+        history,
+        "loss_flat",
+        [],
+        float(loss.mean()),
+        limit,
+        f"the loss stays at {loss.mean():.3g}; {known} alone gives {level:.3g}",
+        "labels do not belong to the inputs (shuffled, shifted, off by one), inputs lack the information, or the "
+        "learning rate is far too low or too high",
+        "read ten examples with their labels; check that 20 examples can be learned by heart; vary the learning rate",
+    )
+
+
+def constant_prediction(
+    history: HealthHistory, *, samples: int = 30, steps: int = 150, majority: float = 0.9
+) -> list[Finding]:
+    """The classifier gives every example the same class, though the labels vary.
+
+    Either all of the last `samples` samples over at least `steps` steps while the loss has not got below the labels'
+    entropy, or a Matthews correlation of exactly 0 in two evaluations in a row in the second third of the run or
+    later.
+    """
+    zero = [
+        [value == 0.0 for key, value in metrics.items() if "matthews" in key]
+        for _, metrics in history.evaluations[-2:]
+    ]
+    if len(zero) == 2 and all(any(flags) for flags in zero) and history.step[-1] > history.last_step / 3:
+        value, seen = 0.0, "the Matthews correlation was exactly 0 in two evaluations in a row"
+    else:
+        recent = slice(-samples, None)
+        if len(history) < samples or history.step[-1] - history.step[recent][0] < steps:
+            return []
+        if not (history.top_share[recent] >= 0.999).all() or history.prior_loss[-1] < -math.log(majority):
+            return []
+        if np.mean(history.loss[recent]) < 0.98 * history.prior_loss[-1]:
+            return []
+        value, seen = 1.0, f"every example got the same class in {samples} samples in a row"
+    return _finding(
+        history,
+        "constant_prediction",
+        [],
+        value,
+        majority,
+        seen,
+        "the model fell back to the most frequent class: learning rate too high or too low, unbalanced classes, or "
+        "inputs without information",
+        "lower the learning rate and warm up; weight the classes; read a batch as the model gets it",
+    )
+
+
+RULES: list[Callable[[HealthHistory], list[Finding]]] = [
+    identical_inputs,
+    masked_attention,
+    wrong_loss_sign,
+    initial_scale,
+    loss_scale_overflow,
+    nonfinite,
+    frozen_layer,
+    not_updated,
+    rounded_away,
+    dead_units,
+    no_gradient,
+    layer_out_of_line,
+    update_ratio_high,
+    update_ratio_low,
+    vanishing_gradients,
+    exploding_gradients,
+    gradient_spike,
+    loss_diverging,
+    clipped_every_step,
+    constant_prediction,
+    loss_flat,
+]
+
+_COURSE = frozenset({"exploding_gradients", "gradient_spike", "clipped_every_step", "loss_diverging"})
+_OUTCOME = frozenset({"loss_flat", "constant_prediction"})
+_FLOW = frozenset({"vanishing_gradients", "dead_units", "no_gradient"})
+_STEPS = frozenset({"update_ratio_high", "update_ratio_low", "layer_out_of_line"})
+
+# What a finding explains. Where two explain each other, the one that was seen first does.
+EXPLAINS: dict[str, frozenset[str]] = {
+    "identical_inputs": _COURSE | _OUTCOME | _FLOW | _STEPS | {"nonfinite"},
+    "masked_attention": _COURSE | _OUTCOME | _FLOW | _STEPS | {"nonfinite"},
+    "wrong_loss_sign": _COURSE | _OUTCOME | _FLOW | _STEPS | {"nonfinite"},
+    "initial_scale": _COURSE | _OUTCOME | _FLOW | _STEPS | {"nonfinite"},
+    "loss_scale_overflow": _COURSE | _OUTCOME | _STEPS | {"nonfinite", "not_updated"},
+    "nonfinite": _COURSE | _OUTCOME | _FLOW | _STEPS | {"not_updated"},
+    "frozen_layer": _OUTCOME | {"vanishing_gradients"},
+    "not_updated": _COURSE | _OUTCOME | {"vanishing_gradients", "layer_out_of_line"},
+    "rounded_away": _OUTCOME | {"update_ratio_low", "not_updated"},
+    "dead_units": _COURSE | _OUTCOME | {"vanishing_gradients", "no_gradient", "layer_out_of_line"},
+    "no_gradient": _COURSE | _OUTCOME | {"vanishing_gradients", "layer_out_of_line"},
+    "layer_out_of_line": _COURSE | _OUTCOME | _FLOW | {"update_ratio_high", "nonfinite"},
+    "update_ratio_high": _COURSE | _OUTCOME | _FLOW | {"layer_out_of_line", "nonfinite"},
+    "update_ratio_low": _OUTCOME,
+    "vanishing_gradients": _OUTCOME | {"layer_out_of_line"},
+    "exploding_gradients": _COURSE | _OUTCOME | _FLOW | _STEPS | {"nonfinite"},
+    "gradient_spike": frozenset({"clipped_every_step"}),
+    "loss_diverging": _COURSE | _OUTCOME | _FLOW | _STEPS | {"nonfinite"},
+    "constant_prediction": frozenset({"loss_flat"}),
+}
