@@ -267,15 +267,18 @@ class ToolkitBertEncoder(nn.Module):
         output_hidden_states: bool,
         positions: Tensor | None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        hidden_states, attentions = [x], []
-        last = len(self.layer) - 1
-        for index, layer in enumerate(self.layer):
-            x, probabilities = layer(x, mask, output_attentions, positions if index == last else None)
-            hidden_states.append(x)
-            attentions.append(probabilities)
+        hidden_states, attentions = [], []
+        for layer in self.layer:
+            if output_hidden_states:
+                hidden_states.append(x)
+            x, probabilities = layer(x, mask, output_attentions, positions if layer is self.layer[-1] else None)
+            if probabilities is not None:
+                attentions.append(probabilities)
         if self.pre_norm:
-            x = hidden_states[-1] = self.LayerNorm(x)
-        return x, hidden_states if output_hidden_states else [], attentions if output_attentions else []
+            x = self.LayerNorm(x)
+        if output_hidden_states:
+            hidden_states.append(x)
+        return x, hidden_states, attentions
 
 
 class ToolkitBertPooler(nn.Module):
@@ -399,14 +402,25 @@ class ToolkitBertModel(ToolkitBertPreTrainedModel):
         self.embeddings.word_embeddings = value
 
     def can_pack(self, attention_mask: Tensor) -> bool:
-        """Whether padding can be left out altogether: on CUDA, in half precision, without attention dropout."""
+        """Whether padding can be left out altogether: on CUDA, in half precision, without attention dropout.
+
+        PyTorch's kernel for packed sequences further asks for a GPU of compute capability 8 and a head size that is a
+        multiple of 8, at most 256.
+        """
         if varlen_attn is None or attention_mask.dim() != 2 or not attention_mask.is_cuda:
             return False
         if torch.compiler.is_compiling() or self.config._attn_implementation != "sdpa":
             return False
-        dropout = self.training and self.config.attention_probs_dropout_prob > 0
+        if self.training and self.config.attention_probs_dropout_prob > 0:
+            return False
+        head_size = self.config.hidden_size // self.config.num_attention_heads
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else self.dtype
-        return not dropout and dtype in (torch.float16, torch.bfloat16)
+        return (
+            dtype in (torch.float16, torch.bfloat16)
+            and head_size % 8 == 0
+            and head_size <= 256
+            and torch.cuda.get_device_capability(attention_mask.device) >= (8, 0)
+        )
 
     @can_return_tuple
     def forward(
