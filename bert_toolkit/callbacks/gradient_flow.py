@@ -159,8 +159,9 @@ class GradientFlowCallback(TrainerCallback):
         names = drawn_names(parameters, self.include_biases, self.skip_probability, self.seed)
         figures = {"gradients": lambda: gradients_figure(latest, parameters, names)}
         if at_end or self._output.has_time_to_draw:
+            title, markers = "mean |gradient| (after clipping)", self._output.finding_markers()
             figures["gradients_over_time"] = lambda: heat_map_figure(
-                self.records, "mean", parameters, "mean |gradient| (after clipping)", names
+                self.records, "mean", parameters, title, names, markers
             )
         self._output.write_figures(latest.step, figures, png=at_end)
 

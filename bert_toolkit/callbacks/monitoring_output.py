@@ -1,5 +1,8 @@
 """Where a monitoring callback's numbers go: TensorBoard, the loss record, W&B, PNG files and a record file."""
 
+import json
+import logging
+import os
 import socket
 import sys
 import time
@@ -7,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
+from zipfile import BadZipFile
 
 import numpy as np
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
     from transformers import Trainer
+
+logger = logging.getLogger(__name__)
 
 # Figures may take this share of a run's time, and come at least this often, however short the run.
 _FIGURE_TIME_SHARE = 0.001
@@ -82,14 +88,19 @@ class MonitoringOutput(Generic[Record]):
         self.folder = Path(args.output_dir) / "monitoring"
         self.is_main = state.is_world_process_zero
         self._args = args
-        self._started = time.perf_counter()
+        self._started, self._started_at = time.perf_counter(), time.time()
         self._first_step, self._last_step = state.global_step, state.max_steps
         self._drawing_seconds = 0.0
         self._figures_drawn = 0
         self._scalars = {}
-        if state.global_step > 0 and self._record_file.exists():
-            return load_records(self._record_file, self.kind, last_step=state.global_step)
-        return []
+        return self._earlier_records(state.global_step) if state.global_step > 0 else []
+
+    def _earlier_records(self, last_step: int) -> list[Record]:
+        try:
+            return load_records(self._record_file, self.kind, last_step)
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            logger.warning("The %s history starts at step %d: %s", self.name, last_step + 1, error)
+            return []
 
     @property
     def _record_file(self) -> Path:
@@ -149,6 +160,14 @@ class MonitoringOutput(Generic[Record]):
         self._drawing_seconds += time.perf_counter() - start
         self._figures_drawn += 1
 
+    def finding_markers(self) -> list[tuple[int, str]]:
+        """(step, parameter) of the faults that TrainingHealthCallback, if it takes part, has reported in this run."""
+        file = self.folder / "training_health.jsonl"
+        if not file.exists() or file.stat().st_mtime < self._started_at:
+            return []
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return [(line["step"], name) for line in lines if line["event"] == "finding" for name in line["parameters"]]
+
     @property
     def writer(self) -> "SummaryWriter":
         """The trainer's writer when attached and it has one, else one in a sub-run folder beside the run.
@@ -187,18 +206,18 @@ class _ShortConsoleLine(TrainerCallback):
 
 
 def _run_folder(args: TrainingArguments) -> Path:
-    """The TensorBoard folder that Trainer writes to in this process, else a new one where it would be."""
-    import os
-
+    """The TensorBoard folder that Trainer, or another callback, writes to in this process, else a new one."""
     chosen = os.environ.get("TENSORBOARD_LOGGING_DIR")
     if chosen is not None:
         return Path(chosen).expanduser()
     runs = Path(args.output_dir) / "runs"
     host = socket.gethostname()
     # An event file is called events.out.tfevents.<time>.<host>.<process>.<count>.
-    mine = sorted(runs.glob(f"*/events.out.tfevents.*.{host}.{os.getpid()}.*"), key=lambda p: p.stat().st_mtime)
-    if mine:
-        return mine[-1].parent
+    mine = f"events.out.tfevents.*.{host}.{os.getpid()}.*"
+    for depth in ("*", "*/*"):
+        files = sorted(runs.glob(f"{depth}/{mine}"), key=lambda file: file.stat().st_mtime)
+        if files:
+            return runs / files[-1].relative_to(runs).parts[0]
     return runs / f"{datetime.now():%b%d_%H-%M-%S}_{host}"
 
 

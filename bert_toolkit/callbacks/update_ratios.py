@@ -112,6 +112,10 @@ class UpdateRatioCallback(TrainerCallback):
         self.records.append(record)
         parameters = self.monitor.parameters
         self._output.write_scalars(step, lambda: update_ratio_scalars(record, parameters, self.per_parameter_scalars))
+        rate = max(group["lr"] for group in kwargs["optimizer"].param_groups)
+        self._learning_rates = (rate, max(rate, self._learning_rates[1]))
+        if self._output.figure_is_due(step):
+            self._draw()
 
     def on_log(
         self,
@@ -147,7 +151,8 @@ class UpdateRatioCallback(TrainerCallback):
         note = f"learning rate {rate:.2g}, highest so far {highest:.2g}"
         figures = {"update_ratios": lambda: update_ratios_figure(latest, parameters, names, note)}
         if at_end or self._output.has_time_to_draw:
+            title, markers = "‖update‖ / ‖parameter‖", self._output.finding_markers()
             figures["update_ratios_over_time"] = lambda: heat_map_figure(
-                self.records, "ratio", parameters, "‖update‖ / ‖parameter‖", names
+                self.records, "ratio", parameters, title, names, markers
             )
         self._output.write_figures(latest.step, figures, png=at_end)

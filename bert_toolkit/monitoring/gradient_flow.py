@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from bert_toolkit.monitoring.tensor_statistics import (
     absolute_rows,
     absolute_statistics,
     local_norms,
+    local_tensor,
 )
 
 # Tensors up to this size carry the clip coefficient: their fp32 norms are exact to 1e-7.
@@ -207,14 +209,15 @@ class GradientFlowMonitor:
         if watch is not None:
             watch.close()
         named = [(n, p) for n, p in named_unique_parameters(self.model) if p.requires_grad]
-        present = [(n, p.grad) for n, p in named if p.grad is not None]
-        if not present:
+        if all(p.grad is None for _, p in named):
             return None
-        names, gradients = zip(*present, strict=True)
+        names = tuple(n for n, _ in named)
+        # A parameter without a gradient has a row of zeros, so that every rank sends the same number of rows.
+        values = [p.new_empty(0) if p.grad is None else local_tensor(p.grad) for _, p in named]
+        layouts = [p if p.grad is None else p.grad for _, p in named]
         return PendingGradientFlow(
             names=names,
-            missing=tuple(n for n, p in named if p.grad is None),
-            rows=absolute_rows(gradients, None if watch is None else watch.norms(names)),
+            rows=absolute_rows(layouts, values, None if watch is None else watch.norms(names)),
             watched=watch is not None,
             total_norm=None if total_norm is None else HostCopy(_whole(total_norm)),
             max_norm=max_norm,
@@ -228,7 +231,6 @@ class PendingGradientFlow:
     """An observation whose numbers may still be on their way from the device."""
 
     names: tuple[str, ...]
-    missing: tuple[str, ...]
     rows: PendingRows
     watched: bool
     total_norm: HostCopy | None
@@ -239,6 +241,9 @@ class PendingGradientFlow:
     def finish(self, step: int) -> GradientFlowRecord:
         """Wait for the numbers and record them under `step`."""
         rows = self.rows.read()
+        present = rows[..., 0].any(0)
+        rows = rows[:, present]
+        names = tuple(compress(self.names, present))
         count, mean, largest, std, zero_share = absolute_statistics(rows)
         mean, largest, std = (values / self.loss_scale for values in (mean, largest, std))
         # A loss scaler guards the optimizer: it skips a step with gradients that are not finite.
@@ -251,15 +256,15 @@ class PendingGradientFlow:
         bad = ~np.isfinite(before) if seen_early else ~finite
         return GradientFlowRecord(
             step=step,
-            names=self.names,
+            names=names,
             count=count,
             mean=mean,
             max=largest,
             std=std,
             zero_share=zero_share,
             clip_coefficient=self._clip_coefficient(squares, before, count),
-            nonfinite=tuple(name for name, is_bad in zip(self.names, bad, strict=True) if is_bad),
-            missing=self.missing,
+            nonfinite=tuple(compress(names, bad)),
+            missing=tuple(compress(self.names, ~present)),
             skipped=scaled and not finite.all(),
         )
 

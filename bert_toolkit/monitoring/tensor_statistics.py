@@ -100,21 +100,23 @@ class PendingRows:
         return result
 
 
-def absolute_rows(tensors: Sequence[Tensor], extra: Sequence[Tensor] | None = None) -> PendingRows:
+def absolute_rows(
+    tensors: Sequence[Tensor], values: Sequence[Tensor], extra: Sequence[Tensor] | None = None
+) -> PendingRows:
     """Collect the rows of |x|; see `absolute_statistics`.
 
     Args:
-        tensors: what to read, plain or sharded.
+        tensors: tell where the values belong (plain or sharded).
+        values: flat values that this rank holds of each, possibly none.
         extra: one number per tensor that this rank found before, to travel as a last column.
     """
-    columns = [[local_tensor(tensor) for tensor in tensors]]
     if extra is None:
-        return _collect(tensors, _absolute_rows, *columns)
+        return _collect(tensors, _absolute_rows, values)
 
     def with_extra(values: list[Tensor], numbers: list[Tensor]) -> Tensor:
         return torch.cat([rows := _absolute_rows(values), torch.stack(numbers).to(rows)[:, None]], dim=1)
 
-    return _collect(tensors, with_extra, *columns, extra)
+    return _collect(tensors, with_extra, values, extra)
 
 
 def local_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -132,7 +134,7 @@ def update_rows(tensors: Sequence[Tensor], after: Sequence[Tensor], before: Sequ
     """Collect the rows of an update; see `update_statistics`. On an accelerator it overwrites `before`.
 
     Args:
-        tensors: the parameters, which tell where the values belong (plain or sharded).
+        tensors: tell where the values belong (plain or sharded).
         after: flat values that this rank holds of each, all of them or a sample, after the step.
         before: the same values before the step.
     """

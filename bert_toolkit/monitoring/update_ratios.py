@@ -182,7 +182,9 @@ class UpdateRatioMonitor:
     def _gradients_are_finite(parameters: Sequence[nn.Parameter]) -> bool:
         """Looked at only when nothing moved: to tell an overflow that a loss scaler skipped from a zero rate."""
         gradients = [p.grad for p in parameters if p.grad is not None]
-        return not gradients or bool(np.isfinite(absolute_rows(gradients).read()).all())
+        if not gradients:
+            return True
+        return bool(np.isfinite(absolute_rows(gradients, [local_tensor(g) for g in gradients]).read()).all())
 
     def _values(self, name: str, parameter: Tensor) -> Tensor:
         """The local values to compare: all of them, or the sampled ones."""

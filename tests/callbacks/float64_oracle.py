@@ -99,7 +99,7 @@ def clip_coefficient(gradients: dict[str, Tensor], max_norm: float) -> float:
 
 def check_gradients(record, gradients: dict[str, Tensor], factor: float = 1.0, rtol: float = 1e-5) -> None:
     """Compare a record with statistics of |gradients| * factor in float64."""
-    assert list(record.names) == [name for name in gradients], "names and their order"
+    assert list(record.names) == list(gradients), "names and their order"
     for i, (name, gradient) in enumerate(gradients.items()):
         magnitude = gradient.double().abs() * factor
         expected = {

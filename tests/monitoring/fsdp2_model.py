@@ -7,7 +7,7 @@ STEPS, LEARNING_RATE, MAX_NORM = 3, 1e-2, 0.05
 
 
 class Net(nn.Module):
-    """Rows that do not divide by two, tensors with one row (an empty shard on rank 1), and one above 4,096 elements."""
+    """Rows that do not divide by two, tensors with one row (empty on rank 1), one above 4,096 elements."""
 
     def __init__(self) -> None:
         super().__init__()

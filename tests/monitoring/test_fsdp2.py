@@ -50,9 +50,7 @@ def oracle():
 def test_gradients_of_whole_tensors_on_every_rank(run, oracle, rank):
     records = load_records(run / f"rank{rank}" / "gradients.npz", GradientFlowRecord)
     assert len(records) == len(oracle)
-    raw, coefficient, *_ = oracle[
-        0
-    ]  # later steps drift apart, since AdamW turns rounding of tiny gradients into steps
+    raw, coefficient, *_ = oracle[0]
     record = records[0]
     assert record.names == tuple(raw)
     assert record.clip_coefficient == pytest.approx(coefficient, rel=1e-5)
