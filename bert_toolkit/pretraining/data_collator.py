@@ -149,11 +149,16 @@ class DataCollatorForPreTraining:
 
     def _from_pairs(self, pairs: PairBatch) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Arrays of the batch without masks, and a random key for each example."""
-        width = self._padded_width(pairs.input_ids.shape[1])
-        missing = ((0, 0), (0, width - pairs.input_ids.shape[1]))
+        longest = pairs.input_ids.shape[1]
+        width = self._padded_width(longest)
+        input_ids, token_type_ids = pairs.input_ids, pairs.token_type_ids
+        if width > longest:
+            missing = ((0, 0), (0, width - longest))
+            input_ids = np.pad(input_ids, missing, constant_values=self.tokenizer.pad_token_id)
+            token_type_ids = np.pad(token_type_ids, missing)
         batch = {
-            "input_ids": np.pad(pairs.input_ids, missing, constant_values=self.tokenizer.pad_token_id),
-            "token_type_ids": np.pad(pairs.token_type_ids, missing),
+            "input_ids": input_ids,
+            "token_type_ids": token_type_ids,
             "attention_mask": (np.arange(width) < pairs.lengths[:, None]).astype(np.int64),
         }
         if self.next_sentence_labels:

@@ -4,6 +4,8 @@ The generator is SplitMix64 (Steele, Lea and Flood, 2014: "Fast splittable pseud
 counter-based hash: number `i` of a stream is the finaliser applied to `key + (i + 1) * GOLDEN_GAMMA`.
 """
 
+import functools
+
 import numpy as np
 
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -21,20 +23,20 @@ def random_bits(key: np.ndarray, counter: np.ndarray | int) -> np.ndarray:
     Returns:
         uint64 array of the broadcast shape.
     """
-    with np.errstate(over="ignore"):
-        z = (np.asarray(counter, dtype=np.uint64) + np.uint64(1)) * GOLDEN_GAMMA + key
-        z = np.atleast_1d(z)
-        shifted = z >> np.uint64(30)
-        z ^= shifted
-        z *= _MULTIPLIER_1
-        np.right_shift(z, np.uint64(27), out=shifted)
-        z ^= shifted
-        z *= _MULTIPLIER_2
-        np.right_shift(z, np.uint64(31), out=shifted)
-        z ^= shifted
+    z = np.atleast_1d(np.asarray(counter, dtype=np.uint64) + np.uint64(1))  # arrays wrap around without a warning
+    z = z * GOLDEN_GAMMA + key
+    shifted = z >> np.uint64(30)
+    z ^= shifted
+    z *= _MULTIPLIER_1
+    np.right_shift(z, np.uint64(27), out=shifted)
+    z ^= shifted
+    z *= _MULTIPLIER_2
+    np.right_shift(z, np.uint64(31), out=shifted)
+    z ^= shifted
     return z
 
 
+@functools.lru_cache(maxsize=1024)
 def stream_key(*parts: int) -> np.ndarray:
     """Fold integers such as (purpose, seed, epoch) into the key of a stream.
 
@@ -42,11 +44,12 @@ def stream_key(*parts: int) -> np.ndarray:
         parts: Integers of any sign; each is taken modulo 2**64.
 
     Returns:
-        uint64 array of shape (1,).
+        uint64 array of shape (1,), read-only.
     """
     key = np.zeros(1, dtype=np.uint64)
     for part in parts:
         key = random_bits(key, np.uint64(part % 2**64))
+    key.flags.writeable = False
     return key
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from bert_toolkit.pretraining.keyed_random import random_below, random_bits, random_share
 
 _POSITION_BITS = np.uint64(0xFFFF)
+_LAST = np.uint64(2**64 - 1)
 _CHOICE, _ACTION, _WORD = range(3)
 
 
@@ -47,7 +48,7 @@ def _priorities(candidates: np.ndarray, keys: np.ndarray) -> np.ndarray:
     priority = _position_bits(keys[:, None], positions[None, :], _CHOICE)
     priority &= ~_POSITION_BITS
     priority |= positions & _POSITION_BITS
-    priority[~candidates] = np.uint64(2**64 - 1)
+    priority[~candidates] = _LAST
     return priority
 
 
@@ -68,56 +69,63 @@ def choose_words(
     Returns:
         (batch_size, sequence_length) bool, a subset of `candidates`.
     """
-    batch_size, width = candidates.shape
+    width = candidates.shape[1]
     if not width:
         return candidates.copy()
-    left = _target_counts(candidates, probability)
-    # a piece behind a token that may not be chosen begins a word of its own
-    behind_candidate = np.zeros_like(candidates)
-    behind_candidate[:, 1:] = candidates[:, :-1]
-    begins_word = candidates & ~(continues_word & behind_candidate)
     columns = np.arange(width)
+    # a piece behind a token that may not be chosen begins a word of its own
+    begins_word = candidates.copy()
+    begins_word[:, 1:] &= ~(continues_word[:, 1:] & candidates[:, :-1])
+    # every token gets the priority of its word, and its own position in the lowest bits
     word_begin = np.maximum.accumulate(np.where(begins_word, columns, 0), axis=1)
-    # words by the priority of their first piece, pieces in their order
     priority = np.take_along_axis(_priorities(begins_word, keys), word_begin, axis=1)
-    priority[~candidates] = np.uint64(2**64 - 1)
-    order = np.argsort(priority, axis=1, kind="stable")
-    ordered_begin = np.take_along_axis(begins_word, order, axis=1)
-    n_candidates = candidates.sum(axis=1)
-    # size of the word that begins at each place of the order, 0 elsewhere
-    next_begin = np.full((batch_size, width + 1), width)
-    next_begin[:, :width] = np.where(ordered_begin, columns, width)
-    next_begin = np.minimum.accumulate(next_begin[:, ::-1], axis=1)[:, ::-1]
-    sizes = np.where(ordered_begin, np.minimum(next_begin[:, 1:], n_candidates[:, None]) - columns, 0)
-    # all words that end within the number to choose, in one go
-    word_of_place = np.maximum.accumulate(np.where(ordered_begin, columns, 0), axis=1)
-    word_end = word_of_place + np.take_along_axis(sizes, word_of_place, axis=1)
-    chosen = (word_end <= left[:, None]) & (columns < n_candidates[:, None])
-    taken = chosen.sum(axis=1)
-    left = left - taken
-    # then, one word at a time, the next that fits into what is left
-    place = taken
+    priority &= ~_POSITION_BITS
+    priority |= columns.astype(np.uint64)
+    priority[~candidates] = _LAST
+    priority.sort(axis=1)
+    order = (priority & _POSITION_BITS).astype(np.int64)
+    available = candidates.sum(axis=1)
+    left = _target_counts(candidates, probability)
+    # places of the order at which a word begins; the place behind the last one counts as well
+    begins = np.ones((len(candidates), width + 1), dtype=bool)
+    begins[:, 1:width] = (priority[:, 1:] ^ priority[:, :-1]) > _POSITION_BITS
+    begins[:, 1:] |= columns + 1 == available[:, None]
+    # all the words that end within the number to choose
+    places = np.arange(width + 1)
+    taken = np.where(begins & (places <= left[:, None]), places, 0).max(axis=1)
+    chosen = columns < taken[:, None]
+    left -= taken
+    # then, one at a time, the next word that fits into what is left
     rows = np.flatnonzero(left > 0)
+    sizes = _word_sizes(begins[rows], available[rows])
     while len(rows):
-        fits = (sizes[rows] > 0) & (sizes[rows] <= left[rows, None]) & (columns >= place[rows, None])
+        fits = (sizes > 0) & (sizes <= left[rows, None]) & (columns >= taken[rows, None])
         found = fits.any(axis=1)
-        rows, first = rows[found], fits[found].argmax(axis=1)
-        if not len(rows):
-            break
-        size = sizes[rows, first]
+        rows, sizes, first = rows[found], sizes[found], fits[found].argmax(axis=1)
+        size = np.take_along_axis(sizes, first[:, None], axis=1)[:, 0]
         chosen[rows] |= (columns >= first[:, None]) & (columns < (first + size)[:, None])
         left[rows] -= size
-        place[rows] = first + size
-        rows = rows[left[rows] > 0]
-    nothing = np.flatnonzero(~chosen.any(axis=1) & (n_candidates > 0))
+        taken[rows] = first + size
+        open_rows = left[rows] > 0
+        rows, sizes = rows[open_rows], sizes[open_rows]
+    nothing = np.flatnonzero(~chosen.any(axis=1) & (available > 0))
     if len(nothing):
-        shortest = np.where(sizes[nothing] > 0, sizes[nothing], width + 1)
-        first = shortest.argmin(axis=1)
-        size = sizes[nothing, first]
+        sizes = _word_sizes(begins[nothing], available[nothing])
+        first = np.where(sizes > 0, sizes, width + 1).argmin(axis=1)
+        size = np.take_along_axis(sizes, first[:, None], axis=1)[:, 0]
         chosen[nothing] = (columns >= first[:, None]) & (columns < (first + size)[:, None])
     targets = np.zeros_like(candidates)
-    np.put_along_axis(targets, order, chosen, axis=1)
+    row_of_chosen, place_of_chosen = np.nonzero(chosen)
+    targets[row_of_chosen, order[row_of_chosen, place_of_chosen]] = True
     return targets
+
+
+def _word_sizes(begins: np.ndarray, available: np.ndarray) -> np.ndarray:
+    """Tokens of the word that begins at each place, 0 where none begins: (B, W) from (B, W + 1) begins."""
+    places = np.arange(begins.shape[1])
+    following = np.minimum.accumulate(np.where(begins, places, len(places))[:, ::-1], axis=1)[:, ::-1]
+    is_word = begins[:, :-1] & (places[:-1] < available[:, None])
+    return np.where(is_word, following[:, 1:] - places[:-1], 0)
 
 
 def replace_tokens(

@@ -225,8 +225,9 @@ class NextSentencePairs(torch.utils.data.Dataset):
         np.clip(source, 0, len(self.documents.tokens) - 1, out=source)
         input_ids = self.documents.tokens[source].astype(np.int64)
         input_ids[:, 0] = self._cls
-        np.put_along_axis(input_ids, behind_a, self._sep, axis=1)
-        np.put_along_axis(input_ids, last, self._sep, axis=1)
+        rows = np.arange(len(index))
+        input_ids[rows, a_length + 1] = self._sep
+        input_ids[rows, lengths - 1] = self._sep
         padding = position > last
         input_ids[padding] = self._pad
         in_b &= ~padding
@@ -318,18 +319,20 @@ class NextSentencePairs(torch.utils.data.Dataset):
         document = np.searchsorted(document_starts, sentence, side="right") - 1
         document_end = document_starts[document + 1]
         longest = self.max_length - 3
-        key = [
-            random_bits(stream_key(purpose, self.seed, epoch), sentence)
-            for purpose in (_IS_SHORT, _SHORT_TARGET, _SPLIT)
-        ]
-        is_short = random_share(key[0]) < self.short_sequence_probability
-        target = np.where(is_short, 2 + random_below(key[1], longest - 1), longest)
+        short_bits, target_bits, split_bits = self._draws((_IS_SHORT, _SHORT_TARGET, _SPLIT), sentence, epoch)
+        is_short = random_share(short_bits) < self.short_sequence_probability
+        target = np.where(is_short, 2 + random_below(target_bits, longest - 1), longest)
         # the last sentence of a document takes the one before it along, so that it has an A and a B
         begin = np.maximum(sentence - (sentence + 1 == document_end), document_starts[document])
         end = np.searchsorted(sentence_starts, sentence_starts[begin] + target)
         end = np.minimum(np.maximum(end, begin + 2), document_end)
-        split = begin + 1 + random_below(key[2], np.maximum(end - begin - 1, 1))
+        split = begin + 1 + random_below(split_bits, np.maximum(end - begin - 1, 1))
         return begin, split, end
+
+    def _draws(self, purposes: tuple[int, ...], sentence: np.ndarray, epoch: int) -> np.ndarray:
+        """64 random bits for each purpose and sentence: (purposes, B)."""
+        keys = np.array([stream_key(purpose, self.seed, epoch) for purpose in purposes])
+        return random_bits(keys, sentence)
 
     def _segments(
         self, sentence: np.ndarray, random_next: np.ndarray, epoch: int
@@ -344,8 +347,8 @@ class NextSentencePairs(torch.utils.data.Dataset):
         a_length, b_length = b_begin - a_begin, b_end - b_begin
         # a sentence of another document: the own one is left out of the range, so nothing is drawn twice
         n_sentences = int(document_starts[-1])
-        bits = random_bits(stream_key(_OTHER_START, self.seed, epoch), sentence)
-        other = random_below(bits, n_sentences - (own_end - own_begin))
+        other_bits, *front_bits = self._draws((_OTHER_START, _TRIM_A, _TRIM_B), sentence, epoch)
+        other = random_below(other_bits, n_sentences - (own_end - own_begin))
         other += np.where(other >= own_begin, own_end - own_begin, 0)
         other = np.minimum(other, n_sentences - 1)  # a corpus of one document has no other, and needs none
         other_document_end = document_starts[np.searchsorted(document_starts, other, side="right")]
@@ -366,9 +369,8 @@ class NextSentencePairs(torch.utils.data.Dataset):
         rest = excess - cut_a - cut_b
         cut_a += rest // 2
         cut_b += rest - rest // 2
-        for purpose, first_token, cut in ((_TRIM_A, a_begin, cut_a), (_TRIM_B, b_begin, cut_b)):
-            at_front = random_bits(stream_key(purpose, self.seed, epoch), sentence) & np.uint64(1) > 0
-            first_token += np.where(at_front, cut, 0)
+        for bits, first_token, cut in zip(front_bits, (a_begin, b_begin), (cut_a, cut_b), strict=True):
+            first_token += np.where(bits & np.uint64(1), cut, 0)
         a_length = a_length - cut_a
         b_length = b_length - cut_b
         return a_begin, a_length, b_begin, b_length, a_length + b_length + 3

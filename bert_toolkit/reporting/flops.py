@@ -65,7 +65,7 @@ def device_peak(device: torch.device, mixed_precision: str) -> tuple[float, str]
 
 
 def _measured_matmul_peak(dtype: torch.dtype) -> float:
-    size = 1024
+    size = 512  # a millisecond or two, so that some products are never interrupted on a busy machine
     a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
     a @ b
     fastest, begin = float("inf"), time.perf_counter()

@@ -109,8 +109,7 @@ def launch(folder, settings, *arguments):
         "torch.distributed.run",
         "--nproc_per_node",
         "2",
-        "--master_port",
-        "0",
+        "--standalone",
         str(SCRIPT),
     ]
     environment = {
