@@ -178,13 +178,7 @@ class DocumentFiles:
 
     def __iter__(self) -> Iterator[str | list[str]]:
         for file in self.files:
-            for document in self._of_file(file):
-                if self.sentences_per_document is None:
-                    yield document
-                else:
-                    sentences = sentences_of(document)
-                    for begin in range(0, len(sentences), self.sentences_per_document):
-                        yield sentences[begin : begin + self.sentences_per_document]
+            yield from self._of_file(file)
 
     def fingerprint(self) -> str:
         """Digest of the content of the files, and of how they are split into documents."""
@@ -198,8 +192,12 @@ class DocumentFiles:
     def _of_file(self, file: Path) -> Iterator[str | list[str]]:
         try:
             if file.suffix.lower() in (".jsonl", ".json"):
-                yield from self._of_jsonl(file)
-            elif self.documents_split != "blank_line":
+                for document in self._of_jsonl(file):
+                    yield from self._cut([document]) if self.sentences_per_document else [document]
+            elif self.sentences_per_document:
+                with file.open(encoding="utf-8") as lines:
+                    yield from self._cut(lines)
+            elif self.documents_split == "file":
                 yield file.read_text(encoding="utf-8")
             else:
                 yield from _blank_line_separated(file)
@@ -208,6 +206,17 @@ class DocumentFiles:
                 f"{file} is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start}): convert it, for "
                 "example with `iconv -f latin1 -t utf-8`"
             ) from None
+
+    def _cut(self, texts: Iterable[str | list[str]]) -> Iterator[list[str]]:
+        """Documents of equally many sentences; the last may have fewer."""
+        waiting: list[str] = []
+        for text in texts:
+            waiting += sentences_of(text)
+            while len(waiting) >= self.sentences_per_document:
+                yield waiting[: self.sentences_per_document]
+                del waiting[: self.sentences_per_document]
+        if waiting:
+            yield waiting
 
     def _of_jsonl(self, file: Path) -> Iterator[str | list[str]]:
         with file.open(encoding="utf-8") as lines:

