@@ -283,6 +283,8 @@ class PendingGradientFlow:
         usable = (before > 0) & (after > 0)
         if (usable & (count <= _SMALL)).any():
             usable &= count <= _SMALL
+        if not usable.any():
+            return math.nan
         scale = 1.0 if self.backward_scale is None else float(self.backward_scale.read())
         coefficient = scale * math.sqrt(after[usable].sum() / before[usable].sum())
         return 1.0 if coefficient > 1.0 - 1e-6 else coefficient

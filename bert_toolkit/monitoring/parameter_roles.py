@@ -89,8 +89,9 @@ def describe_parameters(model: nn.Module) -> dict[str, ParameterInfo]:
     model = unwrap(model)
     roles: dict[int, Role] = {}
     for _path, module in model.named_modules():
-        adapters = getattr(module, "adapter_layer_names", ())
-        for adapter in adapters if isinstance(adapters, tuple) else ():
+        # PEFT's tuner layers stand around a base layer; its copies of whole modules have no base layer.
+        adapters = getattr(module, "adapter_layer_names", ()) if "base_layer" in module._modules else ()
+        for adapter in adapters:
             child = getattr(module, adapter, None)
             if isinstance(child, (nn.Module, nn.Parameter)):
                 for parameter in [child] if isinstance(child, nn.Parameter) else child.parameters():
@@ -190,8 +191,9 @@ def _blocks(model: nn.Module, stacks: dict[str, str | None], roles: dict[int, Ro
 
 def _path_in_block(name: str, stack: str | None) -> tuple[str, ...]:
     parts = clean_name(name).split(".") if stack is None else _split_at_stack(name, stack)[1]
-    # PEFT calls its first adapter `default`.
-    short = [part for part in parts if part not in _WRAPPER_PARTS and part not in ("weight", "default")]
+    # PEFT calls its first adapter `default`, and keeps modules that are trained as a whole in `modules_to_save`.
+    dropped = {*_WRAPPER_PARTS, "weight", "default", "modules_to_save"}
+    short = [part for part in parts if part not in dropped]
     return tuple(short or parts[-1:])
 
 

@@ -334,7 +334,7 @@ def _absolute_chunk(
     centre = centre if exact else float(np.float32(centre))
     magnitude.sub_(centre)
     offset = float(magnitude.sum()) / size
-    squares = float(torch.dot(magnitude, magnitude)) - size * offset * offset
+    squares = float(magnitude.square_().sum()) - size * offset * offset  # sum() is pairwise, dot() is not
     return centre + offset, max(squares, 0.0) if squares == squares else squares, high, nonzero
 
 
@@ -362,12 +362,17 @@ def _update_chunk(new: Tensor, old: Tensor, difference: Tensor, other: Tensor) -
     else:
         reference = other.copy_(old)
         torch.sub(difference.copy_(new), reference, out=difference)
-    parameter = float(torch.dot(reference, reference))
-    update = float(torch.dot(difference, difference))
-    if difference.dtype == torch.float64:
-        return float(torch.count_nonzero(difference)), update, parameter
-    signs = torch.sign(difference, out=other)
-    changed = float(torch.dot(signs, signs))
+    parameter = float(torch.mul(reference, reference, out=other).sum())
+    exact = difference.dtype == torch.float64
+    if exact:
+        changed = float(torch.count_nonzero(difference))
+    else:
+        # A sum of ones is exact, and faster than count_nonzero.
+        signs = torch.sign(difference, out=other)
+        changed = float(torch.dot(signs, signs))
+    update = float(difference.square_().sum())
+    if exact:
+        return changed, update, parameter
     low, high = _SMALLEST**2, _LARGEST**2
     if not (low < update < high or changed == 0.0) or not (low < parameter < high or parameter == 0.0):
         return None
