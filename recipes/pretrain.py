@@ -1,7 +1,7 @@
 """Pre-trains a BERT on documents with masked words and next-sentence prediction.
 
     accelerate launch recipes/pretrain.py
-    accelerate launch recipes/pretrain.py --train_file my_documents/ --size small --mixed_precision bf16
+    accelerate launch --mixed_precision bf16 recipes/pretrain.py --train_file my_documents/ --size small
     accelerate launch recipes/pretrain.py --train_file my_documents/ --model_name_or_path google-bert/bert-base-uncased
 
 Without arguments it takes the State of the Union speeches that `bert_toolkit[offline]` installs. Every flag of
@@ -94,7 +94,7 @@ class PretrainArguments:
     whole_word_mask: bool = field(default=False, metadata={"help": "mask all pieces of a word or none"})
     cache_dir: str = field(default="~/.cache/bert_toolkit/corpora", metadata={"help": "for tokenised corpora"})
     processes: int | None = field(default=None, metadata={"help": "that tokenise; default: one per core"})
-    monitoring: bool = field(default=True, metadata={"help": "gradient flow, update ratios and training health"})
+    monitor_every: int = field(default=50, metadata={"help": "observe gradients and updates every N steps; 0: never"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "replace an earlier run in output_dir"})
     cpu_threads: int | None = field(default=None, metadata={"help": "threads of each process; default: all cores"})
 
@@ -134,6 +134,12 @@ def main() -> None:
     resume = arguments.resume_from_checkpoint is not None
     claim_output_dir(arguments.output_dir, recipe.overwrite_output_dir, resume, arguments.process_index == 0)
     check_choice("objective", recipe.objective, ("mlm+nsp", "mlm"))
+    step_pairs = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    if not 0 < recipe.next_sentence_weight <= step_pairs:
+        raise InputError(
+            f"`next_sentence_weight` must lie in (0, {step_pairs}], up to the pairs of a step, "
+            f"got {recipe.next_sentence_weight}"
+        )
     set_seed(arguments.seed)
 
     # data
@@ -161,7 +167,6 @@ def main() -> None:
         "short_sequence_probability": recipe.short_sequence_probability,
         "random_next_probability": 0.5 if recipe.objective == "mlm+nsp" else 0.0,
     }
-    step_pairs = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     train = NextSentencePairs(train_documents, tokenizer, **pair_settings, seed=arguments.seed, group_size=step_pairs)
     held_out = NextSentencePairs(held_out_documents, tokenizer, **pair_settings, seed=arguments.seed + 1)
     # a Subset has no epoch, so that every evaluation sees the same pairs
@@ -209,8 +214,9 @@ def main() -> None:
         callbacks=[tokens, CheckpointMarkerCallback()],
     )
     PreTrainingScoresCallback(peak[0] if peak else None).attach(trainer)
-    if recipe.monitoring:
-        attach_monitoring(trainer)
+    if recipe.monitor_every:
+        GradientFlowCallback(recipe.monitor_every).attach(trainer)
+        UpdateRatioCallback(recipe.monitor_every).attach(trainer)
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(arguments.output_dir, arguments.resume_from_checkpoint))
 
     # evaluation
@@ -315,13 +321,6 @@ def load_model(recipe: PretrainArguments, model_name: str | None, tokenizer):
             f"got {recipe.max_length}"
         )
     return model, f"{description}: {model.config.num_hidden_layers} layers, {model.config.hidden_size} wide"
-
-
-def attach_monitoring(trainer: Trainer) -> None:
-    callbacks = [GradientFlowCallback(), UpdateRatioCallback()]
-    for callback in callbacks:
-        trainer.add_callback(callback)
-        callback.attach(trainer)
 
 
 if __name__ == "__main__":
