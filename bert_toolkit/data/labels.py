@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_toolkit.data.tables import Table, kind_of, shown
+from bert_toolkit.data.tables import Table, brief, kind_of, shown
 from bert_toolkit.errors import InputError
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -59,7 +59,7 @@ class LabelScheme:
             unknown = next((name for name in names if name not in ids), None)
             if unknown is not None:
                 raise InputError(
-                    f"{table.place(row)} has label {unknown!r}, which no training row has; known are "
+                    f"{table.place(row)} has label {brief(unknown)}, which no training row has; known are "
                     f"{shown(self.names)}"
                 )
         if self.problem_type == SINGLE:
@@ -91,7 +91,7 @@ class LabelScheme:
         wanted, form = (list, "a list of labels") if self.separator is None else (str, "labels in a string")
         for row, value in enumerate(values):
             if not isinstance(value, wanted):
-                raise InputError(f"{table.place(row)} has {kind_of(value)} in column {column!r}, expected {form}")
+                raise InputError(f"{table.place(row)} has {kind_of(value)} in column {brief(column)}, expected {form}")
         return list(values) if self.separator is None else [value.split(self.separator) for value in values]
 
     def _name(self, table: Table, row: int, label: str | int | float) -> str:
@@ -101,10 +101,8 @@ class LabelScheme:
             label = int(label)
         if self.numbered_names is not None and type(label) is int:
             if not 0 <= label < len(self.numbered_names):
-                withheld = ": -1 marks labels that were withheld" if label == -1 else ""
-                raise InputError(
-                    f"{table.place(row)} has label {label}, expected 0 to {len(self.numbered_names) - 1}{withheld}"
-                )
+                reason = "-1 marks withheld labels" if label == -1 else f"expected 0 to {len(self.numbered_names) - 1}"
+                raise InputError(f"{table.place(row)} has label {brief(label)}: {reason}")
             return self.numbered_names[label]
         if not math.isfinite(label):
             raise InputError(f"{table.place(row)} has {label} as a label: fill it in or remove the row")
@@ -139,13 +137,13 @@ def learn_labels(
         raise InputError(f"`problem_type {problem_type}` takes one label column and no `label_separator`")
     if separator is not None and (len(columns) > 1 or not separator.strip("\r\n")):
         raise InputError(
-            f"`label_separator` goes with one label column and is at least one character, got {separator!r} for "
+            f"`label_separator` goes with one label column and is at least one character, got {brief(separator)} for "
             f"{shown(columns)}"
         )
     first = columns[0]
     if problem_type == REGRESSION:
         if len(set(_numbers(table, first))) == 1:
-            raise InputError(f"all {len(table)} rows have the same number in column {first!r}: nothing to learn")
+            raise InputError(f"all {len(table)} rows have the same number in column {brief(first)}: nothing to learn")
         return LabelScheme(problem_type, [first], columns)
     scheme = LabelScheme(problem_type, list(columns), columns, separator, table.class_names.get(first))
     if len(columns) > 1:
@@ -153,11 +151,11 @@ def learn_labels(
         return scheme
     used = {name for names in scheme.names_of_rows(table) for name in names}
     if len(used) < (2 if problem_type == SINGLE else 1):
-        has = f"only the label {used.pop()!r}" if used else "no label at all"
-        raise InputError(f"the training rows have {has} in column {first!r}: at least two classes are needed")
+        has = f"only the label {brief(used.pop())}" if used else "no label at all"
+        raise InputError(f"the training rows have {has} in column {brief(first)}: at least two classes are needed")
     if problem_type == SINGLE and len(used) > max(20, len(table) // 2):
         raise InputError(
-            f"column {first!r} has {len(used)} different labels in {len(table)} rows, too many for classes: name "
+            f"column {brief(first)} has {len(used)} different labels in {len(table)} rows, too many for classes: name "
             "another column with `label_columns`, or pass `problem_type regression` if they are numbers to predict"
         )
     whole_numbers = all(map(_WHOLE_NUMBER.fullmatch, used))
@@ -182,10 +180,12 @@ def _require_one_kind(table: Table, column: str, labels: Sequence[tuple[Any, int
     kinds = [kind_of(label) for label, _ in labels]
     for kind, (_, row) in zip(kinds, labels, strict=True):
         if kind not in ("a string", "a number", "a truth value"):
-            raise InputError(f"{table.place(row)} has {kind} as a label in {column!r}, expected a string or a number")
+            raise InputError(
+                f"{table.place(row)} has {kind} as a label in {brief(column)}, expected a string or a number"
+            )
         if kind != kinds[0]:
             raise InputError(
-                f"{table.place(row)} has {kind} as a label in {column!r} and {table.place(labels[0][1])} has "
+                f"{table.place(row)} has {kind} as a label in {brief(column)} and {table.place(labels[0][1])} has "
                 f"{kinds[0]}: write all labels as one type"
             )
 
@@ -193,7 +193,7 @@ def _require_one_kind(table: Table, column: str, labels: Sequence[tuple[Any, int
 def _number(value: Any) -> float | None:
     """The number that a value is or spells, if it is finite as the 32-bit number that the model computes with."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        value = float(value)
+        value = float(value.strip())
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) <= LARGEST else None
@@ -205,7 +205,7 @@ def _numbers(table: Table, column: str) -> list[float]:
     for row, number in numbers:
         if number is None:
             raise InputError(
-                f"{table.place(row)} has {_abridged(values[row])} in column {column!r}, expected a finite number"
+                f"{table.place(row)} has {brief(values[row])} in column {brief(column)}, expected a finite number"
             )
     return [number for _, number in numbers if number is not None]
 
@@ -216,12 +216,7 @@ def _zeros_and_ones(table: Table, column: str) -> list[float]:
     if None in marks:
         row = marks.index(None)
         raise InputError(
-            f"{table.place(row)} has {_abridged(values[row])} in column {column!r}, expected 0 or 1: several label "
+            f"{table.place(row)} has {brief(values[row])} in column {brief(column)}, expected 0 or 1: several label "
             "columns hold one class each"
         )
     return [mark for mark in marks if mark is not None]
-
-
-def _abridged(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:40] + "…"

@@ -55,7 +55,7 @@ class Table:
         values = self.values(column)
         for row, value in enumerate(values):
             if not isinstance(value, str):
-                raise InputError(f"{self.place(row)} has {kind_of(value)} in column {column!r}, expected text")
+                raise InputError(f"{self.place(row)} has {kind_of(value)} in column {brief(column)}, expected text")
         self.refuse_empty(column, [row for row, value in enumerate(values) if not value.strip()])
         return list(values)
 
@@ -64,7 +64,7 @@ class Table:
         if rows:
             others = f" (nor have {len(rows) - 1} later rows)" if len(rows) > 1 else ""
             raise InputError(
-                f"{self.place(rows[0])} has nothing in column {column!r}{others}: fill it in or remove the row"
+                f"{self.place(rows[0])} has nothing in column {brief(column)}{others}: fill it in or remove the row"
             )
 
 
@@ -227,14 +227,16 @@ def _read_delimited(
 ) -> Table:
     chosen = {"tab": "\t", "\\t": "\t", None: usual_delimiter}.get(delimiter, delimiter)
     if chosen is None or len(chosen) != 1 or chosen in '"\r\n':
-        raise InputError(f"`delimiter` must be one character or `tab`, got {delimiter!r}")
+        raise InputError(f"`delimiter` must be one character or `tab`, got {brief(delimiter)}")
     rows = _quoted_rows(path, text, chosen) if quoted else _plain_rows(text, chosen)
     if column_names is None:
         _, header = next(rows)
         names = [name.strip() or f"column {number}" for number, name in enumerate(header, start=1)]
         other = next((mark for mark in ",;\t|" if len(names) == 1 and delimiter is None and mark in names[0]), None)
         if other:
-            raise InputError(f"{path}: the header {names[0]!r} is one column; pass `delimiter` {other!r} to split it")
+            raise InputError(
+                f"{path}: the header {brief(names[0])} is one column; pass `delimiter` {brief(other)} to split it"
+            )
     else:
         names = list(column_names)
     _check_names(path, names)
@@ -307,7 +309,9 @@ def _object_with_each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice in one object")
+        raise ValueError(
+            f"{brief(next(name for name in names if names.count(name) > 1))} is there twice in one object"
+        )
     return row
 
 
@@ -373,14 +377,20 @@ def _class_names(metadata: Mapping[bytes, bytes], names: Sequence[str]) -> dict[
 def _check_names(path: Path, names: Sequence[str]) -> None:
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if twice is not None:
-        raise InputError(f"{path} has two columns named {twice!r}: rename one of them")
+        raise InputError(f"{path} has two columns named {brief(twice)}: rename one of them")
 
 
 def shown(names: Sequence[str], at_most: int = 12) -> str:
     """Names for a message of one line, whatever characters they hold."""
-    return ", ".join(map(repr, names[:at_most])) + (
+    return ", ".join(map(brief, names[:at_most])) + (
         f" and {len(names) - at_most} more" if len(names) > at_most else ""
     )
+
+
+def brief(value: object, at_most: int = 60) -> str:
+    """A value for a message of one line, whatever characters it holds and however long it is."""
+    text = repr(value)
+    return text if len(text) <= at_most else text[: at_most - 1] + "…"
 
 
 def kind_of(value: Any) -> str:

@@ -57,10 +57,9 @@ def test_numbers_that_stand_for_names_keep_the_order_of_the_file():
     scheme = learn_labels(rows, ["label"])
     assert scheme.names == ["neutral", "good", "bad"]
     assert scheme.encode(rows) == [1, 2, 1]
-    with pytest.raises(
-        InputError, match="rows.csv:3 has label -1, expected 0 to 2: -1 marks labels that were withheld"
-    ):
-        scheme.encode(table(label=[1, -1]))
+    for number, reason in ((-1, "-1 marks withheld labels"), (3, "expected 0 to 2")):
+        with pytest.raises(InputError, match=f"rows.csv:3 has label {number}: {reason}"):
+            scheme.encode(table(label=[1, number]))
 
 
 def test_problem_type_can_be_forced():
@@ -92,6 +91,7 @@ def test_problem_type_can_be_forced():
         ([0.5, float("nan"), 2.0], {}, "rows.csv:3 has nan in column"),
         ([0.5, float("inf"), 2.0], {}, "rows.csv:3 has inf in column"),
         (["0.5", "1e39", "2"], {}, "rows.csv:3 has '1e39' in column 'label', expected a finite number"),
+        (["0.5", "1\x1f", "2", "3\x1f2"], {}, r"rows.csv:5 has '3\\x1f2'"),
         (["0.5", "1_0", "2"], {}, "rows.csv:3 has '1_0'"),
         (["2.5"] * 3, {}, "all 3 rows have the same number"),
         (["a", "b"], {"problem_type": REGRESSION}, "rows.csv:2 has 'a' in column 'label', expected a finite number"),
