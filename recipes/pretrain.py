@@ -101,9 +101,9 @@ class PretrainArguments:
 
 DEFAULTS = {
     "output_dir": "runs/pretrain",
-    "per_device_train_batch_size": 64,
+    "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 16,
-    "num_train_epochs": 3,
+    "num_train_epochs": 1,
     "learning_rate": 1e-3,
     "weight_decay": 0.01,  # Trainer leaves biases and LayerNorm out
     "adam_beta2": 0.98,
@@ -113,11 +113,11 @@ DEFAULTS = {
     "seed": 42,
     "train_sampling_strategy": "sequential",  # the pairs shuffle themselves, see NextSentencePairs
     "eval_strategy": "steps",
-    "eval_steps": 0.1,
+    "eval_steps": 0.25,
     "save_strategy": "steps",
-    "save_steps": 0.1,
+    "save_steps": 0.25,
     "save_total_limit": 2,
-    "logging_steps": 20,
+    "logging_steps": 10,
     "report_to": "tensorboard",
     "use_cpu": not torch.accelerator.is_available(),
     "dataloader_pin_memory": torch.accelerator.is_available(),
