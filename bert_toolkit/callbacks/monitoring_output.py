@@ -85,7 +85,7 @@ class MonitoringOutput(Generic[Record]):
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> list[Record]:
         """Start a run: where to write, and the records of the run that is resumed, if it is."""
-        self.folder = Path(args.output_dir) / "monitoring"
+        self.folder = Path(str(args.output_dir)) / "monitoring"
         self.is_main = state.is_world_process_zero
         self._args = args
         self._started, self._started_at = time.perf_counter(), time.time()
@@ -150,7 +150,7 @@ class MonitoringOutput(Generic[Record]):
             figure = draw()
             image = _pixels(figure)
             self.writer.add_image(f"monitoring/{name}", image, step, dataformats="HWC")
-            if "wandb" in self._args.report_to and getattr(sys.modules.get("wandb"), "run", None) is not None:
+            if "wandb" in (self._args.report_to or ()) and getattr(sys.modules.get("wandb"), "run", None) is not None:
                 wandb = sys.modules["wandb"]
                 wandb.log({f"monitoring/{name}": wandb.Image(image), "train/global_step": step})
             if png:
@@ -201,8 +201,9 @@ class _ShortConsoleLine(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        for key in [key for key in logs or {} if key.startswith(self.prefix)]:
-            del logs[key]  # type: ignore[index]
+        logs = {} if logs is None else logs
+        for key in [key for key in logs if key.startswith(self.prefix)]:
+            del logs[key]
 
 
 def _run_folder(args: TrainingArguments) -> Path:
@@ -210,7 +211,7 @@ def _run_folder(args: TrainingArguments) -> Path:
     chosen = os.environ.get("TENSORBOARD_LOGGING_DIR")
     if chosen is not None:
         return Path(chosen).expanduser()
-    runs = Path(args.output_dir) / "runs"
+    runs = Path(str(args.output_dir)) / "runs"
     host = socket.gethostname()
     # An event file is called events.out.tfevents.<time>.<host>.<process>.<count>.
     mine = f"events.out.tfevents.*.{host}.{os.getpid()}.*"

@@ -195,7 +195,7 @@ def heat_map_figure(
     scale = figure.add_axes((0.925, box.y0, 0.018, box.height))
     figure.colorbar(image, cax=scale).set_label("log10")
     count = len(steps)
-    ticks = np.unique(np.linspace(0, count - 1, min(count, 9)).round().astype(int)) if count else []
+    ticks = np.unique(np.linspace(0, count - 1, min(count, 9)).round().astype(int))
     axes.set_xticks(ticks, [f"{steps[t]:,}" for t in ticks])
     axes.set_xlabel("step")
     rows, labels = bars.block_ticks(smallest_gap=(0.12 / (height - 1.0)) * len(drawn))
@@ -318,7 +318,9 @@ class _Bars:
         return [row + 0.5 for row, (above, below) in enumerate(pairwise(sections)) if above != below]
 
     def label_axis(self, axes: "Axes") -> None:
-        ticks, labels, rotated = [], [], []
+        ticks: list[float] = []
+        labels: list[str] = []
+        rotated: list[bool] = []
         for block in dict.fromkeys(self._blocks):
             members = [i for i, b in enumerate(self._blocks) if b == block]
             repeated = [i for i in members if self.infos[i].kind in self.colours]
@@ -338,7 +340,7 @@ class _Bars:
         axes.tick_params(axis="x", length=0)
         if not all(rotated):
             axes.set_xlabel("layer", fontsize=9)
-            axes.xaxis.set_label_coords(0.5, -0.28 / (axes.get_position().height * axes.figure.get_figheight()))
+            axes.xaxis.set_label_coords(0.5, -0.28 * axes.figure.dpi / axes.get_window_extent().height)
 
     def legend(self, figure: "Figure") -> None:
         from matplotlib.patches import Patch

@@ -241,19 +241,19 @@ class PendingGradientFlow:
     def finish(self, step: int) -> GradientFlowRecord:
         """Wait for the numbers and record them under `step`."""
         rows = self.rows.read()
-        present = rows[..., 0].any(0)
+        present = rows[..., 0].max(0) > 0
         rows = rows[:, present]
         names = tuple(compress(self.names, present))
         count, mean, largest, std, zero_share = absolute_statistics(rows)
         mean, largest, std = (values / self.loss_scale for values in (mean, largest, std))
         # A loss scaler guards the optimizer: it skips a step with gradients that are not finite.
         scaled = self.backward_scale is not None or self.loss_scale != 1.0
-        finite = np.isfinite(mean + std)
+        finite: np.ndarray = np.isfinite(mean + std)
         squares = count * (mean**2 + std**2)
         # Squared norms at the end of the backward pass, before clipping.
         before = (rows[..., 5] ** 2).sum(0) if self.watched else None
-        seen_early = before is not None and not np.isfinite(before).all()
-        bad = ~np.isfinite(before) if seen_early else ~finite
+        finite_before = finite if before is None else np.isfinite(before)
+        bad = ~finite if finite_before.all() else ~finite_before
         return GradientFlowRecord(
             step=step,
             names=names,

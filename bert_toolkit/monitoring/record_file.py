@@ -50,7 +50,7 @@ def save_records(path: Path, records: Sequence[Record], parameters: dict[str, Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     partial.replace(path)
 
 

@@ -25,14 +25,14 @@ class AbsoluteStatistics(NamedTuple):
     """Statistics of |x| for n tensors, each array of shape (n,) and float64.
 
     Args:
-        count: number of elements.
+        elements: number of elements.
         mean: mean of |x|.
         max: largest |x|.
         std: population standard deviation of |x|.
         zero_share: share of elements that are exactly zero.
     """
 
-    count: np.ndarray
+    elements: np.ndarray
     mean: np.ndarray
     max: np.ndarray
     std: np.ndarray

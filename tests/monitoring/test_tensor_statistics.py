@@ -37,7 +37,7 @@ def check_absolute(tensors: list[Tensor], rtol: float = 1e-5) -> None:
     found = absolute(tensors)
     for i, tensor in enumerate(tensors):
         magnitude = tensor.detach().double().abs()
-        assert found.count[i] == tensor.numel()
+        assert found.elements[i] == tensor.numel()
         assert found.mean[i] == pytest.approx(float(magnitude.mean()), rel=rtol, nan_ok=True)
         assert found.max[i] == pytest.approx(float(magnitude.max()), rel=rtol, nan_ok=True)
         assert found.std[i] == pytest.approx(float(magnitude.std(correction=0)), rel=rtol, abs=1e-300, nan_ok=True)
@@ -115,7 +115,7 @@ def test_layouts():
 
 def test_zeros_and_empty_tensors():
     found = absolute([torch.zeros(10), torch.zeros(0, 4), torch.ones(3)])
-    assert found.count.tolist() == [10, 0, 3]
+    assert found.elements.tolist() == [10, 0, 3]
     assert found.mean[[0, 2]].tolist() == [0, 1] and found.std[[0, 2]].tolist() == [0, 0]
     assert found.zero_share[[0, 2]].tolist() == [1, 0]
 
@@ -150,7 +150,7 @@ def test_shards_combine_exactly():
     rows = np.concatenate([absolute_rows([part], [part]).read() for part in parts])
     found = absolute_statistics(rows)
     magnitude = whole.double().abs()
-    assert found.count[0] == len(whole)
+    assert found.elements[0] == len(whole)
     assert found.mean[0] == pytest.approx(float(magnitude.mean()), rel=1e-6)
     assert found.std[0] == pytest.approx(float(magnitude.std(correction=0)), rel=1e-6)
     assert found.max[0] == float(magnitude.max())
