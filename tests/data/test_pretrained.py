@@ -3,6 +3,7 @@
 import http.server
 import json
 import shutil
+import sys
 import socket
 import threading
 import time
@@ -164,6 +165,7 @@ def fake_package(tmp_path, monkeypatch):
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"other weights")
     monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    monkeypatch.delitem(sys.modules, pretrained.OFFLINE_PACKAGE, raising=False)  # another test may have imported it
     return folder
 
 
