@@ -1,13 +1,14 @@
-"""Does `TrainingHealthCallback` name faults, and only faults? Real small trainings with injected faults, and healthy ones.
+"""Does `TrainingHealthCallback` name faults, and only faults? Real small trainings, broken on purpose and healthy.
 
     python benchmarks/fault_injection.py run                     # every job; goes on where it was stopped
     python benchmarks/fault_injection.py run --only gpt2/nan_batch --seeds 2
     python benchmarks/fault_injection.py replay                  # judge the stored histories again, in seconds
     python benchmarks/fault_injection.py report                  # benchmarks/fault_injection.md
+    python benchmarks/fault_injection.py pictures --histories X  # docs/images/health_*.png
 
-Needs the extras `offline`, `recipes` and `test`. One job is one training of 50 to 200 optimizer steps that takes
-about 50 samples. Seeds 0 and 1 served to choose thresholds; seeds 2 and 3 are the ones to report.
-Controls marked "held out" were never looked at while thresholds were chosen.
+Needs the extras `offline`, `recipes` and `test`. One job is one training of 50 to 200 optimizer steps that takes about
+50 samples; a broken one ends 10 samples after the first finding. Seeds 0 and 1 served to choose thresholds, seeds 2
+and 3 are reported. Controls marked "held out" were never looked at while thresholds were chosen.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ from bert_toolkit import (
 )
 from bert_toolkit.monitoring.health_findings import HealthJudge
 from bert_toolkit.monitoring.health_history import HealthHistory
+from bert_toolkit.monitoring.health_rules import RULES
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "fault_injection.jsonl"
@@ -339,7 +341,7 @@ def dead_units(run: Run) -> None:
 def deep_sigmoid_stack(run: Run) -> None:
     deep = digits(0, nn.Sigmoid, 10)
     run.model, run.layers = deep.model, deep.layers
-    run.place = ("layers.0",)
+    run.place = tuple(f"layers.{i}" for i in range(7))
 
 
 @fault("vanishing_gradients", models=("digits",))
@@ -349,7 +351,7 @@ def deep_tanh_stack_small_weights(run: Run) -> None:
     with torch.no_grad():
         for layer in run.layers:
             layer[0].weight.mul_(0.4)
-    run.place = ("layers.0",)
+    run.place = tuple(f"layers.{i}" for i in range(7))
 
 
 @fault("initial_scale")
@@ -401,6 +403,19 @@ def nan_batch(run: Run) -> None:
 
     first.register_forward_hook(poison)
     run.callbacks.append(AtStep(lambda: poisoned.append(True), run.settings["max_steps"] // 3))
+
+
+@fault("gradient_spike")
+def outlier_batch(run: Run) -> None:
+    outlier = []
+
+    def enlarge(module: nn.Module, args: tuple, output: Any) -> Any:
+        if outlier and outlier.pop():
+            output["loss"] = output["loss"] * 1e4
+        return output
+
+    run.model.register_forward_hook(enlarge)
+    run.callbacks.append(AtStep(lambda: outlier.append(True), 30 * run.every_n_steps))
 
 
 @fault(
@@ -682,6 +697,18 @@ def continued_training(seed: int) -> Run:
 # --- one job ------------------------------------------------------------------------------------------------------
 
 
+class EndAfterFinding(TrainerCallback):
+    """A broken training need not go on: end it 10 samples after the first finding."""
+
+    def __init__(self, health: TrainingHealthCallback):
+        self.health = health
+
+    def on_step_end(self, args, state, control, **kwargs):
+        cases = self.health.judge.cases.values()
+        if cases and len(self.health.history) >= min(case.samples for case in cases) + 10:
+            control.should_training_stop = True
+
+
 class InjectedTrainer(Trainer):
     """Trainer with a sign for the loss and a loss scaler for the CPU."""
 
@@ -708,7 +735,7 @@ def train(run: Run, seed: int, health: TrainingHealthCallback | None) -> float:
             args=arguments,
             train_dataset=run.dataset,
             data_collator=run.collator,
-            callbacks=[*run.callbacks, *([health] if health else [])],
+            callbacks=[*run.callbacks, *([health, EndAfterFinding(health)] if health else [])],
             optimizers=(run.optimizer(run.model, run.rate) if run.optimizer else None, None),
         )
         trainer.remove_callback(PrinterCallback)
@@ -819,9 +846,260 @@ def other_thresholds(history: HealthHistory) -> list[str]:
     return [name for name, value in fired.items() if value]
 
 
+def outcome(row: dict) -> dict[str, Any]:
+    """What one training of a fault shows: found or not, when, cause and place right or wrong."""
+    known = FAULTS[row["name"]]
+    roots = sorted((c for c in row["found"] if c["symptom_of"] is None), key=lambda case: case["samples"])
+    right = [case for case in roots if case["rule"] in known.rules]
+    named = [p for case in right or roots for p in case["parameters"]]
+    inside = [p for p in named if any(p.startswith(f"{part}.") or p == part for part in row["place"])]
+    return {
+        "found": bool(row["found"]) and min(case["samples"] for case in row["found"]) <= SAMPLES + 1,
+        "samples": min((case["samples"] for case in row["found"]), default=None),
+        "cause": bool(right),
+        "place": None if not row["place"] else bool(named) and len(inside) == len(named),
+        "rules": [case["rule"] for case in roots],
+        "other": bool(row["other"]),
+    }
+
+
+def share(values: list[bool]) -> str:
+    return f"{sum(values)} of {len(values)} ({sum(values) / len(values):.0%})" if values else "none"
+
+
+def tables(rows: list[dict]) -> list[str]:
+    """The tables of some seeds."""
+    faults = [(row, outcome(row)) for row in rows if row["kind"] != "control" and row["error"] is None]
+    visible = [(row, o) for row, o in faults if row["kind"] not in FAULTS[row["name"]].unseen]
+    controls = [row for row in rows if row["kind"] == "control"]
+    times = [o["samples"] for _, o in visible if o["samples"]]
+    lines = [
+        "| | `TrainingHealthCallback` | smdebug's thresholds |",
+        "|---|---|---|",
+        f"| faults found within {SAMPLES} samples | {share([o['found'] for _, o in visible])} | "
+        f"{share([o['other'] for _, o in visible])} |",
+        f"| right cause named | {share([o['cause'] for _, o in visible])} | - |",
+        f"| right parameter or layer named, where there is one | "
+        f"{share([o['place'] for _, o in visible if o['place'] is not None])} | - |",
+        f"| healthy trainings with an alarm | {share([bool(row['found']) for row in controls])} | "
+        f"{share([bool(row['other']) for row in controls])} |",
+        f"| samples until found, median and largest | {np.median(times):.0f}, {max(times)} | - |",
+        "",
+        "| fault | " + " | ".join(MODELS) + " |",
+        "|---|" + "---|" * len(MODELS),
+    ]
+    for name, known in FAULTS.items():
+        cells = []
+        for model in MODELS:
+            here = [o for row, o in faults if (row["kind"], row["name"]) == (model, name)]
+            cell = "; ".join(
+                f"{', '.join(o['rules']) or 'not found'}"
+                + (f" at {o['samples']}" if o["samples"] else "")
+                + ("" if o["cause"] or not o["rules"] else " (other cause)")
+                + (" (wrong place)" if o["place"] is False else "")
+                for o in here
+            )
+            cells.append(cell + (" *" if model in known.unseen and here else "") or "-")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "Numbers are samples until found. * not counted, since statistics cannot show it:", ""]
+    reasons = {(name, model): reason for name, known in FAULTS.items() for model, reason in known.unseen.items()}
+    lines += [f"- {name}, {model}: {reason}." for (name, model), reason in reasons.items()]
+    lines += [
+        "",
+        "| rule | trainings it names | of these with another cause | alarms on healthy trainings |",
+        "|---|---|---|---|",
+    ]
+    for rule in (r.__name__ for r in RULES):
+        named = [row for row, o in faults if rule in o["rules"]]
+        wrong = [row for row in named if rule not in FAULTS[row["name"]].rules]
+        alarms = [row for row in controls if rule in [case["rule"] for case in row["found"]]]
+        lines.append(f"| {rule} | {len(named)} | {len(wrong)} | {len(alarms)} |")
+    lines += ["", "| healthy training | alarms | smdebug's thresholds that fire |", "|---|---|---|"]
+    for row in controls:
+        held_out = " (held out)" if CONTROLS[row["name"]][1] else ""
+        alarms = ", ".join(case["rule"] for case in row["found"]) or "none"
+        lines.append(f"| {row['name']}{held_out} | {alarms} | {'; '.join(row['other']) or 'none'} |")
+    return lines
+
+
+def report(path: Path) -> None:
+    rows = list(read_results(path).values())
+    lines = [
+        "# Fault injection",
+        "",
+        "Made by `python benchmarks/fault_injection.py run` and `report`. Small trainings on CPU with an injected "
+        "fault, and healthy ones. A fault counts as found where a finding comes within 50 samples; the cause is right "
+        "where a finding's rule is one that the benchmark lists for the fault, the place where everything that it "
+        "names lies inside the layer that was broken. smdebug's rules are closed; its published thresholds were "
+        "applied to the same statistics.",
+    ]
+    for title, seeds in (("Reported seeds", REPORTED_SEEDS), ("Seeds on which thresholds were chosen", TUNING_SEEDS)):
+        chosen = [row for row in rows if row["seed"] in seeds]
+        if chosen:
+            named = ", ".join(str(seed) for seed in sorted({row["seed"] for row in chosen}))
+            lines += ["", f"## {title} ({named})", "", *tables(chosen)]
+    text = "\n".join(lines) + "\n"
+    path.with_name("..").resolve().joinpath("fault_injection.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+# --- pictures for docs/training-health.md -------------------------------------------------------------------------
+
+
+def block_mean(values: np.ndarray, history: HealthHistory, block: str) -> np.ndarray:
+    inside = [p for p, b in enumerate(history.blocks) if b == block and history.roles[p] == "matrix"]
+    return np.nan_to_num(values[:, inside]).mean(axis=1)
+
+
+def matrix_median(values: np.ndarray, history: HealthHistory) -> np.ndarray:
+    return np.nanmedian(values[:, history.where("matrix")], axis=1)
+
+
+def total_norm(history: HealthHistory) -> np.ndarray:
+    return np.sqrt(np.nansum(history.gradient**2 * history.count, axis=1))
+
+
+# rule -> (broken training, healthy training, what is drawn, its name, logarithmic)
+PICTURES: dict[str, tuple[str, str, Callable[[HealthHistory], np.ndarray], str, bool]] = {
+    "identical_inputs": ("gpt2.constant_input", "gpt2_as_it_is", lambda h: h.identical_inputs, "inputs alike", False),
+    "masked_attention": ("gpt2.all_masked_attention", "gpt2_as_it_is", lambda h: h.masked_share, "hidden", False),
+    "wrong_loss_sign": ("gpt2.wrong_loss_sign", "gpt2_as_it_is", lambda h: h.loss, "loss", False),
+    "initial_scale": (
+        "gpt2.initial_scale_x10",
+        "gpt2_as_it_is",
+        lambda h: np.quantile(h.weight[:, h.where("matrix")], 0.75, axis=1),
+        "weights, r.m.s.",
+        True,
+    ),
+    "loss_scale_overflow": (
+        "gpt2.fp16_overflow",
+        "gpt2_as_it_is",
+        lambda h: np.cumsum(h.skipped) / np.arange(1, len(h) + 1),
+        "skipped steps",
+        False,
+    ),
+    "nonfinite": (
+        "gpt2.nan_batch",
+        "gpt2_as_it_is",
+        lambda h: h.nonfinite.sum(axis=1),
+        "parameters with NaN",
+        False,
+    ),
+    "frozen_layer": (
+        "gpt2.layer_frozen_by_mistake",
+        "gpt2_as_it_is",
+        lambda h: block_mean(h.ratio, h, "layer.2"),
+        "update ratio, layer.2",
+        False,
+    ),
+    "not_updated": (
+        "gpt2.missing_from_optimizer",
+        "gpt2_as_it_is",
+        lambda h: block_mean(h.ratio, h, "layer.1"),
+        "update ratio, layer.1",
+        False,
+    ),
+    "rounded_away": (
+        "gpt2.bf16_stall",
+        "gpt2_as_it_is",
+        lambda h: matrix_median(h.changed_share, h),
+        "elements changed",
+        False,
+    ),
+    "dead_units": (
+        "digits.dead_units",
+        "digits_as_it_is",
+        lambda h: block_mean(h.zero_share, h, "layer.2"),
+        "zero gradients, layer.2",
+        False,
+    ),
+    "no_gradient": (
+        "gpt2.detached_branch",
+        "gpt2_as_it_is",
+        lambda h: h.missing.sum(axis=1),
+        "without gradient",
+        False,
+    ),
+    "layer_out_of_line": (
+        "gpt2.diverging_layer",
+        "gpt2_as_it_is",
+        lambda h: block_mean(h.ratio, h, "layer.2") / (block_mean(h.ratio, h, "layer.1") + 1e-12),
+        "update ratio, 2 over 1",
+        True,
+    ),
+    "update_ratio_high": (
+        "gpt2.learning_rate_x100",
+        "gpt2_as_it_is",
+        lambda h: matrix_median(h.ratio, h),
+        "update ratio",
+        True,
+    ),
+    "update_ratio_low": (
+        "gpt2.learning_rate_div1000",
+        "gpt2_as_it_is",
+        lambda h: matrix_median(h.ratio, h),
+        "update ratio",
+        True,
+    ),
+    "vanishing_gradients": (
+        "digits.deep_sigmoid_stack",
+        "digits_as_it_is",
+        lambda h: block_mean(h.gradient, h, "layer.1") / block_mean(h.gradient, h, h.blocks[-3]),
+        "gradient, low over high",
+        True,
+    ),
+    "exploding_gradients": ("digits.gradient_ascent", "digits_as_it_is", total_norm, "gradient norm", True),
+    "gradient_spike": ("digits.outlier_batch", "digits_as_it_is", total_norm, "gradient norm", True),
+    "loss_diverging": ("gpt2.gradient_ascent", "gpt2_as_it_is", lambda h: h.loss, "loss", False),
+    "clipped_every_step": (
+        "gpt2.clipping_limit_too_low",
+        "gpt2_as_it_is",
+        lambda h: h.clip_coefficient,
+        "clip coefficient",
+        True,
+    ),
+    "constant_prediction": (
+        "digits.exploding_without_clipping",
+        "digits_as_it_is",
+        lambda h: h.top_share,
+        "largest predicted class",
+        False,
+    ),
+    "loss_flat": ("digits.shuffled_labels", "digits_as_it_is", lambda h: h.loss, "loss", False),
+}
+
+
+def pictures(histories: Path, seed: int) -> None:
+    """Draw what each rule sees, in a broken and in a healthy training."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    folder = HERE.parent / "docs" / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    for rule, (broken, healthy, statistic, label, logarithmic) in PICTURES.items():
+        figure = Figure(figsize=(4.2, 2.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for name, title, colour in ((f"control.{healthy}", "healthy", "#0072B2"), (broken, "broken", "#D55E00")):
+            kind, job = name.split(".")
+            run = build(kind, job, seed)
+            history = HealthHistory(run.model, run.settings["max_steps"])
+            history.load(histories / f"{name}.{seed}.npz", sys.maxsize)
+            values = np.asarray(statistic(history), dtype=float)
+            axes.plot(history.step, values, color=colour, label=title, marker=".", markersize=3, linewidth=1)
+        if logarithmic:
+            axes.set_yscale("log")
+        axes.set_xlabel("step", fontsize=8)
+        axes.set_ylabel(label, fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=7, frameon=False)
+        figure.savefig(folder / f"health_{rule}.png", dpi=90)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "replay", "report"])
+    parser.add_argument("command", choices=["run", "replay", "report", "pictures"])
     parser.add_argument("--only", default="", help="regular expression on model/fault or control/name")
     parser.add_argument("--seeds", type=int, nargs="+", default=[*TUNING_SEEDS, *REPORTED_SEEDS])
     parser.add_argument("--jobs", type=int, default=1, help="processes")
@@ -830,6 +1108,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "report":
         report(arguments.results)
+        return
+    if arguments.command == "pictures":
+        pictures(Path(arguments.histories), REPORTED_SEEDS[0])
         return
     done = read_results(arguments.results)
     jobs = [job for job in all_jobs(arguments.seeds) if re.search(arguments.only, f"{job[0]}/{job[1]}")]

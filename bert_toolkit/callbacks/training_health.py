@@ -210,6 +210,11 @@ class TrainingHealthCallback(TrainerCallback):
         return self.judge.verdict(self.history)
 
     @property
+    def report(self) -> dict[str, Any]:
+        """Verdict and everything that was found, symptoms included, as JSON can hold it."""
+        return {"verdict": self.verdict, "findings": self.judge.report()}
+
+    @property
     def _samples_file(self) -> Path:
         return self._folder / "training_health.npz"
 

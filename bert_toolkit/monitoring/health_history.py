@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,10 @@ class HealthHistory:
         names, roles, blocks: of all parameters, in the model's order; tuples of the same length.
         count, fan, item_size: elements of each parameter, geometric mean of its two sides (1 where it is not a
             matrix), bytes per element; shape `(parameters,)`.
-        peers: groups of parameters that do the same in different layers and have the same shape, each an array of
-            positions from the lowest to the highest layer; at least two each.
+        is_matrix, in_layer: it is a matrix of more than a few elements, it is in a layer of a stack.
+        bias_of: position of the bias that belongs to a weight, -1 where there is none.
+        stacks: for each stack of layers the positions of its parameters, shape `(kinds, layers)`, lowest layer first;
+            a kind is what does the same and has the same shape in every layer.
         initializer_range: standard deviation that the model's config names for fresh weights, None where it does not.
         step: optimizer step. clip_coefficient: what clipping multiplied gradients by. skipped: the loss scaler
             skipped the step. loss, loss_nonfinite, classes, top_share, identical_inputs, masked_share,
@@ -75,6 +78,8 @@ class HealthHistory:
         ratio, weight, changed_share: ||update|| / ||parameter||, root mean square of the parameter before the step,
             share of elements that changed; NaN where frozen. learning_rate: NaN where the optimizer does not hold
             the parameter. trainable, missing, nonfinite: it requires a gradient, has none, has a bad one.
+        rate, gradient_norm: largest learning rate, norm of all gradients before clipping (NaN where one was not
+            finite). median_ratio, largest_ratio: of the matrices that move, NaN where none does.
     """
 
     step = _Column(dtype=np.int64)
@@ -88,6 +93,10 @@ class HealthHistory:
     identical_inputs = _Column(dtype=bool)
     masked_share = _Column()
     prior_loss = _Column()
+    rate = _Column()
+    gradient_norm = _Column()
+    median_ratio = _Column()
+    largest_ratio = _Column()
     gradient = _Column(per_parameter=True)
     zero_share = _Column(per_parameter=True)
     ratio = _Column(per_parameter=True)
@@ -105,12 +114,14 @@ class HealthHistory:
         self.roles = tuple(info.role for info in described.values())
         self.blocks = tuple(info.block for info in described.values())
         self.count = np.array([p.numel() for p in tensors.values()])
-        self.fan = np.array([math.sqrt(p.shape[0] * p[0].numel()) if p.ndim > 1 else 1.0 for p in tensors.values()])
+        self.fan = np.array([math.sqrt(p.numel()) if p.ndim > 1 else 1.0 for p in tensors.values()])
         self.item_size = np.array([p.element_size() for p in tensors.values()])
-        kinds: dict[tuple, list[int]] = {}
-        for position, (name, tensor) in enumerate(tensors.items()):
-            kinds.setdefault((re.sub(r"\d+", "*", name, count=1), tuple(tensor.shape)), []).append(position)
-        self.peers = [np.array(positions) for positions in kinds.values() if len(positions) > 1]
+        # Statistics of very small matrices mean little.
+        self.is_matrix = np.array([role == "matrix" for role in self.roles]) & (self.fan >= 8)
+        self.in_layer = np.array([".layer." in f".{block}" for block in self.blocks])
+        self.stacks = _stacks(self, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        position = {name: i for i, name in enumerate(self.names)}
+        self.bias_of = np.array([position.get(f"{n.removesuffix('weight')}bias", -1) for n in self.names])
         spread = getattr(getattr(model, "config", None), "initializer_range", None)
         self.initializer_range: float | None = spread if isinstance(spread, float) else None
         self.last_step = last_step
@@ -173,6 +184,13 @@ class HealthHistory:
         ):
             row[name] = np.zeros(len(self.names), dtype=bool)
             row[name][[self._position[member] for member in members]] = True
+        row["rate"] = max(rates.values(), default=0.0)
+        finite = not (row["nonfinite"].any() or row["skipped"])
+        row["gradient_norm"] = math.sqrt(np.nansum(row["gradient"] ** 2 * self.count)) if finite else math.nan
+        moving = row["ratio"][self.is_matrix]
+        moving = moving[moving > 0]
+        row["median_ratio"] = np.median(moving) if len(moving) else math.nan
+        row["largest_ratio"] = moving.max() if len(moving) else math.nan
         for name, array in self._stored.items():
             array[self._length] = row[name]
         self._length += 1
@@ -218,3 +236,16 @@ class HealthHistory:
             stored[: self._length] = arrays[name][kept]
         self._label_counts = arrays["label_counts"]
         return True
+
+
+def _stacks(history: HealthHistory, shapes: dict[str, tuple[int, ...]]) -> list[np.ndarray]:
+    kinds: dict[tuple, list[int]] = defaultdict(list)
+    for position, name in enumerate(history.names):
+        if history.in_layer[position]:
+            kinds[re.sub(r"\d+", "*", name, count=1), shapes[name]].append(position)
+    stacks: dict[tuple[str, ...], list[list[int]]] = defaultdict(list)
+    for positions in kinds.values():
+        blocks = tuple(history.blocks[p] for p in positions)
+        if len(set(blocks)) == len(blocks) > 1:
+            stacks[blocks].append(positions)
+    return [np.array(rows) for rows in stacks.values()]

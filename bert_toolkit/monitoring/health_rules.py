@@ -68,58 +68,56 @@ def _finding(
 # --- what several rules ask ---------------------------------------------------------------------------------------
 
 
-def _rates(history: HealthHistory) -> np.ndarray:
-    """Largest learning rate of each sample, 0 where the optimizer holds no parameter; shape (samples,)."""
-    return np.nan_to_num(history.learning_rate).max(axis=1)
-
-
 def _after_warmup(history: HealthHistory) -> np.ndarray:
-    """Mask of samples with at least half of the largest learning rate so far reached: neither the first steps of a
-    warm-up nor the end of a decay; all False while the rate still rises."""
-    rates = _rates(history)
-    if len(rates) < 3 or rates.max() == 0:
-        return np.zeros(len(rates), dtype=bool)
-    if rates[-1] > rates[-3] * 1.001:
-        return np.zeros(len(rates), dtype=bool)
-    return rates >= 0.5 * rates.max()
+    """Mask of samples whose learning rate is at least half of the largest so far: neither the first steps of a warm-up
+    nor the end of a decay. All False while the rate still rises."""
+    rate = history.rate
+    if len(rate) < 3 or rate.max() == 0 or rate[-1] > rate[-3] * 1.001:
+        return np.zeros(len(rate), dtype=bool)
+    return rate >= 0.5 * rate.max()
+
+
+def _warmed_up(history: HealthHistory) -> bool:
+    return bool(history.rate[0] < 0.9 * history.rate.max())
+
+
+def _usable(history: HealthHistory, samples: int) -> np.ndarray:
+    """Positions of the latest `samples` samples whose gradients were finite."""
+    return np.flatnonzero(~np.isnan(history.gradient_norm))[-samples:]
 
 
 def _matrices(history: HealthHistory) -> np.ndarray:
-    """Positions of trainable matrices that are large enough for their statistics to mean something."""
-    return np.flatnonzero(history.where("matrix") & history.trainable[-1] & (history.fan >= 8))
+    return np.flatnonzero(history.is_matrix & history.trainable[-1])
 
 
-def _median_ratio(history: HealthHistory, samples: slice) -> np.ndarray:
-    """Median update ratio of the matrices that move, per sample; NaN where none does."""
-    ratio = history.ratio[samples][:, _matrices(history)]
-    ratio = np.where(ratio > 0, ratio, np.nan)
-    result = np.full(len(ratio), np.nan)
-    for i, row in enumerate(ratio):
-        row = row[~np.isnan(row)]
-        if len(row):
-            result[i] = np.median(row)
-    return result
+def _matrix_stacks(history: HealthHistory, layers: int = 3) -> list[np.ndarray]:
+    """The matrices of stacks of at least so many layers, (kinds, layers) each."""
+    stacks = [stack[history.is_matrix[stack].all(axis=1)] for stack in history.stacks if stack.shape[1] >= layers]
+    return [stack for stack in stacks if len(stack)]
 
 
 @dataclass(frozen=True)
 class _Loss:
-    """Levels of the loss: at the start, at its best, now; and how much single samples scatter."""
+    """Levels of the loss: at the start, at its best, now; and how much single samples scatter, in all and of late."""
 
     start: float
     best: float
     now: float
     scatter: float
+    recent_scatter: float
     samples: int
 
 
 def _loss(history: HealthHistory) -> _Loss:
     loss = history.loss[np.isfinite(history.loss)]
     if len(loss) < 5:
-        return _Loss(math.nan, math.nan, math.nan, math.nan, len(loss))
+        return _Loss(math.nan, math.nan, math.nan, math.nan, math.nan, len(loss))
     # Differences of neighbours scatter as much around a trend as around a constant.
-    scatter = 1.4826 * float(np.median(np.abs(np.diff(loss)))) / math.sqrt(2)
+    jumps = 1.4826 * np.abs(np.diff(loss)) / math.sqrt(2)
+    scatter, recent_scatter = float(np.median(jumps)), float(np.median(jumps[-20:]))
     medians = np.median(np.lib.stride_tricks.sliding_window_view(loss, 5), axis=1)
-    return _Loss(float(np.median(loss[:3])), float(medians.min()), float(medians[-1]), scatter, len(loss))
+    start, best, now = float(np.median(loss[:3])), float(medians.min()), float(medians[-1])
+    return _Loss(start, best, now, scatter, recent_scatter, len(loss))
 
 
 def _has_not_fallen(history: HealthHistory, samples: int = 10) -> bool:
@@ -130,19 +128,6 @@ def _has_not_fallen(history: HealthHistory, samples: int = 10) -> bool:
     first, last = loss[:samples], loss[-samples:]
     error = math.sqrt((first.var() + last.var()) / samples)
     return bool(last.mean() > first.mean() - max(2 * error, 0.01 * abs(first.mean())))
-
-
-def _total_norm(history: HealthHistory) -> np.ndarray:
-    """Norm of all gradients before clipping, per sample; NaN where they were not finite."""
-    squares = history.gradient**2 * history.count
-    return np.sqrt(np.where(np.isnan(history.gradient), 0.0, squares).sum(axis=1)) * np.where(
-        history.nonfinite.any(axis=1) | history.skipped, np.nan, 1.0
-    )
-
-
-def _warmed_up(history: HealthHistory) -> bool:
-    rates = _rates(history)
-    return bool(rates[0] < 0.9 * rates.max())
 
 
 # --- data and loss ------------------------------------------------------------------------------------------------
@@ -286,7 +271,7 @@ def no_gradient(history: HealthHistory, *, samples: int = 5) -> list[Finding]:
 
     `samples` samples: LoRA's A and gates that start at zero have a zero gradient at the first step only.
     """
-    usable = ~history.skipped & ~history.nonfinite.any(axis=1)
+    usable = ~np.isnan(history.gradient_norm)
     if usable.sum() < samples:
         return []
     ever = (np.nan_to_num(history.gradient[usable]) > 0).any(axis=0)
@@ -316,27 +301,21 @@ def frozen_layer(history: HealthHistory, *, samples: int = 2, share: float = 1 /
     if len(history) < samples:
         return []
     trainable = history.trainable[-1]
-    stacks: dict[tuple[str, ...], set[str]] = {}
-    for group in history.peers:
-        blocks = tuple(history.blocks[p] for p in group)
-        if len(set(blocks)) == len(blocks) and all(".layer." in f".{b}" for b in blocks):
-            for position, block in zip(group, blocks, strict=True):
-                if trainable[position]:
-                    stacks.setdefault(blocks, set()).add(block)
-    for blocks, alive in stacks.items():
-        lowest = min(blocks.index(block) for block in alive)
-        holes = [block for block in blocks[lowest:] if block not in alive]
-        # Other kinds of parameters of the block may train (adapters, biases only): then it is no hole.
-        holes = [b for b in holes if not any(trainable[p] for p, name in enumerate(history.blocks) if name == b)]
-        if holes and (len(holes) == 1 or len(holes) <= share * len(blocks)):
-            positions = [p for p, block in enumerate(history.blocks) if block in holes]
+    if trainable.all():
+        return []
+    blocks = np.array(history.blocks)
+    for stack in history.stacks:
+        names = blocks[stack[0]]
+        alive = np.array([trainable[blocks == name].any() for name in names])
+        holes = names[~alive & (np.cumsum(alive) > 0)]
+        if len(holes) and (len(holes) == 1 or len(holes) <= share * len(names)):
             return _finding(
                 history,
                 "frozen_layer",
-                positions,
+                np.flatnonzero(np.isin(blocks, holes)),
                 len(holes),
                 0,
-                f"{', '.join(holes)} of {len(blocks)} layers does not require gradients, though layers below it train",
+                f"{', '.join(holes)} of {len(names)} layers does not require gradients, though layers below it train",
                 "requires_grad was switched off for this layer and not for those below it",
                 "call requires_grad_(True) on it; to freeze on purpose, freeze from the input upwards",
             )
@@ -350,11 +329,11 @@ def not_updated(history: HealthHistory, *, samples: int = 4) -> list[Finding]:
     precision small steps round away instead, see `rounded_away`. Embeddings count only where the optimizer does not
     hold them or their rate is zero, since few of their rows move in a step.
     """
-    recent = np.flatnonzero(~history.skipped & ~history.nonfinite.any(axis=1))[-samples:]
+    recent = _usable(history, samples)
     if len(recent) < samples:
         return []
     rates = history.learning_rate[recent]
-    on = _rates(history)[recent] > 0
+    on = history.rate[recent] > 0
     if not on.any():
         at_end = history.step[-1] >= 0.9 * history.last_step
         if at_end or history.step[recent[-1]] - history.step[recent[0]] < samples:
@@ -374,8 +353,10 @@ def not_updated(history: HealthHistory, *, samples: int = 4) -> list[Finding]:
     stuck = (history.gradient[recent] > 0).all(axis=0) & (history.ratio[recent] == 0).all(axis=0)
     unheld = np.isnan(rates).all(axis=0) & ~np.isnan(rates).all()
     off = (rates == 0).all(axis=0)
-    rounded = (history.item_size <= 2) | history.where("embedding")
-    positions = np.flatnonzero(stuck & (unheld | off | ~rounded))
+    # Late in a decay even fp32 rounds steps away, from normalisation weights of 1 first.
+    full_rate = (history.rate[recent] >= 0.1 * history.rate.max()).all()
+    exact = (history.item_size > 2) & ~history.where("embedding") & full_rate
+    positions = np.flatnonzero(stuck & (unheld | off | exact))
     if not len(positions):
         return []
     if unheld[positions].all():
@@ -444,7 +425,7 @@ def initial_scale(
 
     A gain is the root mean square times the square root of the fan: PyTorch's default has 0.58, Glorot 1, He 1.41;
     smdebug draws the line at a variance ratio of 10 (3.2 in standard deviation), trained weights reach 5 (GPT-2).
-    Fresh transformers (their normalisations are exactly one) have standard deviation `usual` at any width (BERT, GPT-2,
+    Fresh transformers (normalisations are exactly one) have standard deviation `usual` at any width (BERT, GPT-2,
     Llama; `initializer_range` of their config) and may be `factor` off it. Layers of one trained model differ by up to
     3, below `layer_factor`.
     """
@@ -477,38 +458,29 @@ def initial_scale(
                 "weights were initialised or rescaled wrongly, or a checkpoint was loaded with another scale",
                 "use the model's own initialisation (initializer_range 0.02; torch.nn.init for plain layers)",
             )
-    off: dict[str, list[int]] = {}
-    total: dict[str, int] = {}
-    for group in _layer_groups(history, positions):
-        if len(group) < 3:
-            continue
-        values = history.weight[0, group]
-        for i, position in enumerate(group):
-            others = np.delete(values, i)
-            total[history.blocks[position]] = total.get(history.blocks[position], 0) + 1
-            if values[i] > layer_factor * others.max() or values[i] < others.min() / layer_factor:
-                off.setdefault(history.blocks[position], []).append(position)
-    named = [p for block, found in off.items() if 2 * len(found) >= total[block] for p in found]
-    if not named:
-        return []
-    peers = next(g for g in _layer_groups(history, positions) if named[0] in g)
-    relative = history.weight[0, named[0]] / float(np.median(history.weight[0, peers]))
-    return _finding(
-        history,
-        "initial_scale",
-        named,
-        relative,
-        layer_factor,
-        f"weights are {relative:.2g} times those of the other layers at the first step",
-        "this layer was initialised or rescaled differently, or not loaded with the others",
-        "check the loading report for missing keys; initialise all layers alike",
-    )
-
-
-def _layer_groups(history: HealthHistory, positions: np.ndarray) -> list[np.ndarray]:
-    """Peers among these positions: the same matrix of each layer, lowest first."""
-    wanted = set(positions.tolist())
-    return [group for group in (np.array([p for p in g if p in wanted]) for g in history.peers) if len(group) > 1]
+    for stack in _matrix_stacks(history):
+        weights = history.weight[0, stack]
+        ordered = np.sort(weights, axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            large = ordered[:, -1] > layer_factor * ordered[:, -2]
+            small = (ordered[:, 0] > 0) & (ordered[:, 0] < ordered[:, 1] / layer_factor)
+        for odd, layers in ((large, weights.argmax(axis=1)), (small, weights.argmin(axis=1))):
+            for layer in np.unique(layers[odd]):
+                kinds = np.flatnonzero(odd & (layers == layer))
+                if 2 * len(kinds) < len(stack):
+                    continue
+                relative = float(weights[kinds[0], layer] / np.median(weights[kinds[0]]))
+                return _finding(
+                    history,
+                    "initial_scale",
+                    np.sort(stack[kinds, layer]),
+                    relative,
+                    layer_factor,
+                    f"weights are {relative:.2g} times those of the other layers at the first step",
+                    "this layer was initialised or rescaled differently, or not loaded with the others",
+                    "check the loading report for missing keys; initialise all layers alike",
+                )
+    return []
 
 
 def layer_out_of_line(history: HealthHistory, *, factor: float = 10.0, samples: int = 3) -> list[Finding]:
@@ -518,41 +490,32 @@ def layer_out_of_line(history: HealthHistory, *, factor: float = 10.0, samples: 
     the last `samples` samples. Layer-wise learning rates differ by less than 2 from one layer to the next; gradients
     of healthy layers by less than 5 (benchmark).
     """
-    rows = np.flatnonzero(~history.skipped & ~history.nonfinite.any(axis=1))[-samples:]
+    rows = _usable(history, samples)
     if len(rows) < samples:
         return []
-    groups = [g for g in _layer_groups(history, _matrices(history)) if len(g) >= 3]
-    for what, array in (("update ratio", history.ratio), ("gradient", history.gradient)):
-        off: dict[str, list[int]] = {}
-        total: dict[str, int] = {}
-        excess: dict[str, float] = {}
-        for group in groups:
-            values = np.nan_to_num(array[rows][:, group])
-            largest = values.argmax(axis=1)
-            for position in group:
-                total[history.blocks[position]] = total.get(history.blocks[position], 0) + 1
-            if (largest != largest[0]).any():
-                continue
-            others = np.delete(values, largest[0], axis=1)
-            next_largest = others.max(axis=1)
-            if not (next_largest > 0).all():
-                continue
-            gap = values[:, largest[0]] / next_largest
-            # Where gradients vanish, each layer is far above the next: there the others are as far apart.
-            spread = next_largest / np.maximum(others.min(axis=1), 1e-300)
-            if (gap > np.maximum(factor, spread)).all():
-                block = history.blocks[group[largest[0]]]
-                off.setdefault(block, []).append(int(group[largest[0]]))
-                excess[block] = max(excess.get(block, 0.0), float(gap.min()))
-        for block, positions in off.items():
-            if 2 * len(positions) >= total[block]:
+    for stack in _matrix_stacks(history):
+        for what, array in (("update ratio", history.ratio), ("gradient", history.gradient)):
+            values = np.nan_to_num(array[rows][:, stack])  # (samples, kinds, layers)
+            ordered = np.sort(values, axis=2)
+            largest = values.argmax(axis=2)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                gap = ordered[..., -1] / ordered[..., -2]
+                # Where gradients vanish, each layer is far above the next: there the others are as far apart.
+                spread = ordered[..., -2] / np.where(ordered > 0, ordered, np.inf).min(axis=2)
+            odd = (np.isfinite(gap) & (gap > np.maximum(factor, spread)) & (largest == largest[0])).all(axis=0)
+            for layer in np.unique(largest[0, odd]):
+                kinds = np.flatnonzero(odd & (largest[0] == layer))
+                if 2 * len(kinds) < len(stack):
+                    continue
+                excess = float(gap[:, kinds].min(axis=0).max())
+                block = history.blocks[stack[0, layer]]
                 return _finding(
                     history,
                     "layer_out_of_line",
-                    positions,
-                    excess[block],
+                    np.sort(stack[kinds, layer]),
+                    excess,
                     factor,
-                    f"the {what} of {block} is {excess[block]:.3g} times that of any other layer",
+                    f"the {what} of {block} is {excess:.3g} times that of any other layer",
                     "a parameter group with a larger learning rate, a layer with another scale, or a gradient hook",
                     f"compare the learning rate, the initial scale and the hooks of {block} with the other layers",
                 )
@@ -567,16 +530,14 @@ def update_ratio_high(
     Healthy ratios lie at 1e-4 to 1e-2 (cs231n: about 1e-3), and at up to 0.1 while small fresh weights grow, so
     `always` is a fault by itself in `samples` samples; from `with_loss` on it is one where the loss has not fallen.
     """
-    ratio = _median_ratio(history, slice(None))
-    if np.nansum(ratio > always) >= samples:
+    ratio = history.median_ratio
+    if (ratio > always).sum() >= samples:
         threshold = always
-    elif np.nansum(ratio > with_loss) >= 2 * samples and len(history) >= 20 and _has_not_fallen(history):
+    elif (ratio > with_loss).sum() >= 2 * samples and len(history) >= 20 and _has_not_fallen(history):
         threshold = with_loss
     else:
         return []
-    if not np.isfinite(ratio).any():
-        return []
-    value = float(np.nanmedian(ratio[ratio > threshold]))
+    value = float(np.median(ratio[ratio > threshold]))
     warm = _warmed_up(history)
     cause = "the learning rate is too high" + ("" if warm else ", and it starts without a warm-up")
     return _finding(
@@ -610,8 +571,8 @@ def update_ratio_low(
     matrices = _matrices(history)
     if len(rows) < min(samples, 8) or not len(matrices):
         return []
-    largest = float(np.median(np.nan_to_num(history.ratio[rows[-samples:]][:, matrices]).max(axis=1)))
-    if largest == 0.0 or (history.item_size[matrices] <= 2).all():
+    largest = float(np.median(history.largest_ratio[rows[-samples:]]))
+    if not largest > 0 or (history.item_size[matrices] <= 2).all():
         return []  # told by other rules
     reach = largest * max(history.last_step, 1)
     if largest < always and reach < planned:
@@ -645,37 +606,33 @@ def dead_units(
     needed, or `grown_share` where the layer began with less than half of that. smdebug: 50 %. Embeddings (77 to
     97 % zeros when healthy), heads and adapters are not judged.
     """
-    rows = np.flatnonzero(~history.skipped & ~history.nonfinite.any(axis=1))
+    rows = np.flatnonzero(~np.isnan(history.gradient_norm))
     if len(rows) < samples:
         return []
-    position_of = {name: p for p, name in enumerate(history.names)}
-    dead: list[int] = []
-    values: dict[int, float] = {}
-    alive_above = False
-    for position in reversed(_matrices(history)):
-        if np.isnan(history.gradient[rows[-samples:], position]).any():
-            continue
-        bias = position_of.get(history.names[position].removesuffix("weight") + "bias")
-        zeros = history.zero_share[:, position]
-        if bias is not None and not np.isnan(history.zero_share[rows[-1], bias]):
-            zeros = np.minimum(zeros, history.zero_share[:, bias])
-        lowest = zeros[rows[-samples:]].min()
-        grown = lowest >= grown_share and np.median(zeros[rows[:3]]) < grown_share / 2 and len(rows) >= 3 * samples
-        is_hidden = ".layer." in f".{history.blocks[position]}" or not history.peers
-        if is_hidden and alive_above and (lowest >= share or grown):
-            dead.append(int(position))
-            values[int(position)] = float(lowest)
-        elif lowest < 0.5:
-            alive_above = True
-    if not dead:
+    positions = _matrices(history)
+    positions = positions[~np.isnan(history.gradient[rows[-samples:]][:, positions]).any(axis=0)]
+    bias = history.bias_of[positions]
+    zeros = history.zero_share[:, positions]
+    has_bias = (bias >= 0) & ~np.isnan(history.zero_share[rows[-1], bias])
+    zeros = np.where(has_bias, np.minimum(zeros, history.zero_share[:, bias]), zeros)
+    lowest = zeros[rows[-samples:]].min(axis=0)
+    dead = lowest >= share
+    if len(rows) >= 3 * samples:
+        dead |= (lowest >= grown_share) & (np.median(zeros[rows[:3]], axis=0) < grown_share / 2)
+    # Something nearer the loss must be alive: with a loss of exactly zero every gradient is zero.
+    alive = lowest < 0.5
+    alive_above = np.cumsum(alive[::-1])[::-1] - alive > 0
+    dead &= alive_above & (history.in_layer[positions] | (not history.stacks))
+    if not dead.any():
         return []
-    block = history.blocks[dead[0]]  # nearest the loss: layers below get no gradient through it
-    named = [p for p in reversed(dead) if history.blocks[p] == block]
-    value = max(values[p] for p in named)
+    # The layer nearest the loss: those below it get no gradient through it.
+    block = history.blocks[positions[dead][-1]]
+    named = dead & (np.array(history.blocks)[positions] == block)
+    value = float(lowest[named].max())
     return _finding(
         history,
         "dead_units",
-        named,
+        positions[named],
         value,
         share if value >= share else grown_share,
         f"{value:.0%} of the units of {block} get a gradient of exactly zero in {samples} samples in a row",
@@ -690,31 +647,29 @@ def vanishing_gradients(history: HealthHistory, *, drop: float = 1e-4, samples: 
     Relative to the other layers, since the absolute size means nothing to Adam. Healthy stacks stay above 1e-2, plain
     ReLU stacks with PyTorch's default initialisation lose 0.4 a layer; a sigmoid loses 0.14 a layer (benchmark).
     """
-    rows = np.flatnonzero(~history.skipped & ~history.nonfinite.any(axis=1))[-samples:]
+    rows = _usable(history, samples)
     if len(rows) < samples:
         return []
-    relative: dict[str, list[float]] = {}
-    positions: dict[str, list[int]] = {}
-    for group in _layer_groups(history, _matrices(history)):
-        if len(group) < 3:
-            continue
-        level = np.nanmax(np.nan_to_num(history.gradient[rows][:, group]), axis=0)
-        for i, position in enumerate(group[:-1]):
-            above = level[i + 1 :].max()
-            if level[i] > 0 and above > 0:
-                relative.setdefault(history.blocks[position], []).append(level[i] / above)
-                positions.setdefault(history.blocks[position], []).append(int(position))
-    found = [block for block, values in relative.items() if np.median(values) < drop]
+    found: list[int] = []
+    value = 1.0
+    for stack in _matrix_stacks(history):
+        level = np.nan_to_num(history.gradient[rows][:, stack]).max(axis=0)  # (kinds, layers)
+        above = np.maximum.accumulate(level[:, :0:-1], axis=1)[:, ::-1]
+        relative = np.where((level[:, :-1] > 0) & (above > 0), level[:, :-1] / np.maximum(above, 1e-300), 1.0)
+        relative = np.median(relative, axis=0)
+        if (relative < drop).any():
+            found += stack[:, :-1][:, relative < drop].ravel().tolist()
+            value = min(value, float(relative.min()))
     if not found:
         return []
-    value = min(float(np.median(relative[block])) for block in found)
+    layers = list(dict.fromkeys(history.blocks[p] for p in sorted(found)))
     return _finding(
         history,
         "vanishing_gradients",
-        sorted(p for block in found for p in positions[block]),
+        sorted(found),
         value,
         drop,
-        f"gradients of {', '.join(found[:4])} are {value:.1g} times those of the same weights in higher layers",
+        f"gradients of {', '.join(layers[:4])} are {value:.1g} times those of the same weights in higher layers",
         "saturating activations (sigmoid, tanh), too small weights, or no residual connection or normalisation",
         "use ReLU or GELU, add residual connections or normalisation, initialise with a gain for the activation",
     )
@@ -726,8 +681,7 @@ def exploding_gradients(history: HealthHistory, *, growth: float = 100.0, sample
     Compared with the median of the first 5 samples and with 10 times the largest of them (Megatron-LM calls 10 times
     the largest of the first 100 large); in each of the last `samples` samples, so that a spike does not count.
     """
-    norm = _total_norm(history)
-    norm = norm[np.isfinite(norm)]
+    norm = history.gradient_norm[np.isfinite(history.gradient_norm)]
     if len(norm) < 5 + samples:
         return []
     limit = max(growth * float(np.median(norm[:5])), 10 * float(norm[:5].max()))
@@ -757,7 +711,7 @@ def gradient_spike(
     logarithm, since norms of small batches have heavy tails. Megatron-LM: 10 times the maximum; OLMo-core: mean + 6
     sigma.
     """
-    norm = _total_norm(history)
+    norm = history.gradient_norm
     if len(norm) < samples + 2 or not (norm[-2:] > 0).all():
         return []
     before = np.log(norm[:-2][norm[:-2] > 0])
@@ -816,16 +770,15 @@ def loss_diverging(
     loss = _loss(history)
     if loss.samples < 8 or not math.isfinite(loss.start):
         return []
-    noise = deviations * loss.scatter
-    above_start = loss.now - loss.start
-    lost = loss.now - loss.best
+    # The scatter of fine-tuning grows as examples become easy or hard, so what comes back is compared with the latest.
+    rise_limit = loss.start + max(rise * abs(loss.start), deviations * loss.scatter)
+    recent_noise = deviations * max(loss.scatter, loss.recent_scatter)
     gain = loss.start - loss.best
-    if above_start > max(rise * abs(loss.start), noise):
-        value, threshold = loss.now, loss.start + max(rise * abs(loss.start), noise)
-        seen = f"the loss rose from {loss.start:.3g} to {loss.now:.3g}"
-    elif lost > max(given_back * gain, noise, 0.2 * abs(loss.start)):
-        value, threshold = loss.now, loss.best + max(given_back * gain, noise, 0.2 * abs(loss.start))
-        seen = f"the loss went back up to {loss.now:.3g} after {loss.best:.3g}"
+    return_limit = loss.best + max(given_back * gain, recent_noise, 0.2 * abs(loss.start))
+    if loss.now > rise_limit:
+        threshold, seen = rise_limit, f"the loss rose from {loss.start:.3g} to {loss.now:.3g}"
+    elif loss.now > return_limit:
+        threshold, seen = return_limit, f"the loss went back up to {loss.now:.3g} after {loss.best:.3g}"
     else:
         return []
     cause = "the learning rate is too high for this model and batch size"
@@ -835,7 +788,7 @@ def loss_diverging(
         history,
         "loss_diverging",
         [],
-        value,
+        loss.now,
         threshold,
         seen,
         cause + "; else the sign of the loss, or data that changed",
@@ -965,7 +918,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "no_gradient": _COURSE | _OUTCOME | {"vanishing_gradients", "layer_out_of_line"},
     "layer_out_of_line": _COURSE | _OUTCOME | _FLOW | {"update_ratio_high", "nonfinite"},
     "update_ratio_high": _COURSE | _OUTCOME | _FLOW | {"layer_out_of_line", "nonfinite"},
-    "update_ratio_low": _OUTCOME,
+    "update_ratio_low": _OUTCOME | {"not_updated"},
     "vanishing_gradients": _OUTCOME | {"layer_out_of_line"},
     "exploding_gradients": _COURSE | _OUTCOME | _FLOW | _STEPS | {"nonfinite"},
     "gradient_spike": frozenset({"clipped_every_step"}),

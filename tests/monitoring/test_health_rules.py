@@ -397,6 +397,16 @@ def layer_wise_rates(c):
         c.ratio[:, at] *= 0.5 ** (4 - layer)
 
 
+def norms_round_away_late_in_a_decay(c):
+    c.ratio[52:, c.at("norm.weight")] = 0.0
+    c.rate[52:] *= 0.01
+
+
+def scatter_grows_while_learning(c):
+    random = np.random.default_rng(3)
+    c.loss = np.linspace(0.7, 0.5, c.samples) + np.linspace(0.01, 0.2, c.samples) * random.standard_normal(c.samples)
+
+
 def noisy_small_batches(c):
     random = np.random.default_rng(1)
     c.gradient *= np.exp(1.2 * random.standard_normal(c.samples))[:, None]
@@ -487,6 +497,8 @@ HEALTHY = [
     cosine_to_zero,
     rate_zero_at_the_end,
     layer_wise_rates,
+    norms_round_away_late_in_a_decay,
+    scatter_grows_while_learning,
     noisy_small_batches,
     learned_by_heart,
     clipped_often,
