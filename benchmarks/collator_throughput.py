@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 from bert_toolkit import DataCollatorForPreTraining, NextSentencePairs, TokenisedDocuments
 from bert_toolkit.data.documents import DocumentFiles, corpus_files, sentences_of, state_of_the_union_folder
 from bert_toolkit.data.pretrained import offline_weights
-from bert_toolkit.reporting.results import package_versions
+from bert_toolkit.reporting.results import command_line, package_versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -72,7 +72,7 @@ def arms(pairs, tokenizer, batch_size: int) -> dict:
         # the pairs are made before the clock runs; whole words need the offsets of the text
         ready = [
             [
-                plain_features(pair, tokenizer, "whole_word_mask" in settings)
+                plain_features(pair, tokenizer, pairs.max_length, "whole_word_mask" in settings)
                 for pair in pairs.__getitems__(indices(number))
             ]
             for number in range(min(n_batches, 4))
@@ -87,7 +87,7 @@ def arms(pairs, tokenizer, batch_size: int) -> dict:
     }
 
 
-def plain_features(pair, tokenizer, offsets: bool) -> dict:
+def plain_features(pair, tokenizer, max_length: int, offsets: bool) -> dict:
     ids, types = pair["input_ids"], pair["token_type_ids"]
     a, b = (
         tokenizer.decode(
@@ -95,7 +95,9 @@ def plain_features(pair, tokenizer, offsets: bool) -> dict:
         )
         for side in (0, 1)
     )
-    return dict(tokenizer(a, b, truncation=True, max_length=len(ids), return_offsets_mapping=offsets))
+    # the whole-word collator cannot pad offsets, so its examples come padded
+    settings = {"padding": "max_length", "return_offsets_mapping": True} if offsets else {}
+    return dict(tokenizer(a, b, truncation=True, max_length=max_length, **settings))
 
 
 def tokens_per_second(run, seconds: float) -> float:
@@ -125,7 +127,7 @@ def write(rows: list[dict], options) -> None:
             for row in cells.values()
         ]
         lines.append(f"| {arm} | " + " | ".join(texts) + " |")
-    lines += ["", "Command: `python benchmarks/collator_throughput.py`"]
+    lines += ["", f"Command: `{command_line()}`"]
     text = "\n".join(lines) + "\n"
     print(text)
     record = {"options": vars(options), "rows": rows, "machine": platform.machine(), "versions": package_versions()}

@@ -270,7 +270,8 @@ def load_tokenizer(recipe: PretrainArguments, model_name: str | None, texts, fin
     name = recipe.tokenizer_name_or_path or model_name
     if name is not None:
         tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=recipe.max_length)
-        return tokenizer, f"{name}, {len(tokenizer):,} entries"
+        origin = recipe.tokenizer_name_or_path or recipe.model_name_or_path
+        return tokenizer, f"of {origin}, {len(tokenizer):,} entries"
     folder = cache / f"wordpiece-{recipe.vocab_size}-{recipe.held_out_share}-{fingerprint}"
     if not (folder / "tokenizer.json").exists():
         train_wordpiece(texts, recipe.vocab_size, recipe.max_length).save_pretrained(folder)
