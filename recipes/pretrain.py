@@ -288,16 +288,16 @@ def tokenise(documents, name: str, tokenizer, cache: Path, processes: int | None
 
 def load_model(recipe: PretrainArguments, model_name: str | None, tokenizer):
     model_class = ToolkitBertForPreTraining if recipe.objective == "mlm+nsp" else ToolkitBertForMaskedLM
-    settings = {}
+    dropout = {}
     if recipe.dropout is not None:
-        settings = {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
+        dropout = {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
     if model_name is not None:
-        model = model_class.from_pretrained(model_name, use_safetensors=True, **settings)
+        model = model_class.from_pretrained(model_name, use_safetensors=True, **dropout)
         description = f"continued from {recipe.model_name_or_path}"
     else:
         check_choice("size", recipe.size, SIZES)
         layers, width = SIZES[recipe.size]
-        settings |= {
+        settings = {
             "vocab_size": len(tokenizer),
             "num_hidden_layers": layers,
             "hidden_size": width,
@@ -309,7 +309,7 @@ def load_model(recipe: PretrainArguments, model_name: str | None, tokenizer):
         }
         if recipe.config_file is not None:
             settings |= json.loads(Path(recipe.config_file).read_text(encoding="utf-8"))
-        model = model_class(ToolkitBertConfig(**settings))
+        model = model_class(ToolkitBertConfig(**{**settings, **dropout}))
         description = f"from scratch, {recipe.config_file or recipe.size}"
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(

@@ -55,10 +55,9 @@ def demonstrate(model, tokenizer, pairs, collator, masks: int = 3) -> dict[str, 
 def _show_mask(tokenizer, batch, output) -> dict[str, object] | None:
     ids, labels = batch["input_ids"][0], batch["labels"][0]
     places = ((ids == tokenizer.mask_token_id) & (labels != -100)).nonzero().flatten().tolist()
-    words = [place for place in places if len(tokenizer.decode([labels[place]])) > 3]
-    if not words:
+    if not places:
         return None
-    place = words[0]
+    place = max(places, key=lambda place: len(tokenizer.decode([labels[place]])))  # long words tell more
     logits = output["prediction_logits"] if "prediction_logits" in output else output["logits"]
     shares, guesses = logits[0, place].float().softmax(-1).topk(5)
     text = tokenizer.decode(ids[max(0, place - CONTEXT) : place + CONTEXT + 1])
