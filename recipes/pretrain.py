@@ -286,6 +286,13 @@ def tokenise(documents, name: str, tokenizer, cache: Path, processes: int | None
     return TokenisedDocuments.build(folder, documents, tokenizer, sentences_of, processes or os.cpu_count() or 1)
 
 
+def read_settings(config_file: str) -> dict:
+    try:
+        return dict(json.loads(Path(config_file).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"`config_file` must be a JSON file of ToolkitBertConfig's settings: {error}") from None
+
+
 def load_model(recipe: PretrainArguments, model_name: str | None, tokenizer):
     model_class = ToolkitBertForPreTraining if recipe.objective == "mlm+nsp" else ToolkitBertForMaskedLM
     dropout = {}
@@ -308,7 +315,7 @@ def load_model(recipe: PretrainArguments, model_name: str | None, tokenizer):
             "pad_token_id": tokenizer.pad_token_id,
         }
         if recipe.config_file is not None:
-            settings |= json.loads(Path(recipe.config_file).read_text(encoding="utf-8"))
+            settings |= read_settings(recipe.config_file)
         model = model_class(ToolkitBertConfig(**{**settings, **dropout}))
         description = f"from scratch, {recipe.config_file or recipe.size}"
     if len(tokenizer) > model.config.vocab_size:

@@ -269,6 +269,8 @@ def bad(tmp_path):
         ({"mlm_probability": 1.5}, "`mlm_probability` must lie in (0, 1), got 1.5"),
         ({"vocab_size": 50}, "`vocab_size` must be at least 100, got 50"),
         ({"config_file": "{bad}/v.json"}, "the tokenizer has"),
+        ({"config_file": "{bad}/absent.json"}, "`config_file` must be a JSON file"),
+        ({"config_file": "{bad}/one.txt"}, "`config_file` must be a JSON file"),
         ({"next_sentence_weight": 0}, "`next_sentence_weight`"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
