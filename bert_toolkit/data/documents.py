@@ -167,7 +167,7 @@ class DocumentFiles:
         self.files = list(files)
         self.text_column = text_column
         self.documents_split = documents_split or ("file" if len(self.files) > 1 else "blank_line")
-        self.sentences_per_document = None
+        self.sentences_per_document: int | None = None
         if self.documents_split not in ("file", "blank_line"):
             if not self.documents_split.isdecimal() or int(self.documents_split) < 2:
                 raise InputError(
@@ -193,10 +193,14 @@ class DocumentFiles:
         try:
             if file.suffix.lower() in (".jsonl", ".json"):
                 for document in self._of_jsonl(file):
-                    yield from self._cut([document]) if self.sentences_per_document else [document]
+                    yield from (
+                        self._cut([document], self.sentences_per_document)
+                        if self.sentences_per_document
+                        else [document]
+                    )
             elif self.sentences_per_document:
                 with file.open(encoding="utf-8") as lines:
-                    yield from self._cut(lines)
+                    yield from self._cut(lines, self.sentences_per_document)
             elif self.documents_split == "file":
                 yield file.read_text(encoding="utf-8")
             else:
@@ -207,14 +211,14 @@ class DocumentFiles:
                 "example with `iconv -f latin1 -t utf-8`"
             ) from None
 
-    def _cut(self, texts: Iterable[str | list[str]]) -> Iterator[list[str]]:
+    def _cut(self, texts: Iterable[str | list[str]], size: int) -> Iterator[list[str]]:
         """Documents of equally many sentences; the last may have fewer."""
         waiting: list[str] = []
         for text in texts:
             waiting += sentences_of(text)
-            while len(waiting) >= self.sentences_per_document:
-                yield waiting[: self.sentences_per_document]
-                del waiting[: self.sentences_per_document]
+            while len(waiting) >= size:
+                yield waiting[:size]
+                del waiting[:size]
         if waiting:
             yield waiting
 

@@ -110,8 +110,9 @@ class DataCollatorForPreTraining:
             `input_ids`, `token_type_ids`, `attention_mask`, `labels` (-100 where nothing is predicted), each
             (batch_size, sequence_length) int64, and, where the examples have it, `next_sentence_label` (batch_size,).
         """
-        if isinstance(features[0], Pair) and _is_whole_batch(features):
-            batch, keys = self._from_pairs(features[0].batch)
+        first = features[0]
+        if isinstance(first, Pair) and _is_whole_batch(first.batch, features):
+            batch, keys = self._from_pairs(first.batch)
             continues_word = None
         else:
             batch, keys, continues_word = self._from_examples(features)
@@ -214,8 +215,7 @@ class DataCollatorForPreTraining:
         return random_bits(key, np.arange(len(features)))
 
 
-def _is_whole_batch(features: Sequence[Pair]) -> bool:
-    pairs = features[0].batch
+def _is_whole_batch(pairs: PairBatch, features: Sequence[Mapping[str, Any]]) -> bool:
     return len(features) == len(pairs.lengths) and all(
         isinstance(feature, Pair) and feature.batch is pairs and feature.row == row
         for row, feature in enumerate(features)

@@ -48,7 +48,7 @@ def stream_key(*parts: int) -> np.ndarray:
     """
     key = np.zeros(1, dtype=np.uint64)
     for part in parts:
-        key = random_bits(key, np.uint64(part % 2**64))
+        key = random_bits(key, np.array(part % 2**64, dtype=np.uint64))
     key.flags.writeable = False
     return key
 

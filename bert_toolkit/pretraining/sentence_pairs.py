@@ -171,7 +171,6 @@ class NextSentencePairs(torch.utils.data.Dataset):
         self._plan_epoch = -1
         self._starts = np.zeros(0, dtype=np.int64)
         self._random_next = np.zeros(0, dtype=bool)
-        self._length: int | None = None
         self._length = len(self._walk(0, None))
         self._make_plan(0)
 

@@ -118,11 +118,11 @@ class TokenisedDocuments:
                 f"{directory} holds a tokenised corpus of format {description['format_version']}, this version reads "
                 f"format {FORMAT_VERSION}: delete the folder and tokenise again"
             )
-        arrays = [
+        tokens, sentence_starts, document_starts = (
             np.memmap(directory / f"{name}.bin", dtype=description["dtypes"][name], mode="r")
             for name in ("tokens", "sentence_starts", "document_starts")
-        ]
-        return cls(*arrays, description["tokenizer_fingerprint"], directory)
+        )
+        return cls(tokens, sentence_starts, document_starts, description["tokenizer_fingerprint"], directory)
 
     @classmethod
     def build(
@@ -293,10 +293,13 @@ def _encode_batches(
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     with ProcessPoolExecutor(processes, context, _start_process, (encoder,)) as pool:
-        for batch in itertools.chain(batches, itertools.repeat(None, 2 * processes)):
-            if batch is not None:
-                waiting.append((pool.submit(_encode_in_process, batch), _utf8_size(batch)))
-            if waiting and (batch is None or len(waiting) >= 2 * processes):
+        more = True
+        while more or waiting:
+            following = next(batches, None)
+            more = following is not None
+            if following is not None:
+                waiting.append((pool.submit(_encode_in_process, following), _utf8_size(following)))
+            if waiting and (not more or len(waiting) >= 2 * processes):
                 result, size = waiting.popleft()
                 yield result.result()
                 progress.update(size)

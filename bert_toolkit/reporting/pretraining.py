@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -84,7 +85,7 @@ def write_pretraining_outputs(
     trainer,
     facts: Mapping[str, object],
     scores: Mapping[str, float],
-    examples: Mapping[str, Sequence[Mapping[str, object]]],
+    examples: Mapping[str, Sequence[Mapping[str, Any]]],
     tokens: TokenCounterCallback,
 ) -> None:
     """Prints scores and examples and writes figures, model card and `results.json`. On the main process only.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers.trainer_callback import TrainerCallback
 
@@ -36,8 +36,8 @@ class PreTrainingScoresCallback(TrainerCallback):
         self._sums: torch.Tensor | None = None
         self._seconds = 0.0
         self._started: float | None = None
-        self._handle = None
-        self._config = None
+        self._handle: Any = None
+        self._config: Any = None
 
     def attach(self, trainer) -> None:
         """Join a Trainer ahead of its reporters, so that all of them and `log_history` have the scores.
@@ -46,7 +46,7 @@ class PreTrainingScoresCallback(TrainerCallback):
         """
         trainer.callback_handler.callbacks.insert(1, self)
 
-    def on_train_begin(self, args, state, control, model: nn.Module | None = None, **kwargs) -> None:
+    def on_train_begin(self, args, state, control, model: Any = None, **kwargs) -> None:
         self._handle = model.register_forward_hook(self._count, with_kwargs=True)
         self._config = model.config
 
@@ -64,7 +64,7 @@ class PreTrainingScoresCallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self._handle.remove()
 
-    def on_log(self, args, state, control, logs: dict[str, float] | None = None, **kwargs) -> None:
+    def on_log(self, args, state, control, logs: Any = None, **kwargs) -> None:
         if "loss" not in logs or self._sums is None:
             return
         sums = self._sums
@@ -90,7 +90,7 @@ class PreTrainingScoresCallback(TrainerCallback):
         self._started = None
 
     @torch.no_grad()
-    def _count(self, model: nn.Module, positional: tuple, named: dict, output) -> None:
+    def _count(self, model: Any, positional: tuple, named: dict, output) -> None:
         if not model.training:
             return
         labels = named["labels"]
