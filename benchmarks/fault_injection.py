@@ -7,7 +7,7 @@
     python benchmarks/fault_injection.py pictures --histories X  # docs/images/health_*.png
 
 Needs the extras `offline`, `recipes` and `test`. One job is one training of 50 to 200 optimizer steps that takes about
-50 samples; a broken one ends 10 samples after the first finding. Seeds 0 and 1 served to choose thresholds, seeds 2
+50 samples; a broken one ends 10 samples after the first finding. Seeds 0 and 2 served to choose thresholds, seeds 1
 and 3 are reported. Controls marked "held out" were never looked at while thresholds were chosen.
 """
 
@@ -64,7 +64,7 @@ from bert_toolkit.monitoring.health_rules import RULES
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "fault_injection.jsonl"
-TUNING_SEEDS, REPORTED_SEEDS = (0, 1), (2, 3)
+TUNING_SEEDS, REPORTED_SEEDS = (0, 2), (1, 3)
 SAMPLES = 50
 
 

@@ -82,7 +82,7 @@ class TrainingHealthCallback(TrainerCallback):
         model, optimizer = kwargs["model"], kwargs.get("optimizer")
         self._forget()
         self.judge, self.history, self._logged_loss = HealthJudge(), None, math.nan
-        self._folder = Path(args.output_dir) / "monitoring"
+        self._folder = Path(args.output_dir or ".") / "monitoring"
         reason = why_unobservable(model, optimizer)
         if reason:
             logger.warning("Training health is not watched: %s", reason)

@@ -91,10 +91,13 @@ class ForwardWatch:
             self._classes = logits.shape[-1]
         if isinstance(labels, Tensor):
             self._integer_labels = not labels.is_floating_point()
-            one_class_each = (
-                logits is not None and logits.ndim == 2 and labels.ndim == 1 and len(labels) == len(logits)
-            )
-            if one_class_each and self._integer_labels and 2 <= self._classes <= MOST_CLASSES:
+            if (
+                logits is not None
+                and logits.ndim == 2
+                and labels.shape == logits.shape[:1]
+                and self._integer_labels
+                and 2 <= self._classes <= MOST_CLASSES
+            ):
                 predicted = logits[:_PREDICTIONS_READ].argmax(-1)
                 top_share = (predicted == predicted.mode().values).float().mean()
                 valid = labels[(labels >= 0) & (labels < self._classes)]

@@ -126,7 +126,6 @@ class HealthHistory:
         self.initializer_range: float | None = spread if isinstance(spread, float) else None
         self.last_step = last_step
         self.evaluations: list[tuple[int, dict[str, float]]] = []
-        self._label_counts = np.zeros(0)
         self._columns = {name: c for name, c in vars(HealthHistory).items() if isinstance(c, _Column)}
         self._position = {name: position for position, name in enumerate(self.names)}
         self._length = 0
@@ -134,6 +133,7 @@ class HealthHistory:
             name: np.zeros((LONGEST, len(self.names)) if c.per_parameter else LONGEST, dtype=c.dtype)
             for name, c in self._columns.items()
         }
+        self._stored["label_counts"] = np.zeros((LONGEST, 0))  # of all samples so far
 
     def __len__(self) -> int:
         return self._length
@@ -155,8 +155,9 @@ class HealthHistory:
             "clip_coefficient": gradients.clip_coefficient,
             "skipped": gradients.skipped or updates.skipped,
             "loss": forward.loss if math.isfinite(forward.loss) else sample.logged_loss,
-            "prior_loss": self._prior_loss(forward.label_counts),
+            "label_counts": self._labels_so_far(forward.label_counts),
         }
+        row["prior_loss"] = _entropy(row["label_counts"])
         for name in (
             "loss_nonfinite",
             "classes",
@@ -200,15 +201,11 @@ class HealthHistory:
         row[positions] = values
         return row
 
-    def _prior_loss(self, label_counts: np.ndarray) -> float:
-        if len(label_counts) != len(self._label_counts):
-            self._label_counts = np.zeros(len(label_counts))
-        self._label_counts += label_counts
-        total = self._label_counts.sum()
-        if total == 0:
-            return math.nan
-        shares = self._label_counts[self._label_counts > 0] / total
-        return float(-(shares * np.log(shares)).sum())
+    def _labels_so_far(self, counts: np.ndarray) -> np.ndarray:
+        if len(counts) and self._stored["label_counts"].shape[1] != len(counts):
+            self._stored["label_counts"] = np.zeros((LONGEST, len(counts)))
+        before = self._stored["label_counts"][self._length - 1] if self._length else 0.0
+        return before + counts if len(counts) else np.zeros(self._stored["label_counts"].shape[1]) + before
 
     def shorten(self, length: int) -> None:
         """Show only the first `length` of the samples that are stored."""
@@ -218,10 +215,10 @@ class HealthHistory:
         """Write the samples to a compressed npz file, replacing it in one move."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
-        arrays = {name: getattr(self, name) for name in self._columns}
-        arrays.update(names=np.array(self.names), label_counts=self._label_counts)
+        arrays = {name: array[: self._length] for name, array in self._stored.items()}
+        arrays["names"] = np.array(self.names)
         with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         partial.replace(path)
 
     def load(self, path: Path, last_step: int) -> bool:
@@ -232,10 +229,17 @@ class HealthHistory:
             return False
         kept = arrays["step"] <= last_step
         self._length = int(kept.sum())
+        self._stored["label_counts"] = np.zeros((LONGEST, arrays["label_counts"].shape[1]))
         for name, stored in self._stored.items():
             stored[: self._length] = arrays[name][kept]
-        self._label_counts = arrays["label_counts"]
         return True
+
+
+def _entropy(counts: np.ndarray) -> float:
+    if not counts.sum() > 0:
+        return math.nan
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
 
 
 def _stacks(history: HealthHistory, shapes: dict[str, tuple[int, ...]]) -> list[np.ndarray]:

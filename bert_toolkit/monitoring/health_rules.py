@@ -112,12 +112,14 @@ def _loss(history: HealthHistory) -> _Loss:
     loss = history.loss[np.isfinite(history.loss)]
     if len(loss) < 5:
         return _Loss(math.nan, math.nan, math.nan, math.nan, math.nan, len(loss))
-    # Differences of neighbours scatter as much around a trend as around a constant.
-    jumps = 1.4826 * np.abs(np.diff(loss)) / math.sqrt(2)
-    scatter, recent_scatter = float(np.median(jumps)), float(np.median(jumps[-20:]))
     medians = np.median(np.lib.stride_tricks.sliding_window_view(loss, 5), axis=1)
     start, best, now = float(np.median(loss[:3])), float(medians.min()), float(medians[-1])
-    return _Loss(start, best, now, scatter, recent_scatter, len(loss))
+    return _Loss(start, best, now, _scatter(loss), _scatter(loss[-20:]), len(loss))
+
+
+def _scatter(values: np.ndarray) -> float:
+    """Standard deviation of single values around their trend: differences of neighbours, robust to outliers."""
+    return 1.4826 * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2)
 
 
 def _has_not_fallen(history: HealthHistory, samples: int = 10) -> bool:
@@ -126,8 +128,10 @@ def _has_not_fallen(history: HealthHistory, samples: int = 10) -> bool:
     if len(loss) < 2 * samples:
         return False
     first, last = loss[:samples], loss[-samples:]
-    error = math.sqrt((first.var() + last.var()) / samples)
-    return bool(last.mean() > first.mean() - max(2 * error, 0.01 * abs(first.mean())))
+    # A median of n values scatters 1.25 / sqrt(n) times as much as one of them.
+    error = 1.25 * math.hypot(_scatter(first), _scatter(last)) / math.sqrt(samples)
+    start = float(np.median(first))
+    return bool(np.median(last) > start - max(2 * error, 0.01 * abs(start)))
 
 
 # --- data and loss ------------------------------------------------------------------------------------------------
@@ -208,7 +212,7 @@ def nonfinite(history: HealthHistory) -> list[Finding]:
     positions = np.flatnonzero(bad[first])
     everything = len(positions) >= 0.9 * history.trainable[first].sum()
     if everything or not len(positions):
-        named: list[int] = []
+        named = np.array([], dtype=int)
         seen = f"at step {history.step[first]} loss and gradients of all parameters are NaN or infinite"
         cause = "a NaN or an overflow in the batch, in the forward pass or in the loss"
         if bad_weight[first].any():
@@ -216,7 +220,7 @@ def nonfinite(history: HealthHistory) -> list[Finding]:
             cause += ", in one of the steps before; weights are lost by now"
     else:
         block = history.blocks[positions[-1]]
-        named = [p for p in positions if history.blocks[p] == block]
+        named = positions[np.array(history.blocks)[positions] == block]
         seen = (
             f"at step {history.step[first]} {len(positions)} parameters are NaN or infinite, {block} nearest the loss"
         )
@@ -528,12 +532,15 @@ def update_ratio_high(
     """A step moves matrices by a large part of their norm.
 
     Healthy ratios lie at 1e-4 to 1e-2 (cs231n: about 1e-3), and at up to 0.1 while small fresh weights grow, so
-    `always` is a fault by itself in `samples` samples; from `with_loss` on it is one where the loss has not fallen.
+    `always` is a fault by itself in `samples` samples; from `with_loss` on it is one where the loss has not fallen or
+    units died.
     """
     ratio = history.median_ratio
     if (ratio > always).sum() >= samples:
         threshold = always
     elif (ratio > with_loss).sum() >= 2 * samples and len(history) >= 20 and _has_not_fallen(history):
+        threshold = with_loss
+    elif (ratio > with_loss).sum() >= samples and _units_died(history):
         threshold = with_loss
     else:
         return []
@@ -550,6 +557,14 @@ def update_ratio_high(
         cause,
         ("lower the learning rate 10 to 100 times" if threshold == always else "lower the learning rate")
         + ("" if warm else "; warm up over 5 to 10 % of the steps"),
+    )
+
+
+def _units_died(history: HealthHistory) -> bool:
+    """Whether units are dead now that were alive at the first sample."""
+    return any(
+        (history.zero_share[0, [history.names.index(name) for name in finding.parameters]] < 0.5).all()
+        for finding in dead_units(history)
     )
 
 
@@ -703,13 +718,13 @@ def exploding_gradients(history: HealthHistory, *, growth: float = 100.0, sample
 
 
 def gradient_spike(
-    history: HealthHistory, *, factor: float = 10.0, deviations: float = 8.0, samples: int = 20
+    history: HealthHistory, *, factor: float = 30.0, deviations: float = 8.0, samples: int = 20
 ) -> list[Finding]:
     """A single gradient norm is `factor` times the largest before and `deviations` robust deviations above the median.
 
-    Judged at the next sample, so that the start of an explosion is not called a spike. Deviations are 1.48 MAD of the
-    logarithm, since norms of small batches have heavy tails. Megatron-LM: 10 times the maximum; OLMo-core: mean + 6
-    sigma.
+    Judged at the next sample, so that the start of an explosion is not called a spike. Deviations are those of the
+    logarithm around its trend, since norms of small batches have heavy tails. Megatron-LM calls 10 times the largest
+    large, OLMo-core mean + 6 sigma; a healthy GPT-2 of the benchmark had one of 11 times, clipped, and went on well.
     """
     norm = history.gradient_norm
     if len(norm) < samples + 2 or not (norm[-2:] > 0).all():
@@ -717,9 +732,8 @@ def gradient_spike(
     before = np.log(norm[:-2][norm[:-2] > 0])
     if len(before) < samples:
         return []
-    middle = float(np.median(before))
-    deviation = 1.4826 * float(np.median(np.abs(before - middle))) + 1e-3
-    limit = max(before.max() + math.log(factor), middle + deviations * deviation)
+    middle = float(np.median(before[-samples:]))
+    limit = max(before.max() + math.log(factor), middle + deviations * _scatter(before))
     then, now = np.log(norm[-2:])
     if then < limit or now >= limit:
         return []
@@ -812,9 +826,10 @@ def loss_flat(
     loss = history.loss[-recent:]
     if not np.isfinite(loss).all() or history.classes[-1] < 2 or not history.integer_labels[-1]:
         return []
+    loss = np.sort(loss)[recent // 10 : -(recent // 10)]  # without the extremes of single batches
     if math.isfinite(history.prior_loss[-1]):
         level = float(history.prior_loss[-1])
-        limit = level - 2 * float(loss.std()) / math.sqrt(recent)
+        limit = level - 2 * float(loss.std()) / math.sqrt(len(loss))
         known = "the entropy of the class frequencies"
         if level < 0.05:
             return []  # hardly anything to learn
@@ -858,7 +873,7 @@ def constant_prediction(
             return []
         if not (history.top_share[recent] >= 0.999).all() or history.prior_loss[-1] < -math.log(majority):
             return []
-        if np.mean(history.loss[recent]) < 0.98 * history.prior_loss[-1]:
+        if np.median(history.loss[recent]) < 0.98 * history.prior_loss[-1]:
             return []
         value, seen = 1.0, f"every example got the same class in {samples} samples in a row"
     return _finding(
@@ -884,10 +899,10 @@ RULES: list[Callable[[HealthHistory], list[Finding]]] = [
     frozen_layer,
     not_updated,
     rounded_away,
+    update_ratio_high,
     dead_units,
     no_gradient,
     layer_out_of_line,
-    update_ratio_high,
     update_ratio_low,
     vanishing_gradients,
     exploding_gradients,

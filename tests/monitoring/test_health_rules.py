@@ -232,6 +232,12 @@ def update_ratio_high_without_learning(c):
     c.loss = np.full(c.samples, 1.1)
 
 
+def units_killed_by_large_steps(c):
+    c.ratio[1:8, c.at("weight")] = 0.08
+    dead_units(c)
+    c.zero_share[:10, c.at("layers")] = 0.0
+
+
 def update_ratio_low(c):
     c.ratio[1:] = 2e-7
 
@@ -257,6 +263,7 @@ def exploding_gradients(c):
 
 def gradient_spike(c):
     c.gradient[40] *= 1e4
+    c.loss[40] *= 1e4  # one outlier must not look like a loss that does not fall
 
 
 def clipped_every_step(c):
@@ -307,6 +314,7 @@ FAULTS = [
     ("layer_out_of_line", layer_gradient_too_large, "layers.2.up.weight"),
     ("update_ratio_high", update_ratio_high, None),
     ("update_ratio_high", update_ratio_high_without_learning, None),
+    ("update_ratio_high", units_killed_by_large_steps, None),
     ("update_ratio_low", update_ratio_low, None),
     ("update_ratio_low", update_ratio_low_without_learning, None),
     ("dead_units", dead_units, "layers.1.up.weight"),
