@@ -14,7 +14,7 @@ from bert_toolkit.data.sample import in_domain_pairs, out_of_domain_pairs
 from bert_toolkit.data.sample.drawing import Draw
 
 SEED = 2024
-TRAIN_PAIRS, IN_DOMAIN_PAIRS, OUT_OF_DOMAIN_PAIRS = 30, 8, 20
+TRAIN_PAIRS, IN_DOMAIN_PAIRS, OUT_OF_DOMAIN_PAIRS = 48, 10, 14
 """Minimal pairs of each phenomenon in each file."""
 
 Phenomenon = Callable[[Draw], tuple[str, str]]
@@ -31,24 +31,20 @@ def write_sample(folder: Path, seed: int = SEED) -> None:
     files: dict[str, list[str]] = {"in_domain_train.tsv": [], "in_domain_dev.tsv": [], "out_of_domain_dev.tsv": []}
     train, in_domain, out_of_domain = files.values()
     for phenomenon in in_domain_pairs.PHENOMENA:
-        pairs = _new_pairs(phenomenon, in_domain_pairs.FRAMES, seed, used)
+        pairs = _new_pairs(phenomenon, seed, used)
         train += _lines(phenomenon, pairs, TRAIN_PAIRS)
         in_domain += _lines(phenomenon, pairs, IN_DOMAIN_PAIRS)
     for phenomenon in out_of_domain_pairs.PHENOMENA:
-        pairs = _new_pairs(phenomenon, out_of_domain_pairs.FRAMES, seed, used)
+        pairs = _new_pairs(phenomenon, seed, used)
         out_of_domain += _lines(phenomenon, pairs, OUT_OF_DOMAIN_PAIRS)
     for name, lines in files.items():
         (folder / name).write_bytes("".join(lines).encode("utf-8"))
 
 
-def _new_pairs(phenomenon: Phenomenon, frames: list[str], seed: int, used: set[str]) -> Iterator[tuple[str, str]]:
+def _new_pairs(phenomenon: Phenomenon, seed: int, used: set[str]) -> Iterator[tuple[str, str]]:
     """Pairs of sentences none of which was written before."""
     for number in range(100_000):
-        draw = Draw(seed, phenomenon.__name__, number)
-        pair = phenomenon(draw)
-        if draw.chance(1, 4) and not any(text.endswith("?") or text.startswith("I ") for text in pair):
-            frame = draw(frames)
-            pair = (f"{frame} {pair[0]}", f"{frame} {pair[1]}")
+        pair = phenomenon(Draw(seed, phenomenon.__name__, number))
         acceptable, unacceptable = (_as_sentence(text) for text in pair)
         if acceptable != unacceptable and not used & {acceptable, unacceptable}:
             used.update((acceptable, unacceptable))

@@ -4,8 +4,6 @@ from bert_toolkit.data.sample.drawing import Draw, action, inflect, nouns, with_
 
 Pair = tuple[str, str]
 
-FRAMES = words("apparently, rumor has it that, the mayor insists that, it turned out that, they assured us that")
-
 WOMEN = words(
     "Kate, Alice, Susan, Linda, Rachel, Janet, Monica, Brenda, my niece, the landlady, the widow, the duchess"
 )
@@ -102,7 +100,7 @@ PARTICLES = [
     ("picked", "up", words("hammer, magazine, glove, spoon")),
     ("tossed", "out", words("magazine, receipt, mattress, sweater")),
     ("mailed", "in", words("form, questionnaire, application")),
-    ("dug", "up", words("skeleton, treasure, onion")),
+    ("dug", "up", words("skeleton, fossil, onion")),
 ]
 PREPOSITIONS = [
     ("jumped", "onto", words("mattress, raft, trampoline")),
@@ -135,7 +133,7 @@ def particle_and_preposition(draw: Draw) -> Pair:
 
 STRANDED = [
     # None of these verbs can take the noun itself as its object
-    ("sofa", "comfortable", "sit", "on"),
+    ("sofa", "comfortable", "lounge", "on"),
     ("bench", "comfortable", "recline", "on"),
     ("mattress", "comfortable", "nap", "on"),
     ("violin", "easy", "play sonatas", "on"),
@@ -149,7 +147,7 @@ STRANDED = [
 ]
 TOUGH = [
     ("riddle", "tricky", "solve"),
-    ("cliff", "dangerous", "climb"),
+    ("cliff", "risky", "climb"),
     ("costume", "easy", "iron"),
     ("theorem", "tough", "prove"),
     ("onion", "unpleasant", "peel"),
@@ -235,7 +233,7 @@ def ellipsis_and_inversion(draw: Draw) -> Pair:
     positive, negative, right, wrong = draw(
         [
             (idle.past, f"did not {idle.base}", "did", "was"),
-            (f"{idle.third} a lot", f"does not {idle.base} a lot", "does", "is"),
+            (f"{idle.third} constantly", f"does not {idle.base} constantly", "does", "is"),
             (f"has {idle.participle}", f"has not {idle.participle}", "has", "is"),
             (f"could {idle.base}", f"could not {idle.base}", "could", "was"),
             (f"will {idle.base}", f"will not {idle.base}", "will", "is"),
@@ -257,7 +255,7 @@ CAUSATIVES = [
     ("custard", "chef", "thickened"),
     ("submarine", "sailor", "sank"),
     ("balloon", "magician", "popped"),
-    ("pond ice", "warm rain", "thawed"),
+    ("pond ice", "warm breeze", "thawed"),
     ("firecracker", "magician", "exploded"),
     ("porcelain", "clumsy butcher", "shattered"),
     ("pendulum", "professor", "swung"),
@@ -269,7 +267,7 @@ NEEDS_OBJECT = words("purchased, kidnapped, devoured, confiscated, amused, frigh
 def causative_alternation(draw: Draw) -> Pair:
     thing, agent, past = draw(CAUSATIVES)
     crowd, someone = "the " + draw(words("toddlers, twins, spectators, prisoners, pirates")), person(draw)
-    when = draw(words("at noon, at dawn, within minutes, all at once, on Thursday"))
+    when = draw(words("at noon, at dawn, within minutes, without warning, on Thursday"))
     uncaused, needs_object = draw(UNCAUSED), draw(NEEDS_OBJECT)
     giggled, amused = draw(words("giggled, fainted, stumbled, blushed")), draw(words("amused, frightened"))
     return draw(
@@ -282,42 +280,43 @@ def causative_alternation(draw: Draw) -> Pair:
     )
 
 
-SELECTIONS = [
-    ("was fond", "of", ["at", "for"], "lemon pie, opera, old maps"),
-    ("was allergic", "to", ["of", "for"], "peanuts, wool, penicillin"),
-    ("was jealous", "of", ["at", "on"], "the landlord, the twins, the bishop"),
-    ("was aware", "of", ["at", "to"], "the danger, the scandal, the delay"),
-    ("was addicted", "to", ["of", "for"], "chess, caffeine, opera"),
-    ("relied", "on", ["of", "at"], "a compass, the butler, intuition"),
-    ("apologized", "for", ["of", "at"], "the delay, the mistake, the noise"),
-    ("got rid", "of", ["from", "with"], "the mattress, the wasps, the debt"),
-    ("suffered", "from", ["at", "to"], "insomnia, asthma, migraines"),
-    ("specialized", "in", ["of", "at"], "geology, surgery, antique clocks"),
-    ("objected", "to", ["of", "on"], "the verdict, the tax, the proposal"),
-    ("complied", "with", ["of", "at"], "the law, the regulations, the verdict"),
-]
-SELECTED_GERUNDS = [
-    ("insisted on", "insisted"),
-    ("succeeded in", "succeeded"),
-    ("was capable of", "was capable"),
-    ("was guilty of", "was guilty"),
-    ("was accused of", "was accused"),
-]
-
-
-def preposition_selection(draw: Draw) -> Pair:
+def adverb_placement(draw: Draw) -> Pair:
     subject = person(draw)
     made = draw(HANDIWORK)
-    if draw.chance(1, 3):
-        right, wrong = draw(SELECTED_GERUNDS)
-        thing = draw(made.objects)
-        return (
-            f"{subject} {right} {made.verb.gerund} the {thing}",
-            f"{subject} {wrong} to {made.verb.base} the {thing}",
-        )
-    start, right, wrongs, objects = draw(SELECTIONS)
-    thing = draw(words(objects))
-    return f"{subject} {start} {right} {thing}", f"{subject} {start} {draw(wrongs)} {thing}"
+    thing, verb = draw(made.objects), made.verb
+    hastily = draw(words("hastily, clumsily, eagerly, skillfully, sloppily, obediently"))
+    seldom = draw(words("seldom, frequently, occasionally, regularly"))
+    return draw(
+        [
+            (f"{subject} {hastily} {verb.past} the {thing}", f"{subject} {verb.past} {hastily} the {thing}"),
+            (f"{subject} {verb.past} the {thing} {hastily}", f"{subject} {verb.past} the {hastily} {thing}"),
+            (f"{subject} {seldom} {verb.third} {thing}s", f"{subject} {verb.third} {seldom} {thing}s"),
+            (
+                f"{subject} has {seldom} {verb.participle} the {thing}",
+                f"{subject} has {verb.participle} {seldom} the {thing}",
+            ),
+        ]
+    )
+
+
+def comparison(draw: Draw) -> Pair:
+    one, other = draw.two([*WOMEN, *MEN, *("the " + role.singular for role in PEOPLE)])
+    short, shorter = draw(
+        words("tall/taller, kind/kinder, smart/smarter, weak/weaker, loud/louder, short/shorter")
+    ).split("/")
+    long = draw(words("ambitious, cautious, generous, stubborn, talented, arrogant, curious"))
+    right, wrong = draw(
+        [
+            (f"{shorter} than", f"more {shorter} than"),
+            (f"{shorter} than", f"{short} than"),
+            (f"as {short} as", f"as {short} than"),
+            (f"as {short} as", f"as {shorter} as"),
+            (f"more {long} than", f"most {long} than"),
+            (f"more {long} than", f"{long} than"),
+            (f"less {long} than", f"less {long} as"),
+        ]
+    )
+    return f"{one} is {right} {other}", f"{one} is {wrong} {other}"
 
 
 PHENOMENA = [
@@ -329,5 +328,6 @@ PHENOMENA = [
     relative_clause_gap,
     ellipsis_and_inversion,
     causative_alternation,
-    preposition_selection,
+    adverb_placement,
+    comparison,
 ]
