@@ -193,11 +193,11 @@ def interrupt_after(step):
 
 
 def test_accumulation_changes_neither_loss(monkeypatch, tmp_path, settings):
-    quiet_run = {"eval_strategy": "no", "save_strategy": "no", "monitor_every": 0}
-    one = run(monkeypatch, settings(tmp_path / "one", **quiet_run))
+    bare = {"eval_strategy": "no", "save_strategy": "no", "monitor_every": 0}
+    one = run(monkeypatch, settings(tmp_path / "one", **bare))
     four = run(
         monkeypatch,
-        settings(tmp_path / "four", **quiet_run, per_device_train_batch_size=4, gradient_accumulation_steps=4),
+        settings(tmp_path / "four", **bare, per_device_train_batch_size=4, gradient_accumulation_steps=4),
     )
     for key in ("mlm_loss", "nsp_loss", "loss", "grad_norm"):
         assert training_losses(four, key) == pytest.approx(training_losses(one, key), rel=1e-3)
