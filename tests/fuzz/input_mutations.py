@@ -1,0 +1,112 @@
+"""Seeded damage to files: the same (target, number) always gives the same damaged input."""
+
+from collections.abc import Callable
+from random import Random
+
+# What parsers stumble over: ends of lines that are none, quotes, broken encodings, names of nothing, numbers too large
+TOKENS = [
+    *(b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80", b"\xef\xbb\xbf", b"\xff\xfe", b"\x1b[31m"),
+    *(b'"', b'""', b"'", b"\\", b"\r", b"\n", b"\r\n", b"\n\n", b"\x0b", b"\x0c", b"\xe2\x80\xa8", b"\xc2\x85"),
+    *(b",", b"\t", b";", b"|", b"{", b"}", b"[", b"]", b":", b"<", b"&", b"%s", b"{0}", b"$x_{$"),
+    *(b"NaN", b"Infinity", b"-1e999", b"1e39", b"1_0", b"null", b"true", b"None", b"-0", b"0x1", b"9" * 5000),
+    *(b'"\\ud800"', b"\\u0000", b'{"a": 1}', b"[[1]]", b"[" * 3000, b" " * 50, b"a" * 140_000),
+    *(b"!!python/object/apply:os.abort []", b"&a [*a]", b"cos\nsystem\n(S'exit 3'\ntR."),
+]
+
+
+def flip_bits(content: bytes, random: Random) -> bytes:
+    damaged = bytearray(content)
+    for _ in range(random.choice([1, 1, 2, 8])):
+        if damaged:
+            damaged[random.randrange(len(damaged))] ^= 1 << random.randrange(8)
+    return bytes(damaged)
+
+
+def replace_byte(content: bytes, random: Random) -> bytes:
+    position = random.randrange(len(content) + 1)
+    return content[:position] + bytes([random.randrange(256)]) + content[position + 1 :]
+
+
+def truncate(content: bytes, random: Random) -> bytes:
+    return content[: random.randrange(len(content) + 1)]
+
+
+def cut_out(content: bytes, random: Random) -> bytes:
+    start, end = sorted(random.randrange(len(content) + 1) for _ in range(2))
+    return content[:start] + content[min(end, start + random.choice([1, 4, 64, len(content)])) :]
+
+
+def insert_token(content: bytes, random: Random) -> bytes:
+    position = random.randrange(len(content) + 1)
+    return content[:position] + random.choice(TOKENS) + content[position:]
+
+
+def insert_noise(content: bytes, random: Random) -> bytes:
+    position = random.randrange(len(content) + 1)
+    return content[:position] + random.randbytes(random.choice([1, 3, 20])) + content[position:]
+
+
+def repeat_part(content: bytes, random: Random) -> bytes:
+    start, end = sorted(random.randrange(len(content) + 1) for _ in range(2))
+    return content[:end] + content[start:end] * random.choice([1, 1, 3]) + content[end:]
+
+
+def damage_line(content: bytes, random: Random) -> bytes:
+    lines = content.split(b"\n")
+    number = random.randrange(len(lines))
+    damage = random.randrange(4)
+    if damage == 0:
+        del lines[number]
+    elif damage == 1:
+        lines.insert(number, lines[number])
+    elif damage == 2:
+        other = random.randrange(len(lines))
+        lines[number], lines[other] = lines[other], lines[number]
+    else:
+        lines[number] = b""
+    return b"\n".join(lines)
+
+
+def damage_field(content: bytes, random: Random) -> bytes:
+    """Deletes, doubles, empties or replaces one field of one line, whatever separates fields here."""
+    lines = content.split(b"\n")
+    number = random.randrange(len(lines))
+    mark = random.choice([mark for mark in (b",", b"\t", b":", b" ") if mark in lines[number]] or [b","])
+    fields = lines[number].split(mark)
+    position = random.randrange(len(fields))
+    fields[position : position + 1] = random.choice([[], [fields[position]] * 2, [b""], [random.choice(TOKENS)]])
+    lines[number] = mark.join(fields)
+    return b"\n".join(lines)
+
+
+def change_encoding(content: bytes, random: Random) -> bytes:
+    encoding = random.choice(["latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32", "utf-8-sig", "shift_jis"])
+    return content.decode("utf-8", errors="replace").encode(encoding, errors="replace")
+
+
+MUTATIONS: list[Callable[[bytes, Random], bytes]] = [
+    flip_bits,
+    replace_byte,
+    truncate,
+    cut_out,
+    insert_token,
+    insert_token,
+    insert_noise,
+    repeat_part,
+    damage_line,
+    damage_field,
+    damage_field,
+    change_encoding,
+]
+
+
+def mutate(content: bytes, random: Random) -> bytes:
+    """Damages a file's content in one to four ways.
+
+    Args:
+        content: A valid file.
+        random: Decides how; nothing else does.
+    """
+    for _ in range(random.choice([1, 1, 1, 2, 4])):
+        content = random.choice(MUTATIONS)(content, random)
+    return content
