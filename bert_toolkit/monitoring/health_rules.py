@@ -536,11 +536,11 @@ def update_ratio_high(
     units died.
     """
     ratio = history.median_ratio
+    large = int((ratio > with_loss).sum())
+    useless = large >= 2 * samples and len(history) >= 20 and _has_not_fallen(history)
     if (ratio > always).sum() >= samples:
         threshold = always
-    elif (ratio > with_loss).sum() >= 2 * samples and len(history) >= 20 and _has_not_fallen(history):
-        threshold = with_loss
-    elif (ratio > with_loss).sum() >= samples and _units_died(history):
+    elif useless or (large >= samples and _units_died(history)):
         threshold = with_loss
     else:
         return []
