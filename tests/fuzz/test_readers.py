@@ -396,9 +396,10 @@ def read_checkpoint(folder: Path) -> None:
     """A checkpoint that is taken for whole has files of the sizes that its list names."""
     chosen = checkpoint_to_resume(folder, "last")
     assert (chosen is not None) == is_whole_checkpoint(folder / "checkpoint-3")
-    if chosen is not None:
-        sizes = json.loads((Path(chosen) / MARKER).read_text(encoding="utf-8"))
-        assert all((Path(chosen) / name).stat().st_size == size for name, size in sizes.items())
+    if chosen is None:
+        raise InputError("not taken for whole: as good as refused")
+    sizes = json.loads((Path(chosen) / MARKER).read_text(encoding="utf-8"))
+    assert all((Path(chosen) / name).stat().st_size == size for name, size in sizes.items())
 
 
 @dataclasses.dataclass
