@@ -1,8 +1,28 @@
 """The one error that a user's input can cause: recipes print it as a single line and exit with status 2."""
 
+LONGEST_MESSAGE = 1000  # characters; what is wrong stands at the beginning, what to do at the end
+
 
 class InputError(ValueError):
     """Input that the toolkit refuses.
 
-    The message is one line that names what was wrong, what is accepted, what came, and what to do.
+    The message is one line that names what was wrong, what is accepted, what came, and what to do. It may hold text
+    of the input or of another library's error: `one_line` makes any text fit to be printed.
     """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Text as one line of at most `LONGEST_MESSAGE` characters, all of which can be shown.
+
+    Lines are joined with a space; control characters, halves of characters and the like become their escapes, so that
+    a file's content can neither break the line nor drive the terminal.
+    """
+    joined = " ".join(filter(None, map(str.strip, text.splitlines())))
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in joined)
+    if len(shown) > LONGEST_MESSAGE:
+        half = LONGEST_MESSAGE // 2
+        shown = f"{shown[: half - 3]} … {shown[-half:]}"
+    return shown

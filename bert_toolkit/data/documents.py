@@ -2,12 +2,12 @@
 
 import hashlib
 import importlib.util
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bert_toolkit.data.tables import kind_of, parse_json
 from bert_toolkit.errors import InputError
 
 # A full stop behind one of these does not end a sentence.
@@ -184,9 +184,12 @@ class DocumentFiles:
         """Digest of the content of the files, and of how they are split into documents."""
         digest = hashlib.blake2b(repr((self.documents_split, self.text_column)).encode(), digest_size=16)
         for file in self.files:
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+            try:
+                with file.open("rb") as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
+            except OSError as error:
+                raise InputError(f"{file} cannot be read: {error.strerror}") from None
         return digest.hexdigest()
 
     def _of_file(self, file: Path) -> Iterator[str | list[str]]:
@@ -210,6 +213,8 @@ class DocumentFiles:
                 f"{file} is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start}): convert it, for "
                 "example with `iconv -f latin1 -t utf-8`"
             ) from None
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror}") from None
 
     def _cut(self, texts: Iterable[str | list[str]], size: int) -> Iterator[list[str]]:
         """Documents of equally many sentences; the last may have fewer."""
@@ -227,13 +232,18 @@ class DocumentFiles:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
-                try:
-                    document = json.loads(line)[self.text_column]
-                except (json.JSONDecodeError, KeyError, TypeError):
+                place = f"{file}, line {number}"
+                row = parse_json(place, line)
+                if not isinstance(row, dict) or self.text_column not in row:
                     raise InputError(
-                        f"{file}, line {number}: expected a JSON object with the key {self.text_column!r}: choose "
-                        "another key with --text_column, or write one object a line"
-                    ) from None
+                        f"{place}: expected a JSON object with the key {self.text_column!r}: choose another key with "
+                        "--text_column, or write one object a line"
+                    )
+                document = row[self.text_column]
+                if not isinstance(document, str) and not _is_sentences(document):
+                    raise InputError(
+                        f"{place}: {self.text_column!r} must be a text or a list of sentences, got {kind_of(document)}"
+                    )
                 yield document
 
 
@@ -251,8 +261,20 @@ def _blank_line_separated(file: Path) -> Iterator[str]:
 
 
 def sentences_of(document: str | list[str]) -> list[str]:
-    """The sentences of a text; a list of sentences stays as it is."""
-    return split_sentences(document) if isinstance(document, str) else document
+    """The sentences of a text; a list of sentences stays as it is.
+
+    Raises:
+        InputError: Neither of the two, such as a row of a table without a text.
+    """
+    if isinstance(document, str):
+        return split_sentences(document)
+    if not _is_sentences(document):
+        raise InputError(f"a document must be a text or a list of sentences, got {kind_of(document)}")
+    return document
+
+
+def _is_sentences(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(sentence, str) for sentence in value)
 
 
 class HeldOut:

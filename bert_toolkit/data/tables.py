@@ -17,7 +17,7 @@ JSON_LINES = (".jsonl", ".ndjson")
 TABLE_ENDINGS = (*DELIMITERS, *JSON_LINES, ".json", ".parquet")
 WRITTEN_ENDINGS = (".tsv", ".csv", ".jsonl", ".parquet")
 
-_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89abAB-fF]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -282,18 +282,27 @@ def _objects_of_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             place = f"{path}:{number}"
-            yield place, _parse_json(place, line)
+            yield place, parse_json(place, line)
 
 
 def _objects_of_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    rows = _parse_json(str(path), text)
+    rows = parse_json(str(path), text)
     if not isinstance(rows, list):
         raise InputError(f"{path} must hold a list of objects, got {type(rows).__name__}; JSON lines end in .jsonl")
     for number, row in enumerate(rows, start=1):
         yield f"{path} (object {number})", row
 
 
-def _parse_json(place: str, text: str) -> Any:
+def parse_json(place: str, text: str) -> Any:
+    """A JSON value of which every string can be encoded and no object has a name twice.
+
+    Args:
+        place: Where the text stands, for the message.
+        text: The JSON.
+
+    Raises:
+        InputError: Not JSON, nested too deeply, a number that is too long, half a character, or a name twice.
+    """
     try:
         value = json.loads(text, object_pairs_hook=_object_with_each_name_once)
         if _SURROGATE_ESCAPE.search(text):  # half a character, which no file can hold

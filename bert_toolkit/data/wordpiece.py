@@ -1,6 +1,8 @@
 """Trains the WordPiece tokenizer of a BERT from text."""
 
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -17,10 +19,10 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def train_wordpiece(
     texts: Iterable[str | list[str]], vocab_size: int, max_length: int, lowercase: bool = True
 ) -> BertTokenizer:
-    """Learn a WordPiece vocabulary.
+    """Learn a WordPiece vocabulary; the same texts always give the same one.
 
     Args:
-        texts: Documents, each a text or a list of sentences.
+        texts: Documents, each a text or a list of sentences; gone through twice.
         vocab_size: Entries at most, special tokens included.
         max_length: Longest sequence in tokens, kept as the tokenizer's `model_max_length`.
         lowercase: Lower the case and strip accents.
@@ -29,17 +31,46 @@ def train_wordpiece(
         A tokenizer with the normalisation and the special tokens of BERT.
 
     Raises:
-        InputError: `vocab_size` has no room for words, or the texts hold none.
+        InputError: `vocab_size` has no room for words, the texts hold none, or can be gone through once only.
     """
     if vocab_size < 100:
         raise InputError(f"`vocab_size` must be at least 100, got {vocab_size}")
+    if iter(texts) is texts:
+        raise InputError("`texts` must be something that can be gone through twice, such as a list, got an iterator")
+    # The trainer numbers the pieces of one character behind the first in the order of a hash table, which differs from
+    # run to run, and breaks ties between pairs by these numbers. Naming the pieces beforehand gives them fixed ones.
+    alphabet = _learnt_pieces(texts, 0, SPECIAL_TOKENS, lowercase)
+    if len(alphabet) == len(SPECIAL_TOKENS):
+        raise InputError("the corpus is empty: there is no word to learn a vocabulary from; check the files")
+    inner = sorted(piece for piece in alphabet if piece.startswith("##"))
+    vocabulary = _learnt_pieces(texts, vocab_size, [*SPECIAL_TOKENS, *inner], lowercase)
+    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=max_length)
+
+
+def save_tokenizer(tokenizer: BertTokenizer, folder: Path) -> None:
+    """Saves a tokenizer whole or not at all, so that a later run never reads what a killed one left half written.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: Where it is loaded from; complete as soon as it holds `tokenizer.json`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.unfinished.", dir=folder.parent) as unfinished:
+        tokenizer.save_pretrained(unfinished)
+        folder.mkdir(exist_ok=True)
+        # what says that the folder is complete comes last
+        for file in sorted(Path(unfinished).iterdir(), key=lambda file: file.name == "tokenizer.json"):
+            file.replace(folder / file.name)
+
+
+def _learnt_pieces(
+    texts: Iterable[str | list[str]], vocab_size: int, first: list[str], lowercase: bool
+) -> dict[str, int]:
+    """Every piece and its number: `first`, single characters whatever `vocab_size` is, then pairs that were joined."""
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = BertPreTokenizer()
-    trainer = WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    trainer = WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
     pieces = (sentence for text in texts for sentence in ([text] if isinstance(text, str) else text))
     tokenizer.train_from_iterator(pieces, trainer)
-    vocabulary = tokenizer.get_vocab()
-    if len(vocabulary) == len(SPECIAL_TOKENS):
-        raise InputError("the corpus is empty: there is no word to learn a vocabulary from; check the files")
-    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=max_length)
+    return tokenizer.get_vocab()

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,7 +22,16 @@ from transformers import PreTrainedTokenizerBase
 
 from bert_toolkit.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 FORMAT_VERSION = 1
+# of `tokens`, by the size of the vocabulary
+DTYPES = [
+    {"tokens": tokens, "sentence_starts": "int64", "document_starts": "int64"} for tokens in ("uint16", "uint32")
+]
 _BATCH_CHARACTERS = 1_000_000
 
 
@@ -108,20 +119,35 @@ class TokenisedDocuments:
         """
         directory = Path(directory)
         try:
-            description = json.loads((directory / "corpus.json").read_text())
+            description = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(
                 f"no tokenised corpus in {directory}: expected the folder that TokenisedDocuments.build wrote"
             ) from None
-        if description["format_version"] != FORMAT_VERSION:
+        except (OSError, ValueError, RecursionError) as error:
+            raise _damaged(directory, f"corpus.json cannot be read: {error}") from None
+        if not isinstance(description, dict) or not isinstance(description.get("tokenizer_fingerprint"), str):
+            raise _damaged(directory, "corpus.json does not describe a corpus")
+        if description.get("format_version") != FORMAT_VERSION:
             raise InputError(
-                f"{directory} holds a tokenised corpus of format {description['format_version']}, this version reads "
-                f"format {FORMAT_VERSION}: delete the folder and tokenise again"
+                f"{directory} holds a tokenised corpus of format {description.get('format_version')}, this version "
+                f"reads format {FORMAT_VERSION}: delete the folder and tokenise again"
             )
-        tokens, sentence_starts, document_starts = (
-            np.memmap(directory / f"{name}.bin", dtype=description["dtypes"][name], mode="r")
-            for name in ("tokens", "sentence_starts", "document_starts")
-        )
+        if description.get("dtypes") not in DTYPES:
+            raise _damaged(directory, "corpus.json names other types of numbers than `build` writes")
+        try:
+            tokens, sentence_starts, document_starts = (
+                np.memmap(directory / f"{name}.bin", dtype=description["dtypes"][name], mode="r")
+                for name in ("tokens", "sentence_starts", "document_starts")
+            )
+        except (OSError, ValueError) as error:  # ValueError: no whole number of elements, or none
+            raise _damaged(directory, str(error)) from None
+        for name, starts, end in (
+            ("document_starts.bin", document_starts, len(sentence_starts) - 1),
+            ("sentence_starts.bin", sentence_starts, len(tokens)),
+        ):
+            if starts[0] != 0 or starts[-1] != end:
+                raise _damaged(directory, f"{name} does not fit the other files")
         return cls(tokens, sentence_starts, document_starts, description["tokenizer_fingerprint"], directory)
 
     @classmethod
@@ -138,7 +164,8 @@ class TokenisedDocuments:
         """Tokenise documents into memory-mapped files, with several processes and bounded memory.
 
         The files are written under a temporary name beside `directory` and renamed when they are complete, so an
-        interrupted run or a full disk never leaves a corpus that a later run would take for whole.
+        interrupted run or a full disk never leaves a corpus that a later run would take for whole. What a killed run
+        left under such a name is removed.
 
         Args:
             directory: Folder to create. Its parent must be on the disk that shall hold the corpus.
@@ -158,7 +185,9 @@ class TokenisedDocuments:
         """
         directory = Path(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(directory)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.unfinished.", dir=directory.parent))
+        lock = _locked(unfinished)
         try:
             encoder = _SentenceEncoder(_backend_text(tokenizer), split_sentences)
             progress = tqdm(
@@ -178,7 +207,7 @@ class TokenisedDocuments:
                 "dtypes": dtypes,
                 "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
             }
-            (unfinished / "corpus.json").write_text(json.dumps(description, indent=2))
+            (unfinished / "corpus.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
             if directory.exists():
                 cls.open(directory)  # never replaces a folder that is not a corpus
                 shutil.rmtree(directory)
@@ -190,7 +219,36 @@ class TokenisedDocuments:
             ) from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
         return cls.open(directory)
+
+
+def _locked(folder: Path) -> int | None:
+    """A lock on a folder, which the system lifts when this process ends, however it ends; None if it cannot be had."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process has it, or the file system knows no locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Removes what killed processes left of the same corpus."""
+    for folder in directory.parent.glob(f".{directory.name}.unfinished.*"):
+        if time.time() - folder.stat().st_mtime > 60 and (lock := _locked(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _damaged(directory: Path, reason: str) -> InputError:
+    return InputError(
+        f"the tokenised corpus {directory} is damaged: {reason}; delete the folder, then it is tokenised again"
+    )
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -257,8 +315,10 @@ def _batches_of_text(documents: Iterable[Any], raw: bool = False) -> Iterator[li
 def _checked_sentences(document: Any, number: int) -> list[str]:
     if isinstance(document, Mapping) and "sentences" in document:
         document = document["sentences"]
-    if isinstance(document, str) or not all(isinstance(sentence, str) for sentence in document):
-        found = "one string" if isinstance(document, str) else "something other than strings in it"
+    many = isinstance(document, Iterable) and not isinstance(document, str)
+    if not many or not all(isinstance(sentence, str) for sentence in document):
+        single = "one string" if isinstance(document, str) else type(document).__name__
+        found = "something other than strings in it" if many else single
         raise InputError(
             f"document {number} must be a list of sentences (str), got {found}: "
             "split the text first, for example with bert_toolkit.data.documents.split_sentences"
@@ -271,8 +331,16 @@ _process_encoder: _SentenceEncoder
 
 def _start_process(encoder: _SentenceEncoder) -> None:
     global _process_encoder
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _process_encoder = encoder
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process once its parent has gone, which a killed one cannot ask for."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _encode_in_process(batch: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

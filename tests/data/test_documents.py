@@ -1,8 +1,10 @@
 """Reading documents: sentences, files, what separates documents, and bad files by name."""
 
 import json
+from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from bert_toolkit import InputError
 from bert_toolkit.data.documents import (
@@ -13,7 +15,7 @@ from bert_toolkit.data.documents import (
     split_sentences,
     state_of_the_union_folder,
 )
-from bert_toolkit.data.wordpiece import train_wordpiece
+from bert_toolkit.data.wordpiece import save_tokenizer, train_wordpiece
 
 
 @pytest.mark.parametrize(
@@ -98,12 +100,24 @@ def test_file_that_is_not_utf8_is_named(tmp_path, split):
         list(DocumentFiles([file], split))
 
 
-@pytest.mark.parametrize("line", ["not json", "5", '["list"]', "{}"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("not json", "5", '["list"]', "{}", '{"text": 5}', '{"text": null}', '{"text": {"a": 1}}', '{"text": [1]}'),
+        *('{"text": "half \\ud800 a character"}', f'{{"text": {"9" * 5000}}}', '{"text": ' + "[" * 3000),
+    ],
+    ids=lambda line: line[:30],
+)
 def test_bad_jsonl_is_named_with_its_line(tmp_path, line):
     file = tmp_path / "a.jsonl"
     file.write_text(f'{{"text": "fine"}}\n{line}\n')
     with pytest.raises(InputError, match="a.jsonl, line 2"):
         list(DocumentFiles([file]))
+
+
+def test_what_is_no_document_is_named():
+    with pytest.raises(InputError, match="must be a text or a list of sentences, got nothing"):
+        sentences_of(None)
 
 
 def test_missing_path_and_empty_folder_are_named(tmp_path):
@@ -152,3 +166,34 @@ def test_wordpiece_learns_words_and_pieces():
         train_wordpiece(texts, vocab_size=5, max_length=64)
     with pytest.raises(InputError, match="the corpus is empty"):
         train_wordpiece([" "], vocab_size=200, max_length=64)
+
+
+def test_wordpiece_vocabulary_is_the_same_every_time():
+    """Words that are equally frequent leave many ties, which a hash table would break differently every time."""
+    texts = [f"{a}{b}{c}" for a in "abcdefg" for b in "hijklm" for c in "nopqr"]
+    first, *others = (train_wordpiece(texts, vocab_size=150, max_length=64).get_vocab() for _ in range(4))
+    assert len(first) == 150
+    assert all(other == first for other in others)
+
+
+def test_texts_that_can_be_read_once_only_are_refused():
+    with pytest.raises(InputError, match="gone through twice"):
+        train_wordpiece(iter(["the cat"]), vocab_size=100, max_length=64)
+
+
+def test_tokenizer_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
+    tokenizer = train_wordpiece(["the cat sat"], vocab_size=100, max_length=64)
+    folder = tmp_path / "cache" / "wordpiece"
+
+    def killed(self, target):
+        (Path(target) / "tokenizer.json").write_text('{"half": ')
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tokenizer), "save_pretrained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_tokenizer(tokenizer, folder)
+    assert not (folder / "tokenizer.json").exists()
+    save_tokenizer(tokenizer, folder)
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == tokenizer.get_vocab()
+    assert [path.name for path in folder.parent.iterdir()] == ["wordpiece"]

@@ -188,7 +188,9 @@ class TestArchive:
         ):
             load_newsgroups(data_dir=path)
 
-    @pytest.mark.parametrize("content", [b"", b"no archive", gzip.compress(b"no tar inside")])
+    @pytest.mark.parametrize(
+        "content", [b"", b"no archive", gzip.compress(b"no tar inside")], ids=["empty", "text", "gzip"]
+    )
     def test_not_an_archive(self, tmp_path, content):
         (tmp_path / "20news-bydate.tar.gz").write_bytes(content)
         with pytest.raises(InputError, match="20news-bydate.tar.gz is not a whole tar archive: "):

@@ -2,9 +2,11 @@
 
 import http.server
 import json
+import os
 import shutil
-import sys
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,7 +14,6 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-import torch
 from huggingface_hub import constants
 from transformers import AutoModel, BertConfig, BertModel
 
@@ -134,18 +135,30 @@ class TestHubAnswers:
     def test_default_limit_is_three_seconds(self):
         assert pretrained.HUB_TIMEOUT == 3.0
 
-    def test_first_process_decides_for_all(self, hub, tmp_path, monkeypatch):
-        """As rank 1 of a process group: the answer is that of rank 0, and this process asks nobody."""
-        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
-
-        def broadcast(values, src):
-            assert src == 0
-            values[0] = False
-
-        monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
-        assert hub_answers() is False
-        assert hub.requests == []
+    @pytest.mark.launch
+    @pytest.mark.parametrize("first_reaches_hub", [True, False])
+    def test_first_of_two_processes_decides_for_both(self, hub, first_reaches_hub):
+        """Each process has its own way to the hub, and only one way works; both must say the same."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        processes = []
+        for rank in (0, 1):
+            reaches = first_reaches_hub == (rank == 0)
+            environment = os.environ | {
+                "HF_ENDPOINT": constants.ENDPOINT if reaches else "http://127.0.0.1:9",
+                "HF_HUB_OFFLINE": "0",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "WORLD_SIZE": "2",
+                "RANK": str(rank),
+            }
+            script = Path(__file__).with_name("hub_from_two_processes.py")
+            processes.append(
+                subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment)
+            )
+        answers = [process.communicate(timeout=120)[0].strip() for process in processes]
+        assert answers == [f"0 {first_reaches_hub}", f"1 {first_reaches_hub}"]
 
 
 def needs_offline_extra():

@@ -1,5 +1,6 @@
 """Seeded damage to files: the same (target, number) always gives the same damaged input."""
 
+import json
 from collections.abc import Callable
 from random import Random
 
@@ -11,6 +12,28 @@ TOKENS = [
     *(b"NaN", b"Infinity", b"-1e999", b"1e39", b"1_0", b"null", b"true", b"None", b"-0", b"0x1", b"9" * 5000),
     *(b'"\\ud800"', b"\\u0000", b'{"a": 1}', b"[[1]]", b"[" * 3000, b" " * 50, b"a" * 140_000),
     *(b"!!python/object/apply:os.abort []", b"&a [*a]", b"cos\nsystem\n(S'exit 3'\ntR."),
+]
+VALUES = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        3,
+        2**70,
+        1.5,
+        -0.0,
+        1e300,
+        float("nan"),
+        float("-inf"),
+        "",
+        " ",
+        "1",
+        "\ud800",
+        "a\u0085b",
+    ),
+    *("x" * 5000, [], [[]], [1], [None], ["a", "b"], ["\udfff"], {}, {"a": 1}, [{"text": "a"}]),
 ]
 
 
@@ -79,6 +102,31 @@ def damage_field(content: bytes, random: Random) -> bytes:
     return b"\n".join(lines)
 
 
+def damage_json_value(content: bytes, random: Random) -> bytes:
+    """Replaces, removes or renames one value of one object, so that the file is still JSON."""
+    lines = content.split(b"\n")
+    number = random.randrange(len(lines))
+    for part, put in (
+        (lines[number], lambda new: b"\n".join([*lines[:number], new, *lines[number + 1 :]])),
+        (content, bytes),
+    ):
+        try:
+            value = json.loads(part)
+        except (ValueError, RecursionError):
+            continue
+        row = value[random.randrange(len(value))] if isinstance(value, list) and value else value
+        if isinstance(row, dict) and row:
+            name = random.choice(list(row))
+            if random.random() < 0.2:
+                row[random.choice(["", "text", "a\u2028b", "label"])] = row.pop(name)
+            elif random.random() < 0.1:
+                del row[name]
+            else:
+                row[name] = random.choice(VALUES)
+            return put(json.dumps(value).encode())
+    return insert_token(content, random)
+
+
 def change_encoding(content: bytes, random: Random) -> bytes:
     encoding = random.choice(["latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32", "utf-8-sig", "shift_jis"])
     return content.decode("utf-8", errors="replace").encode(encoding, errors="replace")
@@ -96,6 +144,8 @@ MUTATIONS: list[Callable[[bytes, Random], bytes]] = [
     damage_line,
     damage_field,
     damage_field,
+    damage_json_value,
+    damage_json_value,
     change_encoding,
 ]
 

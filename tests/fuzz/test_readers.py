@@ -46,9 +46,6 @@ from bert_toolkit.monitoring.parameter_roles import ParameterInfo
 from bert_toolkit.monitoring.record_file import load_records, save_records
 from bert_toolkit.pretraining.tokenised_documents import TokenisedDocuments
 
-# in the slow tier until the readers that it shows to let foreign errors through are mended
-pytestmark = pytest.mark.slow
-
 CPU_SECONDS = 5  # of the process, so that a loaded machine does not look like a hang
 TEXTS = ["the dog sleeps", 'he said "no", twice', "naïve Ünïcode 日本", "a\u2028b", "one two three four", "{x} %s $y$"]
 LABELS = ["pos", "neg"]

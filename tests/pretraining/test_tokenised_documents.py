@@ -1,9 +1,14 @@
 """Corpora on disk: contents, processes, and what an interrupted run leaves."""
 
 import errno
+import os
+import subprocess
+import sys
+import time
 import tracemalloc
 
 import numpy as np
+import psutil
 import pytest
 
 from bert_toolkit import InputError, TokenisedDocuments
@@ -120,6 +125,47 @@ def test_full_disk_leaves_nothing_that_is_reused(tokenizer, make_documents, tmp_
     assert same(corpus, TokenisedDocuments.from_documents(documents, tokenizer))
 
 
+BUILD = """
+import sys, time
+from transformers import AutoTokenizer
+from bert_toolkit import TokenisedDocuments
+def documents():
+    while True:
+        yield ["w1 w2 w3"] * 20_000
+TokenisedDocuments.build(sys.argv[2], documents(), AutoTokenizer.from_pretrained(sys.argv[1]), processes=2)
+"""
+
+
+def test_kill_leaves_no_process_and_the_next_build_removes_what_it_wrote(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    target = tmp_path / "cache" / "corpus"
+    command = [sys.executable, "-c", BUILD, str(tmp_path / "tokenizer"), str(target)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: any(file.stat().st_size for file in tmp_path.glob("cache/.corpus.unfinished.*/tokens.bin")))
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert len(workers) >= 2
+        (folder,) = target.parent.iterdir()
+        old = time.time() - 3600
+        os.utime(folder, (old, old))
+        TokenisedDocuments.build(target, [["w1"]], tokenizer, show_progress=False)
+        assert folder.exists(), "another process is still at it"
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
+    os.utime(folder, (old, old))
+    TokenisedDocuments.build(target, [["w1"]], tokenizer, show_progress=False)
+    assert list(target.parent.iterdir()) == [target]
+
+
+def wait_for(condition, patience=120):
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def test_error_in_the_documents_leaves_the_old_corpus(tokenizer, make_documents, tmp_path):
     old = TokenisedDocuments.build(tmp_path / "corpus", make_documents([4] * 3), tokenizer, show_progress=False)
     before = np.array(old.tokens)
@@ -153,6 +199,27 @@ def test_other_format_is_named(tokenizer, make_documents, tmp_path):
     description = tmp_path / "corpus" / "corpus.json"
     description.write_text(description.read_text().replace('"format_version": 1', '"format_version": 99'))
     with pytest.raises(InputError, match="format 99, this version reads format 1"):
+        TokenisedDocuments.open(tmp_path / "corpus")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("corpus.json", lambda content: content[:20], "corpus.json cannot be read"),
+        ("corpus.json", lambda content: b"[]", "corpus.json does not describe a corpus"),
+        ("corpus.json", lambda content: content.replace(b"int64", b"O"), "names other types of numbers"),
+        ("tokens.bin", lambda content: content[:-2], "sentence_starts.bin does not fit"),
+        ("sentence_starts.bin", lambda content: content[:-3], "multiple of the data-type size"),
+        ("sentence_starts.bin", lambda content: content[:-8], "document_starts.bin does not fit"),
+        ("document_starts.bin", lambda content: b"", "cannot mmap an empty file"),
+    ],
+    ids=["cut-json", "other-json", "types", "tokens-cut", "half-an-offset", "sentences-cut", "empty"],
+)
+def test_damaged_corpus_is_named(tokenizer, make_documents, tmp_path, name, damage, message):
+    TokenisedDocuments.build(tmp_path / "corpus", make_documents([4] * 3), tokenizer, show_progress=False)
+    file = tmp_path / "corpus" / name
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(InputError, match=f"is damaged: .*{message}.*delete the folder"):
         TokenisedDocuments.open(tmp_path / "corpus")
 
 
