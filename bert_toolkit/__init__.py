@@ -24,6 +24,7 @@ from bert_toolkit.metrics import (
     matthews_correlation_interval,
 )
 from bert_toolkit.monitoring import (
+    Finding,
     GradientFlowMonitor,
     GradientFlowRecord,
     UpdateRatioMonitor,
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ClassificationMetrics",
     "DataCollatorForPreTraining",
+    "Finding",
     "GradientFlowCallback",
     "GradientFlowMonitor",
     "GradientFlowRecord",

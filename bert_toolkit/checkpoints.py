@@ -1,53 +1,187 @@
-"""Checkpoints that can be trusted after a kill: each is marked when whole, and only whole ones are resumed."""
+"""Checkpoints that can be trusted after a kill: each is marked when whole, and only whole ones are resumed.
+
+`resume_callbacks` gives all that a Trainer needs for it.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
+import shutil
+import signal
+import sys
+import threading
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from transformers.trainer_callback import TrainerCallback
 
 from bert_toolkit.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 MARKER = "checkpoint_files.json"
+STOPPED_STATUS = 128 + signal.SIGTERM  # 143, what a shell reports for a process that SIGTERM ended
+
+
+def resume_callbacks() -> list[TrainerCallback]:
+    """What makes a run that was stopped go on as if nothing had happened; give them to Trainer last, in this order."""
+    return [CheckpointMarkerCallback(), StopOnSigtermCallback()]
 
 
 class CheckpointMarkerCallback(TrainerCallback):
     """Writes the names and sizes of a checkpoint's files into it once every process has written its part.
 
-    Reads and writes at `on_save`, on the main process; costs one directory listing a checkpoint.
+    It also removes old checkpoints, as `save_total_limit` says, in Trainer's stead: Trainer removes them before the
+    new one is marked, and a kill in between would leave none. Marks of steps later than the one that training starts
+    at are taken away, because these checkpoints are of another course of the run and may be half overwritten.
+
+    Reads and writes at `on_train_begin` and `on_save`, on the main process; costs one directory listing a checkpoint.
     """
 
+    def __init__(self) -> None:
+        self._limit: int | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if args.save_total_limit is not None:  # None: an earlier call of train() was interrupted
+            self._limit, args.save_total_limit = args.save_total_limit, None
+        if state.is_world_process_zero:
+            for step, folder in _checkpoints(args.output_dir):
+                if step > state.global_step:
+                    (folder / MARKER).unlink(missing_ok=True)
+
     def on_save(self, args, state, control, **kwargs) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if _is_distributed():
             torch.distributed.barrier()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             partial = folder / f"{MARKER}.partial"
             partial.write_text(json.dumps(_file_sizes(folder), indent=1), encoding="utf-8")
             partial.replace(folder / MARKER)
+            self._remove_old(args.output_dir, {folder.name, Path(state.best_model_checkpoint or "").name})
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        args.save_total_limit = self._limit
+        if self._limit == 1 and state.best_model_checkpoint and state.is_world_process_zero:
+            self._remove_old(args.output_dir, {Path(state.best_model_checkpoint).name})
+
+    def _remove_old(self, output_dir: str, kept: set[str]) -> None:
+        """Removes what is not whole, then the oldest, until as many as allowed are left."""
+        if self._limit is None or self._limit < 1:
+            return
+        folders = [folder for _, folder in _checkpoints(output_dir)]
+        removable = [folder for folder in folders if folder.name not in kept]
+        removable.sort(key=is_whole_checkpoint)  # stable: the lower step first
+        for folder in removable[: max(0, len(folders) - self._limit)]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class StopOnSigtermCallback(TrainerCallback):
+    """After SIGTERM, saves a checkpoint at the next step boundary and ends the process with status 143.
+
+    Schedulers send SIGTERM some time before they take a machine away. An evaluation that is due at the same step runs
+    first, so that the resumed run equals an uninterrupted one. If any process receives the signal, all stop at the
+    same step. While no signal comes, one process alone spends nothing; several exchange one number a step, for which
+    nothing waits until the next step.
+
+    Reads at `on_step_end`, `on_epoch_end`, `on_save` and `on_train_end`. Add it last: it raises SystemExit, and the
+    other callbacks must have had their turn. It is not Trainer's `enable_jit_checkpoint`, which saves between gradient
+    and update, calls no `on_save`, and lets each process decide by its own clock.
+    """
+
+    def __init__(self) -> None:
+        self._received = self._stop = self._leave = False
+        self._saved_step: int | None = None
+        self._previous_handler: Any = None
+        self._group: torch.distributed.ProcessGroup | None = None
+        self._vote: tuple[torch.distributed.Work, torch.Tensor] | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self._received = self._stop = self._leave = False
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGTERM, self._receive)
+        else:
+            logger.warning("SIGTERM will not be answered with a checkpoint: only Python's main thread gets signals")
+        if _is_distributed() and self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo")  # of CPUs, so that no GPU has to be waited for
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self._stop = self._stop or self._counted_vote()
+        self._cast_vote()
+        # What is due at the end of an epoch would be passed over if the checkpoint were written before it
+        if self._stop and not float(state.epoch).is_integer():
+            self._save_and_leave(state, control)
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        if self._stop:
+            self._save_and_leave(state, control)
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        self._saved_step = state.global_step
+        if self._leave:
+            self._exit(args, state)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self._stop = self._stop or self._counted_vote()
+        self._cast_vote()
+        self._stop = self._stop or self._counted_vote()
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
+            self._previous_handler = None
+        if self._stop and self._saved_step == state.global_step:
+            self._exit(args, state)
+
+    def _receive(self, signal_number: int, frame: object) -> None:
+        self._received = True
+
+    def _save_and_leave(self, state, control) -> None:
+        control.should_save = True
+        if state.global_step < state.max_steps:  # after the last step it is left to `on_train_end`
+            self._leave = control.should_training_stop = True
+
+    def _exit(self, args, state) -> NoReturn:
+        if state.is_world_process_zero:
+            print(
+                f"\nstopped by SIGTERM: everything up to step {state.global_step} is saved in {args.output_dir}; "
+                "continue with the same command and --resume_from_checkpoint last",
+                file=sys.stderr,
+                flush=True,
+            )
+        sys.exit(STOPPED_STATUS)
+
+    def _cast_vote(self) -> None:
+        if self._group is not None:
+            vote = torch.tensor(int(self._received))
+            work = torch.distributed.all_reduce(vote, torch.distributed.ReduceOp.MAX, self._group, async_op=True)
+            self._vote = work, vote
+
+    def _counted_vote(self) -> bool:
+        """Whether this process alone, or any of several when they voted last, has received the signal."""
+        if self._group is None:
+            return self._received
+        if self._vote is None:
+            return False
+        (work, vote), self._vote = self._vote, None
+        work.wait()
+        return bool(vote)
 
 
 def is_whole_checkpoint(folder: str | Path) -> bool:
     """Whether every file that `CheckpointMarkerCallback` listed in a checkpoint is there with its full size."""
     try:
         sizes = json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     present = _file_sizes(Path(folder))
-    return bool(sizes) and all(present.get(name) == size for name, size in sizes.items())
+    return isinstance(sizes, dict) and bool(sizes) and all(present.get(name) == size for name, size in sizes.items())
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
     """The whole checkpoint with the highest step in an output directory, or None."""
-    numbered = [
-        (int(match[1]), path)
-        for path in Path(output_dir).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and is_whole_checkpoint(path)
-    ]
-    return max(numbered)[1] if numbered else None
+    whole = [folder for _, folder in _checkpoints(output_dir) if is_whole_checkpoint(folder)]
+    return whole[-1] if whole else None
 
 
 def checkpoint_to_resume(output_dir: str | Path, resume_from_checkpoint: str | None) -> str | None:
@@ -78,6 +212,16 @@ def checkpoint_to_resume(output_dir: str | Path, resume_from_checkpoint: str | N
     if (folder / MARKER).exists() and not is_whole_checkpoint(folder):
         raise InputError(f"the checkpoint {folder} is not whole: files that it lists are missing or cut; pass `last`")
     return str(folder)
+
+
+def _checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
+    """Step and folder of every checkpoint, whole or not, in the order of steps."""
+    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(output_dir).glob("checkpoint-*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:

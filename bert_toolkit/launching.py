@@ -13,7 +13,8 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import HfArgumentParser
@@ -51,7 +52,7 @@ class _RecipeArgumentParser(HfArgumentParser):
 
 
 def parse_arguments(
-    dataclass_types: Sequence[type], defaults: dict[str, Any], arguments: Sequence[str] | None = None
+    dataclass_types: Sequence[Any], defaults: dict[str, Any], arguments: Sequence[str] | None = None
 ) -> tuple[Any, ...]:
     """Reads a recipe's command line.
 
@@ -75,9 +76,20 @@ def parse_arguments(
     parser.set_defaults(**defaults)
     if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
         settings = _read_settings(Path(arguments.pop(0)))
-        for key in settings:
+        hints: dict[str, Any] = {}
+        for dataclass_type in dataclass_types:
+            hints |= get_type_hints(dataclass_type)
+        for key, value in settings.items():
             if key not in known:
-                raise InputError(f"unknown setting `{key}`{_nearest(key, known)}")
+                raise InputError(f"unknown setting `{key}`{_nearest(str(key), known)}")
+            may_be_none = value is None and key in defaults and defaults[key] is None
+            # argparse converts strings as it does those of the command line, and leaves other values as they are
+            if not (may_be_none or isinstance(value, str) or _fits(value, hints[key])):
+                wanted = hints[key].__name__ if isinstance(hints[key], type) else hints[key]
+                came = "a list of other things" if isinstance(value, list) else type(value).__name__
+                raise InputError(f"setting `{key}` must be {wanted}, got {came}")
+            if isinstance(value, str) and str not in _alternatives(hints[key]) and _fits([value], hints[key]):
+                settings[key] = [value]
         parser.set_defaults(**settings)
 
     namespace, unknown = parser.parse_known_args(arguments)
@@ -87,7 +99,19 @@ def parse_arguments(
     try:
         return tuple(_instance(dataclass_type, namespace) for dataclass_type in dataclass_types)
     except (ValueError, TypeError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(str(error)) from error
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value that is no string may be given to a field of a dataclass with this type."""
+    kinds = [get_origin(alternative) or alternative for alternative in _alternatives(hint)]
+    if isinstance(value, list):
+        return list in kinds and all(isinstance(item, str) for item in value)
+    return type(value) in kinds or type(value) is int and float in kinds
 
 
 def _instance(dataclass_type: type, namespace: Namespace) -> Any:
@@ -103,9 +127,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
         settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"the settings file {path} is not valid YAML or JSON: {reason}") from error
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"the settings file {path} is not valid YAML or JSON: {error}") from error
     if not isinstance(settings, dict):
         raise InputError(f"the settings file {path} must hold `flag: value` pairs, got {type(settings).__name__}")
     return settings
@@ -221,12 +244,16 @@ def claim_output_dir(output_dir: str | Path, overwrite: bool, resume: bool, is_m
 
 
 def run_recipe(main: Callable[[], None]) -> NoReturn:
-    """Runs a recipe's `main` and exits: status 0, or 2 with one line for input that was refused.
+    """Runs a recipe's `main` and exits.
+
+    Status 0; 2 with one line for input that was refused; 143 where SIGTERM stopped the training after a checkpoint
+    (`StopOnSigtermCallback`).
 
     `main` must keep trainer and model in its own frame: they are collected before the process group is
     destroyed, because a process that destroys the group while a DistributedDataParallel object is alive can
     abort after a correct run (about a third of runs with gloo on CPU, in plain PyTorch too).
     """
+    status: str | int | None = 0
     try:
         main()
     except InputError as error:
@@ -234,7 +261,9 @@ def run_recipe(main: Callable[[], None]) -> NoReturn:
         # No farewell to the other processes: they may be in the same error or wait for this one; the launcher
         # sees this status and stops them.
         os._exit(2)
+    except SystemExit as stop:
+        status = stop.code
     gc.collect()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    sys.exit(0)
+    sys.exit(status)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from bert_toolkit.errors import InputError
 
 
 def layer_wise_parameter_groups(
-    model: nn.Module, learning_rate: float, decay: float, weight_decay: float, decayed_names: list[str]
+    model: PreTrainedModel, learning_rate: float, decay: float, weight_decay: float, decayed_names: list[str]
 ) -> list[dict[str, object]]:
     """Optimizer groups in which each layer learns `decay` times as fast as the one above it.
 

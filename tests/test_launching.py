@@ -1,8 +1,9 @@
 """Start-up of a recipe: flags, files of settings, number of processes, output directory."""
 
+import json
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from bert_toolkit.launching import (
 class RecipeArguments:
     max_length: int = field(default=64, metadata={"help": "length"})
     data_dir: str | None = None
+    words: list[str] | None = None
 
 
 DEFAULTS = {"output_dir": "runs/x", "learning_rate": None, "per_device_train_batch_size": 32}
@@ -80,6 +82,53 @@ def test_bad_settings_files_are_one_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as error:
         parse(str(path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_length: [1, 2]", "setting `max_length` must be int, got a list"),
+        ("max_length: 64.0", "setting `max_length` must be int, got float"),
+        ("max_length: true", "setting `max_length` must be int, got bool"),
+        ("max_length: null", "setting `max_length` must be int, got NoneType"),
+        ("max_length: 2024-01-01", "setting `max_length` must be int, got date"),
+        ("max_length: many", "argument --max_length.*invalid int value: 'many'"),
+        ("1: 2", "unknown setting `1`"),
+        ("? [a]\n: 1", "not valid YAML or JSON"),
+        ("[" * 3000, "not valid YAML or JSON"),
+        (r'"max\Llength": 1', "unknown setting `max length`"),  # a line separator
+    ],
+    ids=["list", "float", "bool", "none", "date", "word", "key", "list-as-key", "deep", "line-separator"],
+)
+def test_settings_of_the_wrong_type_are_one_line(tmp_path, text, message):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message) as error:
+        parse(str(path))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_settings_may_be_what_the_command_line_cannot_say(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "learning_rate: null\ndata_dir: null\nwords: one\nreport_to: [tensorboard, wandb]\nwarmup_steps: 10\n"
+        "lr_scheduler_kwargs: {num_cycles: 2}\n"
+    )
+    recipe, arguments = parse(str(path))
+    assert (arguments.learning_rate, recipe.data_dir, recipe.words) == (None, None, ["one"])
+    assert arguments.report_to == ["tensorboard", "wandb"]
+    assert (arguments.warmup_steps, arguments.lr_scheduler_kwargs) == (10, {"num_cycles": 2})
+
+
+def test_every_default_of_the_trainer_is_a_setting_of_its_type(tmp_path):
+    """What the check of types takes for wrong must not be what TrainingArguments itself declares."""
+    defaults = {f.name: f.default for f in fields(TrainingArguments) if f.init and f.default is not MISSING}
+    plain = {name: value for name, value in defaults.items() if type(value) in (int, float, bool, type(None))}
+    assert len(plain) > 60
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(plain))
+    _, arguments = parse(str(path))
+    assert arguments.seed == defaults["seed"]
 
 
 def test_one_process_where_several_were_asked_for_is_refused(monkeypatch):
