@@ -98,13 +98,13 @@ class ForwardWatch:
                 and self._integer_labels
                 and 2 <= self._classes <= MOST_CLASSES
             ):
-                predicted = logits[:_PREDICTIONS_READ].argmax(-1)
-                top_share = (predicted == predicted.mode().values).float().mean()
-                valid = labels[(labels >= 0) & (labels < self._classes)]
-                counts = torch.bincount(valid, minlength=self._classes)
-        identical = torch.stack([(b == b[:1]).all() for b in batches]).all().float() if batches else unknown * 0
+                predicted = _counts(logits[:_PREDICTIONS_READ].argmax(-1), self._classes)
+                top_share = predicted.max() / predicted.sum()
+                counts = _counts(labels, self._classes)
+        none = torch.zeros((), device=device)
+        identical = torch.stack([(b == b[:1]).all() for b in batches]).all() if batches else none
         mask = kwargs.get("attention_mask")
-        masked = unknown * 0
+        masked = none
         if isinstance(mask, Tensor) and mask.ndim == 2:
             masked = (mask.sum(-1) == 0).float().mean()
         # With `num_items_in_batch` each micro-batch returns its part of the mean, otherwise a mean of its own.
@@ -123,46 +123,53 @@ class PendingForward:
         self._passes = passes
         self._classes = classes
         self._integer_labels = integer_labels
-        self._rows: HostCopy | None = None
-        self._counts: HostCopy | None = None
+        self._numbers: HostCopy | None = None
         if not passes:
             return
         rows = torch.stack([row for row, _ in passes])
-        combined = rows.mean(0)
+        numbers = rows.mean(0)
         if loss_is_partial:
-            combined[1] = rows[:, 1].sum()
+            numbers[1] = rows[:, 1].sum()
         counts = [c for _, c in passes if c is not None]
-        counted = torch.stack(counts).sum(0).float() if counts else None
+        if counts:
+            numbers = torch.cat([numbers, torch.stack(counts).sum(0)])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # Every rank must judge the same numbers: one message holds all of them.
-            parts = combined if counted is None else torch.cat([combined, counted])
-            torch.distributed.all_reduce(parts)
-            combined = parts[:5] / torch.distributed.get_world_size()
-            counted = None if counted is None else parts[5:]
-        self._rows = HostCopy(combined)
-        self._counts = None if counted is None else HostCopy(counted)
+            torch.distributed.all_reduce(numbers)
+            numbers[:5] /= torch.distributed.get_world_size()
+        self._numbers = HostCopy(numbers)
 
     def finish(self) -> ForwardStatistics:
         """Wait for the numbers."""
-        if self._rows is None:
+        if self._numbers is None:
             return ForwardStatistics()
-        has_loss, loss, top_share, identical, masked = (float(value) for value in self._rows.read())
+        numbers = self._numbers.read()
+        has_loss, loss, top_share, identical, masked = (float(value) for value in numbers[:5])
         return ForwardStatistics(
             loss=loss if math.isfinite(loss) else math.nan,
             loss_nonfinite=has_loss == 1.0 and not math.isfinite(loss),
             classes=self._classes,
             top_share=top_share,
-            label_counts=np.zeros(0) if self._counts is None else self._counts.read(),
+            label_counts=numbers[5:],
             integer_labels=self._integer_labels,
             identical_inputs=identical == 1.0,
             masked_share=masked,
         )
 
 
+def _counts(labels: Tensor, classes: int) -> Tensor:
+    """How often each class occurs, float32 of shape `(classes,)`; bincount and masks would wait for the device."""
+    classed = torch.where((labels >= 0) & (labels < classes), labels, classes).long()
+    ones = torch.ones(classed.shape, device=labels.device)
+    return torch.zeros(classes + 1, device=labels.device).scatter_add_(0, classed, ones)[:classes]
+
+
 def _loss_and_logits(output: Any) -> tuple[Tensor | None, Tensor | None]:
     """The scalar loss and the logits of a transformers output, a dict or a tuple that begins with the loss."""
     if isinstance(output, Mapping):
         loss, logits = output.get("loss"), output.get("logits")
+        if logits is None:  # models for pre-training have two heads; the words' head makes most of the loss
+            logits = output.get("prediction_logits")
     else:
         values = output if isinstance(output, tuple) else (output,)
         loss = next((v for v in values[:1] if isinstance(v, Tensor) and v.numel() == 1), None)

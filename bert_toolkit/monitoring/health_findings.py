@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.health_history import HealthHistory
 from bert_toolkit.monitoring.health_rules import EXPLAINS, RULES, Finding
 
@@ -71,10 +72,10 @@ class HealthJudge:
                     self.cases[finding.rule] = Case(finding, len(history), step)
                     new.append(finding.rule)
                 else:
-                    named = dict.fromkeys([*known.finding.parameters, *finding.parameters])
-                    known.finding = dataclasses.replace(
-                        known.finding, parameters=tuple(named), value=finding.value, seen=finding.seen
-                    )
+                    # What shows the same later and elsewhere follows from the first: the place stays.
+                    here, there = set(known.finding.parameters), set(finding.parameters)
+                    if here == there or here & there:
+                        known.finding = dataclasses.replace(known.finding, value=finding.value, seen=finding.seen)
                     known.last_step = step
         for cause in self.cases:
             for symptom in self.explains.get(cause, frozenset()) & self.cases.keys() - {cause}:
@@ -103,18 +104,40 @@ class HealthJudge:
         ]
 
     def load(self, path: Path, last_step: int) -> None:
-        """Take over what an interrupted run had found up to `last_step`."""
-        for line in path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            if entry["event"] != "finding" or entry["step"] > last_step:
-                continue
-            fields = {field.name: entry[field.name] for field in dataclasses.fields(Finding)}
-            fields["parameters"], fields["layers"] = tuple(fields["parameters"]), tuple(fields["layers"])
-            fields["value"] = math.nan if fields["value"] is None else fields["value"]
-            fields["threshold"] = math.nan if fields["threshold"] is None else fields["threshold"]
-            self.cases[entry["rule"]] = Case(
-                Finding(**fields), entry["samples"], min(entry["last_step"], last_step), entry["symptom_of"]
-            )
+        """Take over what an interrupted run had found up to `last_step`.
+
+        Raises:
+            InputError: no such file, or a damaged one; the cases are then as they were.
+        """
+        cases: dict[str, Case] = {}
+        try:
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                entry: dict[str, Any] = json.loads(line) if line else {"event": "nothing"}
+                if entry["event"] == "finding" and entry["step"] <= last_step:
+                    cases[entry["rule"]] = _case(entry, last_step)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f"{path} holds no findings or is damaged: {error}") from error
+        self.cases |= cases
+
+
+def _case(entry: dict[str, Any], last_step: int) -> Case:
+    """A case of a file; raises ValueError, KeyError or TypeError where it is not one that was written."""
+    fields = {field.name: entry[field.name] for field in dataclasses.fields(Finding)}
+    for name in ("parameters", "layers"):
+        if not isinstance(fields[name], list) or not all(isinstance(item, str) for item in fields[name]):
+            raise TypeError(f"{name} is no list of names")
+        fields[name] = tuple(fields[name])
+    for name in ("value", "threshold"):
+        fields[name] = math.nan if fields[name] is None else float(fields[name])
+    texts = [fields[name] for name in ("rule", "seen", "cause", "remedy")]
+    numbers = [fields["step"], entry["samples"], entry["last_step"]]
+    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+        raise TypeError("a value is of another type than was written")
+    if entry["symptom_of"] is not None and not isinstance(entry["symptom_of"], str):
+        raise TypeError("symptom_of is no name of a rule")
+    return Case(Finding(**fields), entry["samples"], min(entry["last_step"], last_step), entry["symptom_of"])
 
 
 def as_json(finding: Finding) -> dict[str, Any]:

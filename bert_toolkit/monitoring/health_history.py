@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.forward_statistics import ForwardStatistics
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import describe_parameters, named_unique_parameters
+from bert_toolkit.monitoring.record_file import read_arrays
 from bert_toolkit.monitoring.update_ratios import UpdateRatioRecord
 
 LONGEST = 256
@@ -72,8 +74,9 @@ class HealthHistory:
         initializer_range: standard deviation that the model's config names for fresh weights, None where it does not.
         step: optimizer step. clip_coefficient: what clipping multiplied gradients by. skipped: the loss scaler
             skipped the step. loss, loss_nonfinite, classes, top_share, identical_inputs, masked_share,
-            integer_labels: see `ForwardStatistics`. prior_loss: entropy in nats of the labels so far, what a model
-            that knows nothing but their frequencies would score; NaN where labels are not one class per example.
+            integer_labels: see `ForwardStatistics`. prior_loss: entropy in nats of the labels, what a model that
+            knows nothing but their frequencies would score, estimated from those so far; NaN where labels are not one
+            class per example.
         gradient: root mean square before clipping, NaN where there is no gradient. zero_share: of its elements.
         ratio, weight, changed_share: ||update|| / ||parameter||, root mean square of the parameter before the step,
             share of elements that changed; NaN where frozen. learning_rate: NaN where the optimizer does not hold
@@ -222,24 +225,38 @@ class HealthHistory:
         partial.replace(path)
 
     def load(self, path: Path, last_step: int) -> bool:
-        """Take over the samples of a file up to `last_step`; refuse (False) those of another model."""
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        if tuple(arrays["names"].tolist()) != self.names:
+        """Take over the samples of a file up to `last_step`; refuse (False) those of another model.
+
+        Raises:
+            InputError: no such file, or a damaged one; the history is then as it was.
+        """
+        arrays = read_arrays(path)
+        if tuple(arrays.get("names", np.array([])).ravel().tolist()) != self.names:
             return False
+        counts = arrays.get("label_counts", np.zeros(0))
+        samples, labels = counts.shape if counts.ndim == 2 else (0, 0)
+        stored = {**self._stored, "label_counts": np.zeros((LONGEST, labels))}
+        for name, column in stored.items():
+            array = arrays.get(name)
+            if array is None or array.shape != (samples, *column.shape[1:]) or array.dtype != column.dtype:
+                raise InputError(f"{path} is damaged: {name!r} is not what was saved")
         kept = arrays["step"] <= last_step
-        self._length = int(kept.sum())
-        self._stored["label_counts"] = np.zeros((LONGEST, arrays["label_counts"].shape[1]))
-        for name, stored in self._stored.items():
-            stored[: self._length] = arrays[name][kept]
+        length = int(kept.sum())
+        if length > LONGEST:
+            raise InputError(f"{path} is damaged: it holds {length} samples, {LONGEST} at most are saved")
+        for name, column in stored.items():
+            column[:length] = arrays[name][kept]
+        self._stored, self._length = stored, length
         return True
 
 
 def _entropy(counts: np.ndarray) -> float:
     if not counts.sum() > 0:
         return math.nan
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    seen, number = counts[counts > 0], counts.sum()
+    shares = seen / number
+    # Few labels look less varied than they are: Miller and Madow's correction.
+    return float(-(shares * np.log(shares)).sum() + (len(seen) - 1) / (2 * number))
 
 
 def _stacks(history: HealthHistory, shapes: dict[str, tuple[int, ...]]) -> list[np.ndarray]:

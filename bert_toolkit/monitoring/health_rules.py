@@ -98,11 +98,13 @@ def _matrix_stacks(history: HealthHistory, layers: int = 3) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class _Loss:
-    """Levels of the loss: at the start, at its best, now; and how much single samples scatter, in all and of late."""
+    """Levels of the loss: at the start, at its best, now (5 samples), lately (10); and how much single samples
+    scatter, in all and of late."""
 
     start: float
     best: float
     now: float
+    lately: float
     scatter: float
     recent_scatter: float
     samples: int
@@ -111,10 +113,11 @@ class _Loss:
 def _loss(history: HealthHistory) -> _Loss:
     loss = history.loss[np.isfinite(history.loss)]
     if len(loss) < 5:
-        return _Loss(math.nan, math.nan, math.nan, math.nan, math.nan, len(loss))
+        return _Loss(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, len(loss))
     medians = np.median(np.lib.stride_tricks.sliding_window_view(loss, 5), axis=1)
     start, best, now = float(np.median(loss[:3])), float(medians.min()), float(medians[-1])
-    return _Loss(start, best, now, _scatter(loss), _scatter(loss[-20:]), len(loss))
+    recent = max(_scatter(loss[-20:]), _scatter(loss[-10:]))
+    return _Loss(start, best, now, float(np.median(loss[-10:])), _scatter(loss), recent, len(loss))
 
 
 def _scatter(values: np.ndarray) -> float:
@@ -296,7 +299,7 @@ def no_gradient(history: HealthHistory, *, samples: int = 5) -> list[Finding]:
     )
 
 
-def frozen_layer(history: HealthHistory, *, samples: int = 2, share: float = 1 / 3) -> list[Finding]:
+def frozen_layer(history: HealthHistory, *, samples: int = 2, share: float = 0.5) -> list[Finding]:
     """A layer is frozen while a lower layer of the same stack trains.
 
     Freezing on purpose takes the lower layers, everything, or one kind of parameter in all layers. Frozen layers that
@@ -532,12 +535,13 @@ def update_ratio_high(
     """A step moves matrices by a large part of their norm.
 
     Healthy ratios lie at 1e-4 to 1e-2 (cs231n: about 1e-3), and at up to 0.1 while small fresh weights grow, so
-    `always` is a fault by itself in `samples` samples; from `with_loss` on it is one where the loss has not fallen or
-    units died.
+    `always` is a fault by itself in `samples` samples; from `with_loss` on it is one where the loss has not fallen
+    meanwhile or units died. Where hardly any matrix trains but a fresh head (LoRA, frozen encoder), `always` only.
     """
     ratio = history.median_ratio
-    large = int((ratio > with_loss).sum())
-    useless = large >= 2 * samples and len(history) >= 20 and _has_not_fallen(history)
+    large = int((ratio > with_loss).sum()) if len(_matrices(history)) >= 3 else 0
+    lately = int((ratio[-20:] > with_loss).sum())
+    useless = min(large, lately) >= 2 * samples and len(history) >= 20 and _has_not_fallen(history)
     if (ratio > always).sum() >= samples:
         threshold = always
     elif useless or (large >= samples and _units_died(history)):
@@ -563,9 +567,18 @@ def update_ratio_high(
 def _units_died(history: HealthHistory) -> bool:
     """Whether units are dead now that were alive at the first sample."""
     return any(
-        (history.zero_share[0, [history.names.index(name) for name in finding.parameters]] < 0.5).all()
+        (_silent_units(history, [history.names.index(name) for name in finding.parameters])[0] < 0.5).all()
         for finding in dead_units(history)
     )
+
+
+def _silent_units(history: HealthHistory, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Share of units of each matrix without a gradient, `(samples, positions)`: the zero share of its bias, which
+    zeros of the input do not touch, or its own where it has none."""
+    zeros = history.zero_share[:, positions]
+    bias = history.bias_of[positions]
+    has_bias = (bias >= 0) & ~np.isnan(history.zero_share[-1, bias])
+    return np.where(has_bias, np.fmin(zeros, history.zero_share[:, bias]), zeros)
 
 
 def update_ratio_low(
@@ -578,11 +591,15 @@ def update_ratio_low(
 ) -> list[Finding]:
     """Steps are so small that the whole run cannot get anywhere.
 
-    Judged after the warm-up, on the matrix that moves most. The ratio times the number of steps of the run bounds how
-    far weights can go; fine-tuning moves them by a few percent. Below `always` per step it is a fault by itself;
-    below `per_step` and `planned` in all it is one where the loss has not fallen.
+    Judged after the warm-up, or from the middle of the run where that has not ended by then, on the matrix that moves
+    most. The ratio times the number of steps of the run bounds how far weights can go; fine-tuning moves them by a
+    few percent. Below `always` per step it is a fault by itself; below `per_step` and `planned` in all it is one where
+    the loss has not fallen.
     """
     rows = np.flatnonzero(_after_warmup(history) & ~history.skipped)
+    warming = not len(rows) and history.step[-1] >= history.last_step / 2
+    if warming:
+        rows = np.flatnonzero(~history.skipped)[-samples:]
     matrices = _matrices(history)
     if len(rows) < min(samples, 8) or not len(matrices):
         return []
@@ -603,8 +620,15 @@ def update_ratio_low(
         largest,
         threshold,
         f"a step moves matrices by at most {largest:.2g} of their norm: all {history.last_step} steps by {reach:.2g}",
-        "the learning rate is too low, or the optimizer's steps are too small for the scale of the weights",
-        "raise the learning rate 10 to 1000 times; usual are 2e-5 to 5e-4 for fine-tuning, 1e-4 to 1e-3 from scratch",
+        "the warm-up takes more than half of the run, and the learning rate is still too low"
+        if warming
+        else "the learning rate is too low, or the optimizer's steps are too small for the scale of the weights",
+        (
+            "shorten the warm-up to 5 to 10 % of the steps; "
+            if warming
+            else "raise the learning rate 10 to 1000 times; "
+        )
+        + "usual rates are 2e-5 to 5e-4 for fine-tuning, 1e-4 to 1e-3 from scratch",
     )
 
 
@@ -616,20 +640,16 @@ def dead_units(
 ) -> list[Finding]:
     """Most units of a hidden layer get a gradient of exactly zero in every sample.
 
-    The share of dead units is the zero share of the bias (input sparsity does not touch it), or of the weight where
-    there is no bias. Healthy ReLU layers have up to half of their units silent on a small batch, so `share` is
-    needed, or `grown_share` where the layer began with less than half of that. smdebug: 50 %. Embeddings (77 to
-    97 % zeros when healthy), heads and adapters are not judged.
+    Healthy ReLU layers have up to half of their units silent on a small batch, so `share` is needed, or
+    `grown_share` where the layer began with less than half of that. smdebug: 50 %. Embeddings (77 to 97 % zeros when
+    healthy), heads and adapters are not judged.
     """
     rows = np.flatnonzero(~np.isnan(history.gradient_norm))
     if len(rows) < samples:
         return []
     positions = _matrices(history)
     positions = positions[~np.isnan(history.gradient[rows[-samples:]][:, positions]).any(axis=0)]
-    bias = history.bias_of[positions]
-    zeros = history.zero_share[:, positions]
-    has_bias = (bias >= 0) & ~np.isnan(history.zero_share[rows[-1], bias])
-    zeros = np.where(has_bias, np.minimum(zeros, history.zero_share[:, bias]), zeros)
+    zeros = _silent_units(history, positions)
     lowest = zeros[rows[-samples:]].min(axis=0)
     dead = lowest >= share
     if len(rows) >= 3 * samples:
@@ -656,7 +676,7 @@ def dead_units(
     )
 
 
-def vanishing_gradients(history: HealthHistory, *, drop: float = 1e-4, samples: int = 8) -> list[Finding]:
+def vanishing_gradients(history: HealthHistory, *, drop: float = 1e-4, samples: int = 5) -> list[Finding]:
     """Gradients of lower layers are `drop` times those of the same matrices nearer the loss, for `samples` samples.
 
     Relative to the other layers, since the absolute size means nothing to Adam. Healthy stacks stay above 1e-2, plain
@@ -776,10 +796,11 @@ def clipped_every_step(history: HealthHistory, *, coefficient: float = 0.02, sam
 def loss_diverging(
     history: HealthHistory, *, rise: float = 0.5, given_back: float = 0.6, deviations: float = 6.0
 ) -> list[Finding]:
-    """The loss (median of 5 samples) is clearly above its start, or has given back most of what it had gained.
+    """The loss (median of 5 samples) is clearly above its start, or (median of 10) has given back most of its gain.
 
     Clearly is `rise` times the start and `deviations` times the scatter of single samples; given back is a share of
-    the gain, at least a fifth of the start.
+    the gain, at least a fifth of the start. Batches of two have losses of either kind, easy or wrong, so that 5 of
+    them say little about what came back.
     """
     loss = _loss(history)
     if loss.samples < 8 or not math.isfinite(loss.start):
@@ -791,7 +812,7 @@ def loss_diverging(
     return_limit = loss.best + max(given_back * gain, recent_noise, 0.2 * abs(loss.start))
     if loss.now > rise_limit:
         threshold, seen = rise_limit, f"the loss rose from {loss.start:.3g} to {loss.now:.3g}"
-    elif loss.now > return_limit:
+    elif (min(loss.now, loss.lately) if gain > 0.2 * abs(loss.start) else loss.now) > return_limit:
         threshold, seen = return_limit, f"the loss went back up to {loss.now:.3g} after {loss.best:.3g}"
     else:
         return []
@@ -817,7 +838,8 @@ def loss_flat(
 
     With one class label per example the last `recent` losses are compared with the entropy of the labels seen; with
     token labels with `share` of the logarithm of the vocabulary, since the plateau of word frequencies is healthy.
-    Judged after the warm-up. Other losses have no level to compare with and are not judged.
+    Judged after the warm-up, and not while the loss falls from the first to the second half of these samples. Other
+    losses have no level to compare with and are not judged.
     """
     if len(history) < samples or history.step[-1] - history.step[0] < steps:
         return []
@@ -825,6 +847,9 @@ def loss_flat(
         return []
     loss = history.loss[-recent:]
     if not np.isfinite(loss).all() or history.classes[-1] < 2 or not history.integer_labels[-1]:
+        return []
+    halves = np.array_split(loss, 2)
+    if halves[0].mean() - halves[1].mean() > 2 * math.hypot(*(half.std() / math.sqrt(len(half)) for half in halves)):
         return []
     loss = np.sort(loss)[recent // 10 : -(recent // 10)]  # without the extremes of single batches
     if math.isfinite(history.prior_loss[-1]):

@@ -63,10 +63,14 @@ def check(monitors, spy, roles: set[str], blocks: set[str]) -> None:
     assert {info.block for info in seen} == blocks
 
 
-def test_causal_language_model(tmp_path, monitors):
+def language_model():
     torch.manual_seed(0)
     tok = tokenizer()
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tok), n_embd=16, n_layer=2, n_head=2, n_positions=16))
+    return tok, GPT2LMHeadModel(GPT2Config(vocab_size=len(tok), n_embd=16, n_layer=2, n_head=2, n_positions=16))
+
+
+def test_causal_language_model(tmp_path, monitors):
+    tok, model = language_model()
     spy = Spy()
     trainer = Trainer(
         model,
@@ -110,9 +114,7 @@ def test_image_classifier(tmp_path, monitors):
 def test_supervised_fine_tuning_with_trl(tmp_path, monitors):
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
-    torch.manual_seed(0)
-    tok = tokenizer()
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tok), n_embd=16, n_layer=2, n_head=2, n_positions=16))
+    tok, model = language_model()
     spy = Spy()
     settings = arguments(tmp_path).to_dict()
     kept = ("output_dir", "max_steps", "per_device_train_batch_size", "learning_rate", "logging_steps", "use_cpu")

@@ -173,6 +173,22 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path):
     assert findings_file(tmp_path / "parts") == findings_file(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
+def test_damaged_state_starts_anew_with_a_notice(tmp_path, caplog, damage):
+    settings = {"save_strategy": "steps", "save_steps": 20}
+    make_trainer(tmp_path, TrainingHealthCallback(every_n_steps=4), **settings).train()
+    file = tmp_path / "monitoring" / "training_health.npz"
+    file.write_bytes({"empty": b"", "cut": file.read_bytes()[:500], "missing": b""}[damage])
+    if damage == "missing":
+        file.unlink()
+    health = TrainingHealthCallback(every_n_steps=4)
+    trainer = make_trainer(tmp_path, health, **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+    assert "Training health starts anew at step 21" in caplog.text
+    assert health.history.step.tolist() == [24, 28, 32, 36, 40]
+    assert health.findings == []
+
+
 def test_new_run_in_the_same_folder_starts_afresh(tmp_path):
     make_trainer(tmp_path, TrainingHealthCallback(every_n_steps=2), broken_net()).train()
     health = TrainingHealthCallback(every_n_steps=2)
@@ -231,8 +247,9 @@ def test_gradient_accumulation_counts_all_micro_batches(tmp_path):
     make_trainer(tmp_path, health, gradient_accumulation_steps=4, per_device_train_batch_size=4, max_steps=6).train()
     assert np.isfinite(health.history.loss).all()
     assert len(health.history) == 6
-    # Entropy of labels after 16 examples a step: at most that of three classes.
-    assert 0.8 < health.history.prior_loss[-1] <= math.log(3) + 1e-9
+    assert health.history._stored["label_counts"][5].sum() == 6 * 16
+    # Entropy of 96 labels: at most that of three classes, and the correction for their number.
+    assert 0.8 < health.history.prior_loss[-1] <= math.log(3) + 2 / (2 * 96) + 1e-9
 
 
 def test_two_evaluations_without_correlation_are_a_constant_prediction(tmp_path):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig, BertForPreTraining
 
 from bert_toolkit.monitoring.forward_statistics import ForwardWatch
 
@@ -112,6 +113,16 @@ def test_token_labels_and_regression_have_no_class_counts():
     assert seen.label_counts.size == 0
     assert math.isnan(seen.top_share)
     assert seen.classes == 7
+
+
+def test_the_words_head_of_a_model_for_pretraining_is_read():
+    config = BertConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    ids = torch.randint(0, 11, (3, 5))
+    inputs = {"input_ids": ids, "labels": ids, "next_sentence_label": torch.tensor([0, 1, 0])}
+    seen, (output,) = watched(BertForPreTraining(config).train(), inputs)
+    assert seen.classes == 11
+    assert seen.integer_labels
+    assert seen.loss == pytest.approx(output.loss.item(), rel=1e-6)
 
 
 def test_evaluation_is_not_watched_and_nothing_stays_behind():
