@@ -4,9 +4,10 @@
     python benchmarks/monitoring_overhead.py --size minilm
 
 Every round makes one training step under each way of monitoring, in an order that changes from round to round: none,
-ours on a step that is not sampled, ours sampled (exact and sampled mode), a naive version with deep copies and numpy,
-a version that reads each number with `.item()`, and histograms per parameter as wandb.watch makes them. Ours are the
-real callbacks, called in Trainer's order, scalars to TensorBoard included. Time is measured around the work that each
+gradient flow and update ratios together on a step that is not sampled and on a sampled one (exact and sampled mode),
+training health alone, a naive version with deep copies and numpy, a version that reads each number with `.item()`, and
+histograms per parameter as wandb.watch makes them. Ours are the real callbacks, called in Trainer's order, scalars to
+TensorBoard included, with large tensors in huge pages as in the recipes. Time is measured around the work that each
 way adds (on a GPU after the device has finished), so that the noise of the step itself stays out. Memory is the peak
 around the optimizer's step, less that of a step without monitoring.
 
@@ -30,7 +31,8 @@ import transformers
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, TrainerControl, TrainerState, TrainingArguments
 
-from bert_toolkit import GradientFlowCallback, UpdateRatioCallback
+from bert_toolkit import GradientFlowCallback, TrainingHealthCallback, UpdateRatioCallback
+from bert_toolkit.launching import prepare_processes
 
 HERE = Path(__file__).parent
 SIZES = {
@@ -61,18 +63,17 @@ class Way:
 class Ours(Way):
     """The callbacks, called as Trainer calls them."""
 
-    def __init__(
-        self, model: nn.Module, optimizer, folder: Path, every_n_steps: int, mode: str, figures: bool = False
-    ):
-        self.callbacks = [
-            GradientFlowCallback(every_n_steps, figures=False),
-            UpdateRatioCallback(every_n_steps, figures=False, mode=mode),
-        ]
+    def __init__(self, model: nn.Module, optimizer, folder: Path, callbacks: list):
+        self.callbacks = callbacks
         self.args = TrainingArguments(str(folder), use_cpu=not torch.cuda.is_available(), report_to="none")
         self.state, self.control = TrainerState(max_steps=NEVER), TrainerControl()
         self.kwargs = {"model": model, "optimizer": optimizer}
         self.event("on_train_begin")
         self.state.global_step = 1
+        self.marks: list[float] = []  # seconds of what the callbacks do within the forward and backward pass
+        for callback in callbacks:
+            if getattr(callback, "_watch", None) is not None:
+                _time_calls(callback._watch, "_on_forward", self.marks, next(model.parameters()).device)
 
     def event(self, name: str) -> None:
         for callback in self.callbacks:
@@ -90,6 +91,13 @@ class Ours(Way):
     def after_zero_grad(self) -> None:
         self.state.global_step += 1
         self.event("on_step_end")
+
+
+def both(every_n_steps: int, mode: str = "exact") -> list:
+    return [
+        GradientFlowCallback(every_n_steps, figures=False),
+        UpdateRatioCallback(every_n_steps, figures=False, mode=mode),
+    ]
 
 
 class DeepCopyAndNumpy(Way):
@@ -182,13 +190,15 @@ def peak(device: torch.device) -> int:
 def train_step(model: nn.Module, optimizer, batch: dict, way: Way) -> dict:
     """One step under one way: seconds of the whole step and of what the way added, bytes around the update."""
     device = batch["input_ids"].device
+    marks: list[float] = getattr(way, "marks", [])
+    marks.clear()
     start = wait(device)
     way.before_forward()
     added = wait(device) - start
     loss = model(**batch).loss
-    marks: list[float] = []
     for callback in getattr(way, "callbacks", ()):
-        watch = getattr(callback.monitor, "_backward", None)
+        monitor = getattr(callback, "monitor", None) or getattr(callback, "_flow", None)
+        watch = getattr(monitor, "_backward", None)
         if watch is not None:  # what it does at the end of the backward pass is added work too
             _time_calls(watch, "_on_backward_end", marks, device)
     loss.backward()
@@ -213,9 +223,9 @@ def train_step(model: nn.Module, optimizer, batch: dict, way: Way) -> dict:
 def _time_calls(thing, name: str, marks: list[float], device: torch.device) -> None:
     original = getattr(thing, name)
 
-    def timed():
+    def timed(*args, **kwargs):
         begin = wait(device)
-        original()
+        original(*args, **kwargs)
         marks.append(wait(device) - begin)
 
     setattr(thing, name, timed)
@@ -247,12 +257,15 @@ def measure(size: str, batch_size: int, length: int, rounds: int) -> dict:
         for _ in range(rounds + 1)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        exact = Ours(model, optimizer, Path(folder) / "exact", EVERY_STEP, "exact")
+        exact = Ours(model, optimizer, Path(folder) / "exact", both(EVERY_STEP))
         ways = {
             "no monitoring": Way(),
-            "ours, step not sampled": Ours(model, optimizer, Path(folder) / "idle", NEVER, "exact"),
+            "ours, step not sampled": Ours(model, optimizer, Path(folder) / "idle", both(NEVER)),
             "ours, exact": exact,
-            "ours, sampled": Ours(model, optimizer, Path(folder) / "sampled", EVERY_STEP, "sampled"),
+            "ours, sampled": Ours(model, optimizer, Path(folder) / "sampled", both(EVERY_STEP, "sampled")),
+            "ours, training health": Ours(
+                model, optimizer, Path(folder) / "health", [TrainingHealthCallback(EVERY_STEP)]
+            ),
             "deep copy and numpy": DeepCopyAndNumpy(model),
             ".item() per number": ItemPerNumber(model),
             "histogram per parameter": HistogramPerParameter(model),
@@ -339,6 +352,7 @@ def table(result: dict) -> str:
 
 
 def main() -> None:
+    prepare_processes()  # as every recipe does: on a CPU it settles how PyTorch takes large tensors
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--batch_size", type=int, default=16)

@@ -3,13 +3,16 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 
+from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.parameter_roles import ParameterInfo
 
 Record = TypeVar("Record")
+# what numpy calls the type of a column
+_NUMBERS = {int: "iu", float: "f", bool: "b"}
 
 
 def save_records(path: Path, records: Sequence[Record], parameters: dict[str, ParameterInfo]) -> None:
@@ -64,25 +67,70 @@ def load_records(path: Path, kind: type[Record], last_step: int | None = None) -
 
     Returns:
         Records, oldest first, equal to the saved ones.
+
+    Raises:
+        InputError: no such file, or not one that holds whole records of this kind.
     """
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    names = arrays["names"]
+    arrays = read_arrays(path)
+    names = _array(path, arrays, "names", "U", (None,))
+    n_records = len(_array(path, arrays, "step", "iu", (None,)))
+    by_parameter = (n_records, len(names))
+    columns: dict[str, np.ndarray] = {}
+    masks: dict[str, np.ndarray] = {}
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if hints[field.name] is np.ndarray:
+            columns[field.name] = _array(path, arrays, field.name, "f", by_parameter)
+        elif hints[field.name] in _NUMBERS:
+            columns[field.name] = _array(path, arrays, field.name, _NUMBERS[hints[field.name]], (n_records,))
+        else:  # a tuple of names
+            masks[field.name] = _array(path, arrays, f"{field.name}_present", "b", by_parameter)
     records = []
-    for row, step in enumerate(arrays["step"]):
+    for row, step in enumerate(columns["step"]):
         if last_step is not None and step > last_step:
             continue
-        present = arrays["names_present"][row]
-        values = {}
-        for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-            if f"{field.name}_present" in arrays:
-                values[field.name] = tuple(str(n) for n in names[arrays[f"{field.name}_present"][row]])
-            elif arrays[field.name].ndim == 2:
-                values[field.name] = arrays[field.name][row][present]
-            else:
-                values[field.name] = arrays[field.name][row].item()
+        values: dict[str, Any] = {name: tuple(map(str, names[mask[row]])) for name, mask in masks.items()}
+        for name, column in columns.items():
+            values[name] = column[row].item() if column.ndim == 1 else column[row][masks["names"][row]]
         records.append(kind(**values))
     return records
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of an npz file, by name; nothing is unpickled.
+
+    Raises:
+        InputError: no such file, or it is no whole npz file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):  # a single array in numpy's own format
+                raise ValueError("it holds one array without a name")
+            arrays = dict(file)
+        other = next((name for name, array in arrays.items() if not isinstance(array, np.ndarray)), None)
+        if other is not None:
+            raise ValueError(f"{other!r} is no array")
+        return arrays
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except Exception as error:  # whatever zip, zlib and numpy stumble over in a damaged file
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{path} is no npz file or a damaged one: {reason}") from error
+
+
+def _array(
+    path: Path, arrays: dict[str, np.ndarray], name: str, kinds: str, shape: tuple[int | None, ...]
+) -> np.ndarray:
+    """The array `name`, if its type is one of numpy's `kinds` and it has this shape (None: any length)."""
+    array = arrays.get(name)
+    if array is None:
+        raise InputError(f"{path} holds no array {name!r}: it is damaged or holds records of another kind")
+    fits = array.ndim == len(shape) and all(
+        wanted in (None, length) for wanted, length in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype.kind not in kinds or not fits:
+        raise InputError(f"{path} is damaged: {name!r} is of type {array.dtype} and shape {array.shape}")
+    return array
 
 
 def _all_names(record: object) -> set[str]:

@@ -17,8 +17,13 @@ from torch.distributed.tensor import DTensor
 
 # 512 KiB of fp32: a chunk stays in a core's second-level cache while all statistics read it.
 _CHUNK = 2**17
+# Elements of one dot product; the norm of as many equal values is then right to 1e-6.
+_DOT = 2**14
 # Squares of magnitudes outside this range overflow or lose digits in fp32; such chunks are computed in float64.
 _SMALLEST, _LARGEST = 1e-15, 1e15
+# A variance of this share of the mean square or more keeps its digits when one is taken from the other in fp32. That
+# of |x| is 0.36 for Gaussian values and more for gradients, whose tails are heavier.
+_ENOUGH_DIGITS = 0.3
 
 
 class AbsoluteStatistics(NamedTuple):
@@ -214,8 +219,16 @@ def _update_rows(after: list[Tensor], before: list[Tensor]) -> Tensor:
 
 def _norms(values: list[Tensor]) -> Sequence[Tensor]:
     if values[0].device.type == "cpu":
-        return [torch.linalg.vector_norm(v if v.itemsize > 2 else v.float()) for v in values]
+        return [_cpu_norm(v) for v in values]
     return _foreach_norms(values, 2).unbind()
+
+
+def _cpu_norm(values: Tensor) -> Tensor:
+    values = values if values.itemsize > 2 else values.float()
+    norm = math.sqrt(_sum_of_squares(values, _CHUNK))
+    if not _SMALLEST < norm < _LARGEST:  # squares left fp32's range, or there is nothing, or NaN
+        return torch.linalg.vector_norm(values, dtype=torch.float64).to(values.dtype)
+    return torch.tensor(norm, dtype=values.dtype)
 
 
 def _sharding(tensor: Tensor) -> tuple:
@@ -283,6 +296,14 @@ class _Scratch:
         return first, second
 
 
+def _sum_of_squares(values: Tensor, elements: int = _DOT) -> float:
+    """By dot(), which takes half of vector_norm's time; of so many elements each, because it is not pairwise.
+
+    The first step of Adam moves all elements by one length: the rounding of equal summands adds up.
+    """
+    return sum(float(torch.dot(part, part)) for part in values.split(elements))
+
+
 def _cpu_absolute_rows(tensors: list[Tensor]) -> Tensor:
     scratch = _Scratch()
     return torch.tensor([_absolute_row(t, scratch) for t in tensors], dtype=torch.float64)
@@ -291,10 +312,8 @@ def _cpu_absolute_rows(tensors: list[Tensor]) -> Tensor:
 def _absolute_row(values: Tensor, scratch: _Scratch) -> tuple[float, ...]:
     count, mean, squares, largest, nonzero = 0, 0.0, 0.0, 0.0, 0
     for chunk in values.split(_CHUNK) if values.numel() else ():
-        row = _absolute_chunk(chunk, *scratch(chunk), mean if count else None)
-        if row is None:
-            row = _absolute_chunk(chunk, *scratch(chunk, exact=True), None)
-            assert row is not None
+        row = _absolute_chunk(chunk, *scratch(chunk)) or _absolute_chunk(chunk, *scratch(chunk, exact=True))
+        assert row is not None
         chunk_mean, chunk_squares, chunk_largest, chunk_nonzero = row
         size = chunk.numel()
         difference = chunk_mean - mean
@@ -306,12 +325,11 @@ def _absolute_row(values: Tensor, scratch: _Scratch) -> tuple[float, ...]:
     return float(count), mean * count, squares, largest, float(nonzero)
 
 
-def _absolute_chunk(
-    chunk: Tensor, magnitude: Tensor, other: Tensor, centre: float | None
-) -> tuple[float, float, float, int] | None:
+def _absolute_chunk(chunk: Tensor, magnitude: Tensor, other: Tensor) -> tuple[float, float, float, int] | None:
     """Mean, centred squares, maximum and non-zero count of |chunk|; None where fp32 cannot hold the squares.
 
-    Sums are taken around `centre`, a guess of the mean: one pass less than mean first, and no cancellation.
+    The squares are those around zero less those of the mean. Where too few digits would be left, they are summed
+    around the mean.
     """
     size = chunk.numel()
     if chunk.dtype == magnitude.dtype:
@@ -329,13 +347,16 @@ def _absolute_chunk(
     else:
         # The sum of signs counts exactly up to 2^24 and is faster than count_nonzero; a NaN has no sign.
         nonzero = int(torch.count_nonzero(magnitude) if exact else torch.sign(magnitude, out=other).sum())
-    if centre is None:
-        centre = float(magnitude.mean())
-    centre = centre if exact else float(np.float32(centre))
-    magnitude.sub_(centre)
-    offset = float(magnitude.sum()) / size
-    squares = float(magnitude.square_().sum()) - size * offset * offset  # sum() is pairwise, dot() is not
-    return centre + offset, max(squares, 0.0) if squares == squares else squares, high, nonzero
+    mean = float(magnitude.sum()) / size
+    around_zero = float(torch.dot(magnitude, magnitude))
+    squares = around_zero - size * mean * mean
+    if not squares >= _ENOUGH_DIGITS * around_zero and math.isfinite(around_zero):
+        centre = mean if exact else float(np.float32(mean))
+        magnitude.sub_(centre)
+        offset = float(magnitude.sum()) / size
+        squares = float(magnitude.square_().sum()) - size * offset * offset  # sum() is pairwise, dot() is not
+        mean = centre + offset
+    return mean, max(squares, 0.0) if squares == squares else squares, high, nonzero
 
 
 def _cpu_update_rows(after: list[Tensor], before: list[Tensor]) -> Tensor:
@@ -362,7 +383,7 @@ def _update_chunk(new: Tensor, old: Tensor, difference: Tensor, other: Tensor) -
     else:
         reference = other.copy_(old)
         torch.sub(difference.copy_(new), reference, out=difference)
-    parameter = float(torch.mul(reference, reference, out=other).sum())
+    parameter = _sum_of_squares(reference)
     exact = difference.dtype == torch.float64
     if exact:
         changed = float(torch.count_nonzero(difference))
@@ -370,7 +391,7 @@ def _update_chunk(new: Tensor, old: Tensor, difference: Tensor, other: Tensor) -
         # A sum of ones is exact, and faster than count_nonzero.
         signs = torch.sign(difference, out=other)
         changed = float(torch.dot(signs, signs))
-    update = float(difference.square_().sum())
+    update = _sum_of_squares(difference)
     if exact:
         return changed, update, parameter
     low, high = _SMALLEST**2, _LARGEST**2

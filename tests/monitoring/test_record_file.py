@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from bert_toolkit import InputError
 from bert_toolkit.monitoring import GradientFlowRecord, UpdateRatioRecord, describe_parameters
 from bert_toolkit.monitoring.record_file import load_records, save_records
 
@@ -68,6 +69,39 @@ def test_file_can_be_read_with_numpy_alone(tmp_path):
         assert file["roles"].tolist() == ["matrix", "bias", "matrix"]
         assert file["blocks"].tolist() == ["layer.0", "layer.0", "layer.2"]
         assert np.isnan(file["mean"][0, 1]) and not file["names_present"][0, 1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda arrays: arrays.pop("mean"), "holds no array 'mean'"),
+        (lambda arrays: arrays.update(mean=arrays["mean"][:, :2]), r"'mean' is of type float64 and shape \(3, 2\)"),
+        (lambda arrays: arrays.update(step=np.array([1.0, 2.0, 3.0])), "'step' is of type float64"),
+        (lambda arrays: arrays.update(names=np.array([1, 2, 3])), "'names' is of type int64"),
+    ],
+    ids=["missing", "shape", "steps", "names"],
+)
+def test_damaged_file_is_named(tmp_path, damage, message):
+    save_records(tmp_path / "g.npz", RECORDS, PARAMETERS)
+    with np.load(tmp_path / "g.npz") as file:
+        arrays = dict(file)
+    damage(arrays)
+    np.savez(tmp_path / "g.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        load_records(tmp_path / "g.npz", GradientFlowRecord)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"words"])
+def test_file_that_is_no_npz_is_named(tmp_path, content):
+    (tmp_path / "g.npz").write_bytes(content)
+    with pytest.raises(InputError, match="g.npz is no npz file or a damaged one"):
+        load_records(tmp_path / "g.npz", GradientFlowRecord)
+
+
+def test_pickle_is_not_opened(tmp_path):
+    np.savez(tmp_path / "g.npz", names=np.array([{}], dtype=object))
+    with pytest.raises(InputError, match="damaged one: .*allow_pickle=False"):
+        load_records(tmp_path / "g.npz", GradientFlowRecord)
 
 
 def test_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
