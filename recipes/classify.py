@@ -27,13 +27,15 @@ from bert_toolkit import (
     GradientFlowCallback,
     InputError,
     ToolkitBertForSequenceClassification,
+    TrainingHealthCallback,
     UpdateRatioCallback,
     matthews_correlation_interval,
 )
-from bert_toolkit.checkpoints import CheckpointMarkerCallback, checkpoint_to_resume
+from bert_toolkit.checkpoints import checkpoint_to_resume, resume_callbacks
 from bert_toolkit.data.corpus_splits import CorpusSplits
 from bert_toolkit.data.labelled_tables import load_labelled_tables
 from bert_toolkit.data.labels import REGRESSION, SINGLE
+from bert_toolkit.data.length_grouped_rows import LengthGroupedRows
 from bert_toolkit.data.pretrained import choose_model
 from bert_toolkit.launching import (
     check_world_size,
@@ -83,6 +85,7 @@ class ClassifyArguments:
     trust_remote_code: bool = field(default=False, metadata={"help": "run Python files that lie beside the model"})
     max_length: int = field(default=128, metadata={"help": "longer texts are cut to this number of tokens"})
     monitor_every: int = field(default=50, metadata={"help": "observe gradients and updates every N steps; 0: never"})
+    training_health: bool = field(default=True, metadata={"help": "name faults of the training as they appear"})
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N shuffled rows"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "replace an earlier run in output_dir"})
     cpu_threads: int | None = field(default=None, metadata={"help": "threads of each process; default: all cores"})
@@ -99,8 +102,7 @@ DEFAULTS = {
     "lr_scheduler_type": "linear",
     "max_grad_norm": 1.0,
     "seed": 42,
-    "train_sampling_strategy": "group_by_length",
-    "length_column_name": "length",
+    "train_sampling_strategy": "sequential",  # the rows shuffle themselves, see LengthGroupedRows
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 2,
@@ -205,15 +207,17 @@ def main() -> None:
 
     # trainer
     tokens, losses = TokenCounterCallback(), BatchLossCallback()
+    health = TrainingHealthCallback() if classify.training_health else None
+    rows_of_a_pass = arguments.train_batch_size * arguments.world_size
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=train,
+        train_dataset=LengthGroupedRows(train, train["length"], rows_of_a_pass, arguments.seed),
         eval_dataset=validation,
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_metrics,
-        callbacks=[tokens, losses, CheckpointMarkerCallback()],
+        callbacks=[tokens, losses, *([health] if health else []), *resume_callbacks()],
     )
     if classify.monitor_every:
         GradientFlowCallback(classify.monitor_every).attach(trainer)
@@ -222,7 +226,7 @@ def main() -> None:
 
     # evaluation
     validation_metrics = trainer.evaluate(metric_key_prefix="validation")
-    arguments.train_sampling_strategy = "random"  # Trainer would group these rows too, and return them in that order
+    arguments.train_sampling_strategy = "sequential"  # with group_by_length Trainer would group these rows too
     output = trainer.predict(test)
     scores = compute_metrics(EvalPrediction(output.predictions, output.label_ids))
     if corpus.problem_type == SINGLE:
@@ -250,6 +254,7 @@ def main() -> None:
                 "model": model_description,
             },
             tokens=tokens,
+            health=health,
             curves=curves,
             losses=losses,
             problem_type=corpus.problem_type,

@@ -24,14 +24,16 @@ from bert_toolkit import (
     GradientFlowCallback,
     InputError,
     ToolkitBertForSequenceClassification,
+    TrainingHealthCallback,
     UpdateRatioCallback,
     compute_classification_metrics,
     flat_accuracy,
     matthews_correlation,
     matthews_correlation_interval,
 )
-from bert_toolkit.checkpoints import CheckpointMarkerCallback, checkpoint_to_resume
+from bert_toolkit.checkpoints import checkpoint_to_resume, resume_callbacks
 from bert_toolkit.data.cola import load_cola
+from bert_toolkit.data.length_grouped_rows import LengthGroupedRows
 from bert_toolkit.data.pretrained import choose_model
 from bert_toolkit.launching import (
     check_world_size,
@@ -63,6 +65,7 @@ class ColaArguments:
     max_length: int = field(default=64, metadata={"help": "longer sentences are cut to this number of tokens"})
     layer_wise_decay: float = field(default=1.0, metadata={"help": "learning rate factor from a layer to the lower"})
     monitor_every: int = field(default=50, metadata={"help": "observe gradients and updates every N steps; 0: never"})
+    training_health: bool = field(default=True, metadata={"help": "name faults of the training as they appear"})
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N shuffled rows"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "replace an earlier run in output_dir"})
     cpu_threads: int | None = field(default=None, metadata={"help": "threads of each process; default: all cores"})
@@ -79,8 +82,7 @@ DEFAULTS = {
     "lr_scheduler_type": "linear",
     "max_grad_norm": 1.0,
     "seed": 42,
-    "train_sampling_strategy": "group_by_length",
-    "length_column_name": "length",
+    "train_sampling_strategy": "sequential",  # the rows shuffle themselves, see LengthGroupedRows
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 2,
@@ -155,15 +157,17 @@ def main() -> None:
 
     # trainer
     tokens = TokenCounterCallback()
+    health = TrainingHealthCallback() if cola.training_health else None
+    rows_of_a_pass = arguments.train_batch_size * arguments.world_size
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=train,
+        train_dataset=LengthGroupedRows(train, train["length"], rows_of_a_pass, arguments.seed),
         eval_dataset=validation,
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_classification_metrics,
-        callbacks=[tokens, CheckpointMarkerCallback()],
+        callbacks=[tokens, *([health] if health else []), *resume_callbacks()],
     )
     if cola.monitor_every:
         GradientFlowCallback(cola.monitor_every).attach(trainer)
@@ -182,6 +186,7 @@ def main() -> None:
 
     # evaluation
     validation_metrics = trainer.evaluate(metric_key_prefix="validation")
+    arguments.train_sampling_strategy = "sequential"  # with group_by_length Trainer would group these rows too
     output = trainer.predict(test)
     predicted, labels = output.predictions.argmax(-1), output.label_ids
     batch = arguments.per_device_eval_batch_size
@@ -212,6 +217,7 @@ def main() -> None:
             scores=scores,
             facts={"data": corpus.description, "remarks": " ".join(corpus.remarks), "model": model_description},
             tokens=tokens,
+            health=health,
             curves=["matthews_correlation", "accuracy"],
             drawn={
                 "matthews_correlation_by_batch": draw_batch_scores(

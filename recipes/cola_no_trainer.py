@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, get_scheduler
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from bert_toolkit import (
     GradientFlowMonitor,
@@ -26,6 +25,7 @@ from bert_toolkit import (
     matthews_correlation,
 )
 from bert_toolkit.data.cola import load_cola
+from bert_toolkit.data.length_grouped_rows import LengthGroupedRows
 from bert_toolkit.data.pretrained import choose_model
 from bert_toolkit.launching import (
     check_world_size,
@@ -93,9 +93,9 @@ def main() -> None:
     if cola.max_train_samples is not None:
         train = train.shuffle(seed=cola.seed).select(range(min(cola.max_train_samples, len(train))))
     lengths = [len(ids) for ids in train["input_ids"]]
-    order = LengthGroupedSampler(cola.batch_size, lengths=lengths, generator=torch.Generator().manual_seed(cola.seed))
+    grouped = LengthGroupedRows(train, lengths, cola.batch_size * accelerator.num_processes, cola.seed)
     collate = DataCollatorWithPadding(tokenizer)
-    train_batches = torch.utils.data.DataLoader(train, cola.batch_size, sampler=order, collate_fn=collate)
+    train_batches = torch.utils.data.DataLoader(grouped, cola.batch_size, collate_fn=collate)
     validation_batches = torch.utils.data.DataLoader(validation, cola.batch_size, collate_fn=collate)
     test_batches = torch.utils.data.DataLoader(test, cola.batch_size, collate_fn=collate)
 
@@ -150,6 +150,7 @@ def main() -> None:
     step = 0
     for epoch in range(cola.num_train_epochs):
         model.train()
+        grouped.set_epoch(epoch)
         for batch in train_batches:
             with accelerator.accumulate(model):
                 loss = model(**batch).loss

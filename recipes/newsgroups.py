@@ -25,13 +25,15 @@ from bert_toolkit import (
     GradientFlowCallback,
     InputError,
     ToolkitBertForSequenceClassification,
+    TrainingHealthCallback,
     UpdateRatioCallback,
     compute_classification_metrics,
     flat_accuracy,
     matthews_correlation,
     matthews_correlation_interval,
 )
-from bert_toolkit.checkpoints import CheckpointMarkerCallback, checkpoint_to_resume
+from bert_toolkit.checkpoints import checkpoint_to_resume, resume_callbacks
+from bert_toolkit.data.length_grouped_rows import LengthGroupedRows
 from bert_toolkit.data.newsgroups import CATEGORIES, load_newsgroups
 from bert_toolkit.data.pretrained import choose_model
 from bert_toolkit.launching import (
@@ -66,6 +68,7 @@ class NewsgroupsArguments:
     model_name_or_path: str | None = field(default=None, metadata={"help": "forces this model: folder or hub name"})
     max_length: int = field(default=256, metadata={"help": "longer posts are cut to this number of tokens"})
     monitor_every: int = field(default=10, metadata={"help": "observe gradients and updates every N steps; 0: never"})
+    training_health: bool = field(default=True, metadata={"help": "name faults of the training as they appear"})
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N shuffled rows"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "replace an earlier run in output_dir"})
     cpu_threads: int | None = field(default=None, metadata={"help": "threads of each process; default: all cores"})
@@ -80,8 +83,7 @@ DEFAULTS = {
     "weight_decay": 0.01,
     "warmup_steps": 0.1,
     "seed": 42,
-    "train_sampling_strategy": "group_by_length",
-    "length_column_name": "length",
+    "train_sampling_strategy": "sequential",  # the rows shuffle themselves, see LengthGroupedRows
     "eval_strategy": "steps",
     "eval_steps": 100,
     "save_strategy": "steps",
@@ -166,15 +168,17 @@ def main() -> None:
 
     # trainer
     tokens = TokenCounterCallback()
+    health = TrainingHealthCallback() if newsgroups.training_health else None
+    rows_of_a_pass = arguments.train_batch_size * arguments.world_size
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=train,
+        train_dataset=LengthGroupedRows(train, train["length"], rows_of_a_pass, arguments.seed),
         eval_dataset=validation,
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_classification_metrics,
-        callbacks=[tokens, CheckpointMarkerCallback()],
+        callbacks=[tokens, *([health] if health else []), *resume_callbacks()],
     )
     if newsgroups.monitor_every:
         GradientFlowCallback(newsgroups.monitor_every).attach(trainer)
@@ -183,6 +187,7 @@ def main() -> None:
 
     # evaluation
     validation_metrics = trainer.evaluate(metric_key_prefix="validation")
+    arguments.train_sampling_strategy = "sequential"  # with group_by_length Trainer would group these rows too
     output = trainer.predict(test)
     predicted, labels = output.predictions.argmax(-1), output.label_ids
     scores = {
@@ -212,6 +217,7 @@ def main() -> None:
                 "warm-up": arguments.warmup_steps,
             },
             tokens=tokens,
+            health=health,
             curves=["accuracy", "matthews_correlation"],
         )
     arguments.distributed_state.wait_for_everyone()

@@ -34,12 +34,13 @@ from bert_toolkit import (
     ToolkitBertConfig,
     ToolkitBertForMaskedLM,
     ToolkitBertForPreTraining,
+    TrainingHealthCallback,
     UpdateRatioCallback,
 )
-from bert_toolkit.checkpoints import CheckpointMarkerCallback, checkpoint_to_resume
+from bert_toolkit.checkpoints import checkpoint_to_resume, resume_callbacks
 from bert_toolkit.data.documents import DocumentFiles, HeldOut, corpus_files, sentences_of, state_of_the_union_folder
 from bert_toolkit.data.pretrained import choose_model
-from bert_toolkit.data.wordpiece import train_wordpiece
+from bert_toolkit.data.wordpiece import save_tokenizer, train_wordpiece
 from bert_toolkit.encoder.pretraining_trainer import PreTrainingTrainer
 from bert_toolkit.launching import (
     check_world_size,
@@ -95,6 +96,7 @@ class PretrainArguments:
     cache_dir: str = field(default="~/.cache/bert_toolkit/corpora", metadata={"help": "for tokenised corpora"})
     processes: int | None = field(default=None, metadata={"help": "that tokenise; default: one per core"})
     monitor_every: int = field(default=50, metadata={"help": "observe gradients and updates every N steps; 0: never"})
+    training_health: bool = field(default=True, metadata={"help": "name faults of the training as they appear"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "replace an earlier run in output_dir"})
     cpu_threads: int | None = field(default=None, metadata={"help": "threads of each process; default: all cores"})
 
@@ -199,6 +201,7 @@ def main() -> None:
 
     # trainer
     tokens = TokenCounterCallback()
+    health = TrainingHealthCallback() if recipe.training_health else None
     trainer_class = Trainer
     if recipe.objective == "mlm+nsp":
         trainer_class = partial(PreTrainingTrainer, next_sentence_weight=recipe.next_sentence_weight)
@@ -211,7 +214,7 @@ def main() -> None:
         data_collator=collator,
         compute_metrics=pretraining_metrics,
         preprocess_logits_for_metrics=losses_and_predictions,
-        callbacks=[tokens, CheckpointMarkerCallback()],
+        callbacks=[tokens, *([health] if health else []), *resume_callbacks()],
     )
     PreTrainingScoresCallback(peak[0] if peak else None).attach(trainer)
     if recipe.monitor_every:
@@ -228,7 +231,7 @@ def main() -> None:
     shown = Subset(held_out, range(min(len(held_out), 2 * arguments.eval_batch_size)))
     predictions = trainer.predict(shown).predictions
     if trainer.is_world_process_zero():
-        write_pretraining_outputs(trainer, facts, scores, examples, tokens)
+        write_pretraining_outputs(trainer, facts, scores, examples, tokens, health)
     arguments.distributed_state.wait_for_everyone()
     auto_class = AutoModelForPreTraining if recipe.objective == "mlm+nsp" else AutoModelForMaskedLM
     check_reload(trainer, auto_class, arguments.output_dir, shown, predictions)
@@ -274,7 +277,7 @@ def load_tokenizer(recipe: PretrainArguments, model_name: str | None, texts, fin
         return tokenizer, f"of {origin}, {len(tokenizer):,} entries"
     folder = cache / f"wordpiece-{recipe.vocab_size}-{recipe.held_out_share}-{fingerprint}"
     if not (folder / "tokenizer.json").exists():
-        train_wordpiece(texts, recipe.vocab_size, recipe.max_length).save_pretrained(folder)
+        save_tokenizer(train_wordpiece(texts, recipe.vocab_size, recipe.max_length), folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=recipe.max_length)
     return tokenizer, f"WordPiece learnt from the training documents, {len(tokenizer):,} entries"
 

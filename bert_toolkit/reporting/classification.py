@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import Trainer
 
+from bert_toolkit.callbacks import TrainingHealthCallback
 from bert_toolkit.data.labels import MULTI, REGRESSION, SINGLE
 from bert_toolkit.reporting import figures, overview, results
 from bert_toolkit.reporting.batch_losses import BatchLossCallback
 from bert_toolkit.reporting.decisions import decision_columns, label_column
 from bert_toolkit.reporting.task_scores import class_scores
 from bert_toolkit.reporting.token_counter import TokenCounterCallback
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -34,11 +39,12 @@ def write_classifier_outputs(
     texts: Mapping[str, Sequence[str]],
     logits: np.ndarray,
     labels: np.ndarray,
-    scores: Mapping[str, object],
+    scores: Mapping[str, Any],
     facts: Mapping[str, object],
     tokens: TokenCounterCallback,
     curves: Sequence[str],
-    drawn: Mapping[str, object] | None = None,
+    health: TrainingHealthCallback | None = None,
+    drawn: Mapping[str, Figure] | None = None,
     losses: BatchLossCallback | None = None,
     problem_type: str = SINGLE,
 ) -> None:
@@ -58,11 +64,12 @@ def write_classifier_outputs(
         facts: What the run was: data, model, settings.
         tokens: The counter of the run.
         curves: Evaluation metrics to draw over the steps, without the `eval_` prefix.
+        health: What watched the training, if anything did.
         drawn: Further figures by name.
         losses: The loss of each batch, if it was recorded.
         problem_type: As in the configuration of the model.
     """
-    output_dir = trainer.args.output_dir
+    output_dir = str(trainer.args.output_dir)
     predictions = decision_columns(logits, label_names, problem_type)
     _warn_if_constant(predictions["prediction"], problem_type)
     facts = {
@@ -73,8 +80,9 @@ def write_classifier_outputs(
         "tokens per second": round(tokens.tokens_per_second),
         "padding share": round(tokens.padding_share, 4),
         "device": overview.describe_device(trainer.args),
+        "training health": health.verdict.removeprefix("Training health: ") if health else "not watched",
     }
-    numbers = {name: float(value) for name, value in scores.items() if np.isscalar(value)}
+    numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float | np.number)}
     overview.print_settings({**facts, **{name: f"{value:.4f}" for name, value in numbers.items()}}, "Result")
 
     results.write_predictions(
@@ -101,7 +109,14 @@ def write_classifier_outputs(
     figures.save_figures(drawn, output_dir, trainer.state.global_step)
     results.write_model_card(output_dir, title, "text-classification", summary, facts, numbers)
     results.write_results(
-        output_dir, {**scores, **facts, "classes": by_class, "log_history": trainer.state.log_history}
+        output_dir,
+        {
+            **scores,
+            **facts,
+            "training_health_findings": health.report["findings"] if health else [],
+            "classes": by_class,
+            "log_history": trainer.state.log_history,
+        },
     )
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#3566a5", "#d1752b", "#8a8a8a"
 CLASSES_DRAWN = 30
@@ -151,7 +155,7 @@ def draw_confusion_matrix(matrix: np.ndarray, label_names: Sequence[str], title:
     return figure
 
 
-def save_figures(figures: Mapping[str, object], output_dir: str | Path, step: int) -> list[Path]:
+def save_figures(figures: Mapping[str, Figure], output_dir: str | Path, step: int) -> list[Path]:
     """Writes figures as PNG below `output_dir/figures` and as images into a TensorBoard run beside the training's.
 
     The TensorBoard run is a folder of its own, because two writers in one folder lose points while a server reads.

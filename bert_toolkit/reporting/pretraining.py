@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bert_toolkit.callbacks import TrainingHealthCallback
 from bert_toolkit.reporting import figures, overview, results
 from bert_toolkit.reporting.token_counter import TokenCounterCallback
 
@@ -87,6 +88,7 @@ def write_pretraining_outputs(
     scores: Mapping[str, float],
     examples: Mapping[str, Sequence[Mapping[str, Any]]],
     tokens: TokenCounterCallback,
+    health: TrainingHealthCallback | None = None,
 ) -> None:
     """Prints scores and examples and writes figures, model card and `results.json`. On the main process only.
 
@@ -96,6 +98,7 @@ def write_pretraining_outputs(
         scores: `trainer.evaluate(metric_key_prefix="held_out")`.
         examples: Of `demonstrate`.
         tokens: The counter of the run.
+        health: What watched the training, if anything did.
     """
     output_dir, history = trainer.args.output_dir, trainer.state.log_history
     facts = {
@@ -106,6 +109,7 @@ def write_pretraining_outputs(
         "training seconds": round(tokens.seconds, 2),
         "tokens per second": round(tokens.tokens_per_second),
         "padding share": round(tokens.padding_share, 4),
+        "training health": health.verdict.removeprefix("Training health: ") if health else "not watched",
     }
     utilisation = [entry["mfu"] for entry in history if "mfu" in entry]
     if utilisation:
@@ -144,4 +148,8 @@ def write_pretraining_outputs(
         facts,
         metrics,
     )
-    results.write_results(output_dir, {**metrics, **facts, "examples": examples, "log_history": history})
+    findings = health.report["findings"] if health else []
+    results.write_results(
+        output_dir,
+        {**metrics, **facts, "training_health_findings": findings, "examples": examples, "log_history": history},
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, Trainer
@@ -13,7 +14,13 @@ class ReloadError(RuntimeError):
     """What was saved does not reproduce the predictions of the model that was saved."""
 
 
-def check_reload(trainer: Trainer, auto_class: type, output_dir: str | Path, dataset, predictions: np.ndarray) -> None:
+def check_reload(
+    trainer: Trainer,
+    auto_class: Any,
+    output_dir: str | Path,
+    dataset,
+    predictions: np.ndarray | tuple[np.ndarray, ...],
+) -> None:
     """Loads the saved model and tokenizer anew and compares its predictions with those before saving.
 
     Both are made by a Trainer with the same arguments, so that batches and precision are the same.
@@ -38,9 +45,8 @@ def check_reload(trainer: Trainer, auto_class: type, output_dir: str | Path, dat
         preprocess_logits_for_metrics=trainer.preprocess_logits_for_metrics,
     )
     again = reloaded.predict(dataset).predictions
-    if not isinstance(predictions, tuple):
-        predictions, again = (predictions,), (again,)
-    for before, after in zip(predictions, again, strict=True):
+    arrays = predictions if isinstance(predictions, tuple) else (predictions,)
+    for before, after in zip(arrays, again if isinstance(again, tuple) else (again,), strict=True):
         if not np.array_equal(after, before):
             changed = int((after.argmax(-1) != before.argmax(-1)).sum())
             raise ReloadError(

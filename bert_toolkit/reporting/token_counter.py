@@ -6,6 +6,7 @@ import time
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers.trainer_callback import TrainerCallback
 
 
@@ -26,8 +27,8 @@ class TokenCounterCallback(TrainerCallback):
         self.tokens = 0
         self.padded_tokens = 0
         self.seconds = 0.0
-        self._handle = None
-        self._counts: torch.Tensor | None = None
+        self._handle: RemovableHandle | None = None
+        self._counts = torch.zeros(2, dtype=torch.int64)
         self._started: float | None = None
 
     @property
@@ -40,9 +41,9 @@ class TokenCounterCallback(TrainerCallback):
         """Share of padding among the tokens that the model computed."""
         return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
 
-    def on_train_begin(self, args, state, control, model: nn.Module | None = None, **kwargs) -> None:
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._counts = torch.zeros(2, dtype=torch.int64, device=args.device)
-        self._handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
+        self._handle = kwargs["model"].register_forward_pre_hook(self._count, with_kwargs=True)
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         if self._started is None:
@@ -57,7 +58,8 @@ class TokenCounterCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self._pause(args)
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
         counts = self._counts
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)

@@ -233,7 +233,7 @@ class TestSeveralLabelsAtOnce:
 
     def test_lists(self, run, tmp_path):
         (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, self.ROWS)))
-        output_dir = run(train_data=tmp_path / "a.jsonl", validation_fraction=0.2)
+        output_dir = run(train_data=tmp_path / "a.jsonl", validation_fraction=0.2, num_train_epochs=20)
         self.check(output_dir, learned=0.8)
         assert {"class_scores", "learning_curves"} <= {path.stem for path in (output_dir / "figures").iterdir()}
 
