@@ -47,6 +47,7 @@ def train_arm(arm: str, data_dir: str, model: str | None, settings: dict) -> dic
 
     from bert_toolkit import ToolkitBertForSequenceClassification, compute_classification_metrics
     from bert_toolkit.data.cola import load_cola
+    from bert_toolkit.data.length_grouped_rows import LengthGroupedRows
     from bert_toolkit.data.pretrained import choose_model
     from bert_toolkit.reporting.token_counter import TokenCounterCallback
 
@@ -84,11 +85,11 @@ def train_arm(arm: str, data_dir: str, model: str | None, settings: dict) -> dic
             "disable_tqdm": True,
         }
         if arm == "b":
-            del arguments["train_sampling_strategy"], arguments["length_column_name"]
+            del arguments["train_sampling_strategy"]
         trainer = Trainer(
             model=network,
             args=TrainingArguments(**arguments),
-            train_dataset=train,
+            train_dataset=train if arm == "b" else LengthGroupedRows(train, train["length"], 32, seed),
             eval_dataset=validation,
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
