@@ -1,4 +1,27 @@
-.PHONY: audit
+.PHONY: style quality test test-oldest audit
+
+# the environment of CONTRIBUTING.md where it is there, otherwise the active one
+PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python)
+
+# Changes files
+style:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+# Changes nothing and fails where something is left to do
+quality:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+test:
+	$(PYTHON) -m pytest
+
+# The fast tests with the oldest versions that setup.cfg allows, in an environment of its own
+test-oldest:
+	python3 -m venv .venv-oldest
+	.venv-oldest/bin/pip install -c constraints-oldest.txt -e ".[recipes,offline]" pytest pytest-xdist hypothesis peft
+	.venv-oldest/bin/python -m pytest -m "not slow and not launch"
 
 # Known vulnerabilities of the pinned versions; in an environment of its own, so that it adds nothing to yours.
 audit:

@@ -372,12 +372,3 @@ class TestEvaluateModules:
         accuracy, correlation = ast.literal_eval(output.stdout)
         assert accuracy == {"accuracy": 0.75}
         assert correlation["matthews_correlation"] == pytest.approx(matthews_corrcoef([0, 1, 0, 1], [0, 1, 1, 1]))
-
-
-def test_importing_the_metrics_imports_no_heavy_library():
-    code = (
-        "import sys, bert_toolkit, bert_toolkit.metrics;"
-        "print(sorted({'sklearn', 'evaluate', 'datasets', 'matplotlib', 'tensorboard'} & sys.modules.keys()))"
-    )
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert output.stdout.strip() == "[]"

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,27 @@ def test_two_processes_equal_one(case: str, tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     worker(sys.argv[1], Path(sys.argv[2]))
+
+
+def test_weighted_next_sentence_loss_under_accumulation(tmp_path: Path) -> None:
+    """Gradients of 2 x 8 sequences are those of cross-entropies over all 16, the second times 7.5 (in fp32)."""
+    keys = ("labels=words", "next_sentence_label=class")
+    data, weight = Sequences(16, keys), 7.5
+    (step,), _ = gradients_of_one_epoch(
+        tmp_path,
+        partial(PreTrainingTrainer, next_sentence_weight=weight),
+        bert_toolkit.ToolkitBertForPreTraining,
+        {},
+        data,
+        batch=8,
+        accumulation=2,
+    )
+    torch.manual_seed(0)
+    model = bert_toolkit.ToolkitBertForPreTraining(ToolkitBertConfig(**SIZES)).double()
+    batch = {name: torch.stack([row[name] for row in data.rows]) for name in data.rows[0]}
+    output = model(batch["input_ids"])
+    words = torch.nn.functional.cross_entropy(output.prediction_logits.flatten(0, 1), batch["labels"].flatten())
+    follows = torch.nn.functional.cross_entropy(output.seq_relationship_logits, batch["next_sentence_label"])
+    (words + weight * follows).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(step[name], parameter.grad, rtol=1e-6, atol=1e-8)
