@@ -119,7 +119,6 @@ class MonitoringOutput(Generic[Record]):
             writer = self.writer
             for key, value in scalars().items():
                 writer.add_scalar(key, value, step)
-            writer.flush()
 
     def complete_log(self, state: TrainerState, logs: dict[str, Any]) -> None:
         """Put waiting scalars into a loss record and into the log history; call it from `on_log`."""
@@ -182,7 +181,9 @@ class MonitoringOutput(Generic[Record]):
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(_run_folder(self._args) / self.name))
+            # Its thread writes while training goes on: the queue holds the scalars of many steps.
+            folder = str(_run_folder(self._args) / self.name)
+            self._writer = SummaryWriter(folder, max_queue=10_000, flush_secs=10)
         return self._writer
 
     def close(self) -> None:

@@ -136,6 +136,9 @@ class GradientFlowMonitor:
         """Names of the parameters that do not require a gradient."""
         return tuple(name for name, info in self.parameters.items() if not info.trainable)
 
+    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in named_unique_parameters(self.model) if p.requires_grad]
+
     def watch_backward(self) -> None:
         """Watch the backward passes until the next observation; call it before the forward pass of a step.
 
@@ -144,9 +147,7 @@ class GradientFlowMonitor:
         clipping can spread them. Needed only where the norm that clipping returns is out of reach, as in Trainer.
         """
         self.forget()
-        self._backward = _BackwardWatch(
-            [(name, parameter) for name, parameter in named_unique_parameters(self.model) if parameter.requires_grad]
-        )
+        self._backward = _BackwardWatch(self._trainable())
 
     def forget(self) -> None:
         """Stop watching without an observation."""
@@ -208,7 +209,7 @@ class GradientFlowMonitor:
         watch, self._backward = self._backward, None
         if watch is not None:
             watch.close()
-        named = [(n, p) for n, p in named_unique_parameters(self.model) if p.requires_grad]
+        named = self._trainable() if watch is None else watch.named
         if all(p.grad is None for _, p in named):
             return None
         names = tuple(n for n, _ in named)
@@ -299,7 +300,7 @@ class _BackwardWatch:
     """Norms of all gradients as they are at the end of the latest backward pass, before anyone clips them."""
 
     def __init__(self, named: list[tuple[str, nn.Parameter]]):
-        self._named = named
+        self.named = named
         self._queued = False
         self._norms: dict[str, Tensor] = {}
         self._hooks = [p.register_post_accumulate_grad_hook(self._on_gradient) for _, p in named]
@@ -308,7 +309,6 @@ class _BackwardWatch:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._named = []
 
     def norms(self, names: Sequence[str]) -> list[Tensor]:
         """The local norm of each gradient before clipping; 0 where none was seen."""
@@ -325,6 +325,6 @@ class _BackwardWatch:
     @torch.no_grad()
     def _on_backward_end(self) -> None:
         self._queued = False
-        names = [n for n, p in self._named if p.grad is not None]
-        gradients = [p.grad for _, p in self._named if p.grad is not None]
+        names = [n for n, p in self.named if p.grad is not None]
+        gradients = [p.grad for _, p in self.named if p.grad is not None]
         self._norms = dict(zip(names, local_norms(gradients), strict=True))

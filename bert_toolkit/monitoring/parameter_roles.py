@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -51,6 +52,7 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+@lru_cache(maxsize=2**16)
 def clean_name(name: str) -> str:
     """Remove from a parameter's path the parts that wrappers inserted."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-# 512 KiB of fp32: a chunk stays in a core's second-level cache while all statistics read it.
+# 512 KiB of fp32 for each thread: a chunk stays in a core's second-level cache while all statistics read it.
 _CHUNK = 2**17
-# Elements of one dot product; the norm of as many equal values is then right to 1e-6.
-_DOT = 2**14
+# Chunks of all threads together. Sums of ones are exact in fp32 up to four times as many.
+_LARGEST_CHUNK = 2**22
+# Tensors up to this size are computed together, for they cost calls, not memory.
+_SMALL = 2**14
 # Squares of magnitudes outside this range overflow or lose digits in fp32; such chunks are computed in float64.
 _SMALLEST, _LARGEST = 1e-15, 1e15
 # A variance of this share of the mean square or more keeps its digits when one is taken from the other in fp32. That
@@ -209,26 +211,21 @@ def _positions_by(keys: Sequence) -> dict[Any, list[int]]:
 
 
 def _absolute_rows(values: list[Tensor]) -> Tensor:
-    return _cpu_absolute_rows(values) if values[0].device.type == "cpu" else _foreach_absolute_rows(values)
+    if values[0].device.type == "cpu":
+        return _cpu_rows(_small_absolute_rows, _large_absolute_row, values)
+    return _foreach_absolute_rows(values)
 
 
 def _update_rows(after: list[Tensor], before: list[Tensor]) -> Tensor:
-    on_cpu = after[0].device.type == "cpu"
-    return _cpu_update_rows(after, before) if on_cpu else _foreach_update_rows(after, before)
+    if after[0].device.type == "cpu":
+        return _cpu_rows(_small_update_rows, _large_update_row, after, before)
+    return _foreach_update_rows(after, before)
 
 
 def _norms(values: list[Tensor]) -> Sequence[Tensor]:
     if values[0].device.type == "cpu":
-        return [_cpu_norm(v) for v in values]
+        return _cpu_rows(_small_norm_rows, _large_norm_row, values)[:, 0].unbind()
     return _foreach_norms(values, 2).unbind()
-
-
-def _cpu_norm(values: Tensor) -> Tensor:
-    values = values if values.itemsize > 2 else values.float()
-    norm = math.sqrt(_sum_of_squares(values, _CHUNK))
-    if not _SMALLEST < norm < _LARGEST:  # squares left fp32's range, or there is nothing, or NaN
-        return torch.linalg.vector_norm(values, dtype=torch.float64).to(values.dtype)
-    return torch.tensor(norm, dtype=values.dtype)
 
 
 def _sharding(tensor: Tensor) -> tuple:
@@ -286,32 +283,76 @@ class _Scratch:
     """Two reusable chunks per precision, alive only while one sampled step is computed."""
 
     def __init__(self) -> None:
+        self.size = min(_CHUNK * torch.get_num_threads(), _LARGEST_CHUNK)
         self._buffers: dict[torch.dtype, Tensor] = {}
 
     def __call__(self, tensor: Tensor, exact: bool = False) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if exact or tensor.dtype == torch.float64 else torch.float32
         if dtype not in self._buffers:
-            self._buffers[dtype] = torch.empty(2, _CHUNK, dtype=dtype)
+            self._buffers[dtype] = torch.empty(2, self.size, dtype=dtype)
         first, second = self._buffers[dtype][:, : tensor.numel()]
         return first, second
 
 
-def _sum_of_squares(values: Tensor, elements: int = _DOT) -> float:
-    """By dot(), which takes half of vector_norm's time; of so many elements each, because it is not pairwise.
-
-    The first step of Adam moves all elements by one length: the rounding of equal summands adds up.
-    """
-    return sum(float(torch.dot(part, part)) for part in values.split(elements))
-
-
-def _cpu_absolute_rows(tensors: list[Tensor]) -> Tensor:
+def _cpu_rows(small: Callable[..., Tensor], large: Callable[..., Sequence[float]], *columns: list[Tensor]) -> Tensor:
+    """Rows of tensors: small ones of one size stacked as float64 of shape (tensors, size), large ones one by one."""
     scratch = _Scratch()
-    return torch.tensor([_absolute_row(t, scratch) for t in tensors], dtype=torch.float64)
+    sizes = [(v.numel(), v.dtype) if v.numel() <= _SMALL else position for position, v in enumerate(columns[0])]
+    order, rows = [], []
+    for size, positions in _positions_by(sizes).items():
+        order += positions
+        if isinstance(size, int):
+            rows.append(torch.tensor([large(*(column[size] for column in columns), scratch)], dtype=torch.float64))
+        else:
+            rows.append(small(*(torch.stack([column[p] for p in positions]).double() for column in columns)))
+    result = torch.empty(len(order), rows[0].shape[1], dtype=torch.float64)
+    result[order] = torch.cat(rows)
+    return result
 
 
-def _absolute_row(values: Tensor, scratch: _Scratch) -> tuple[float, ...]:
+def _bounds(magnitude: Tensor) -> tuple[float, float]:
+    """Smallest and largest of values >= 0, whose bits are ordered as integers; a NaN is then above infinity.
+
+    Comparing integers takes a third of the time, for it need not look for NaN.
+    """
+    low, high = torch.aminmax(magnitude.view(torch.int64 if magnitude.dtype == torch.float64 else torch.int32))
+    return float(low.view(magnitude.dtype)), float(high.view(magnitude.dtype))
+
+
+def _count_nonzero(magnitude: Tensor, smallest: float, other: Tensor) -> int:
+    if smallest > 0.0:
+        return magnitude.numel()
+    if magnitude.dtype == torch.float64:  # may hold NaN, which has no sign
+        return int(torch.count_nonzero(magnitude))
+    return int(torch.sign(magnitude, out=other).sum())  # exact, and faster than count_nonzero
+
+
+def _small_norm_rows(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values, dim=1, keepdim=True)
+
+
+def _large_norm_row(values: Tensor, scratch: _Scratch) -> tuple[float]:
+    values = values if values.itemsize > 2 else values.float()
+    # dot() reads memory once and writes nothing; it is right to 1e-4, where all values are equal.
+    norm = math.sqrt(sum(float(torch.dot(chunk, chunk)) for chunk in values.split(scratch.size)))
+    if not _SMALLEST < norm < _LARGEST:  # squares left fp32's range, or there is nothing, or NaN
+        return (float(torch.linalg.vector_norm(values, dtype=torch.float64)),)
+    return (norm,)
+
+
+def _small_absolute_rows(values: Tensor) -> Tensor:
+    count, size = values.shape
+    if size == 0:
+        return values.new_zeros(count, 5)
+    values.abs_()
+    total, largest, nonzero = values.sum(1), values.amax(1), torch.count_nonzero(values, dim=1)
+    squares = values.sub_(total[:, None] / size).square_().sum(1)
+    return torch.stack([torch.full_like(total, size), total, squares, largest, nonzero], dim=1)
+
+
+def _large_absolute_row(values: Tensor, scratch: _Scratch) -> tuple[float, ...]:
     count, mean, squares, largest, nonzero = 0, 0.0, 0.0, 0.0, 0
-    for chunk in values.split(_CHUNK) if values.numel() else ():
+    for chunk in values.split(scratch.size):
         row = _absolute_chunk(chunk, *scratch(chunk)) or _absolute_chunk(chunk, *scratch(chunk, exact=True))
         assert row is not None
         chunk_mean, chunk_squares, chunk_largest, chunk_nonzero = row
@@ -336,39 +377,34 @@ def _absolute_chunk(chunk: Tensor, magnitude: Tensor, other: Tensor) -> tuple[fl
         torch.abs(chunk, out=magnitude)
     else:
         magnitude.copy_(chunk).abs_()
-    low, high = (float(bound) for bound in torch.aminmax(magnitude))
-    exact = magnitude.dtype == torch.float64
+    low, high = _bounds(magnitude)
     if high == 0.0:
         return 0.0, 0.0, 0.0, 0
+    exact = magnitude.dtype == torch.float64
     if not exact and not _SMALLEST < high < _LARGEST:
         return None
-    if low > 0.0:
-        nonzero = size
-    else:
-        # The sum of signs counts exactly up to 2^24 and is faster than count_nonzero; a NaN has no sign.
-        nonzero = int(torch.count_nonzero(magnitude) if exact else torch.sign(magnitude, out=other).sum())
+    nonzero = _count_nonzero(magnitude, low, other)
     mean = float(magnitude.sum()) / size
-    around_zero = float(torch.dot(magnitude, magnitude))
+    around_zero = float(torch.mul(magnitude, magnitude, out=other).sum())  # sum() is pairwise, dot() is not
     squares = around_zero - size * mean * mean
     if not squares >= _ENOUGH_DIGITS * around_zero and math.isfinite(around_zero):
         centre = mean if exact else float(np.float32(mean))
         magnitude.sub_(centre)
         offset = float(magnitude.sum()) / size
-        squares = float(magnitude.square_().sum()) - size * offset * offset  # sum() is pairwise, dot() is not
+        squares = float(magnitude.square_().sum()) - size * offset * offset
         mean = centre + offset
     return mean, max(squares, 0.0) if squares == squares else squares, high, nonzero
 
 
-def _cpu_update_rows(after: list[Tensor], before: list[Tensor]) -> Tensor:
-    scratch = _Scratch()
-    rows = [_update_row(new, old, scratch) for new, old in zip(after, before, strict=True)]
-    return torch.tensor(rows, dtype=torch.float64)
+def _small_update_rows(after: Tensor, before: Tensor) -> Tensor:
+    moved = after - before
+    changed, update, parameter = torch.count_nonzero(moved, dim=1), moved.square_().sum(1), before.square_().sum(1)
+    return torch.stack([torch.full_like(update, after.shape[1]), changed, update, parameter], dim=1)
 
 
-def _update_row(after: Tensor, before: Tensor, scratch: _Scratch) -> tuple[float, ...]:
+def _large_update_row(after: Tensor, before: Tensor, scratch: _Scratch) -> tuple[float, ...]:
     changed, update, parameter = 0.0, 0.0, 0.0
-    pairs = zip(after.split(_CHUNK), before.split(_CHUNK), strict=True) if after.numel() else ()
-    for new, old in pairs:
+    for new, old in zip(after.split(scratch.size), before.split(scratch.size), strict=True):
         row = _update_chunk(new, old, *scratch(new)) or _update_chunk(new, old, *scratch(new, exact=True))
         assert row is not None
         changed, update, parameter = changed + row[0], update + row[1], parameter + row[2]
@@ -383,16 +419,12 @@ def _update_chunk(new: Tensor, old: Tensor, difference: Tensor, other: Tensor) -
     else:
         reference = other.copy_(old)
         torch.sub(difference.copy_(new), reference, out=difference)
-    parameter = _sum_of_squares(reference)
-    exact = difference.dtype == torch.float64
-    if exact:
-        changed = float(torch.count_nonzero(difference))
-    else:
-        # A sum of ones is exact, and faster than count_nonzero.
-        signs = torch.sign(difference, out=other)
-        changed = float(torch.dot(signs, signs))
-    update = _sum_of_squares(difference)
-    if exact:
+    # The first step of Adam moves all elements by one length: sum() is pairwise, dot() adds up their rounding.
+    parameter = float(torch.mul(reference, reference, out=other).sum())
+    smallest, _ = _bounds(difference.abs_())
+    changed = float(_count_nonzero(difference, smallest, other))
+    update = float(difference.square_().sum())
+    if difference.dtype == torch.float64:
         return changed, update, parameter
     low, high = _SMALLEST**2, _LARGEST**2
     if not (low < update < high or changed == 0.0) or not (low < parameter < high or parameter == 0.0):

@@ -125,7 +125,7 @@ class UpdateRatioMonitor:
                 "update ratios need a model with at least one trainable parameter (requires_grad=True), got none; "
                 "unfreeze a parameter or remove the monitor"
             )
-        self._before: dict[str, Tensor] = {}
+        self._before: list[tuple[str, nn.Parameter, Tensor]] = []
         self._positions: dict[str, Tensor] = {}
 
     @property
@@ -136,15 +136,15 @@ class UpdateRatioMonitor:
     @torch.no_grad()
     def before_step(self) -> None:
         """Remember the parameters; call it right before `optimizer.step()`."""
-        self._before = {
-            name: self._values(name, parameter).clone()
+        self._before = [
+            (name, parameter, self._values(name, parameter).clone())
             for name, parameter in named_unique_parameters(self.model)
             if parameter.requires_grad
-        }
+        ]
 
     def forget(self) -> None:
         """Free the remembered parameters without measuring."""
-        self._before = {}
+        self._before = []
 
     @torch.no_grad()
     def after_step(self, step: int) -> UpdateRatioRecord:
@@ -161,10 +161,11 @@ class UpdateRatioMonitor:
         """
         if not self._before:
             raise InputError("after_step() needs before_step() right before optimizer.step() of the same step")
-        before, self._before = self._before, {}
-        names, parameters = zip(*[(n, p) for n, p in named_unique_parameters(self.model) if n in before], strict=True)
+        names, parameters, before = zip(*self._before, strict=True)
+        self._before = []
         after = [self._values(n, p) for n, p in zip(names, parameters, strict=True)]
-        rows = update_rows(parameters, after, [before.pop(n) for n in names]).read()
+        rows = update_rows(parameters, after, before).read()
+        del before
         update_norm, parameter_norm, changed_share = update_statistics(rows)
         if self.mode == "sampled":
             scale = np.sqrt([p.numel() for p in parameters] / rows[..., 0].sum(0))

@@ -123,10 +123,10 @@ def test_exact_copy_is_gone_after_the_step(tmp_path):
     model = Classifier()
     callback.on_train_begin(arguments(tmp_path), TrainerState(max_steps=9), TrainerControl(), model=model)
     callback.monitor.before_step()
-    held = sum(value.numel() * value.itemsize for value in callback.monitor._before.values())
+    held = sum(value.numel() * value.itemsize for _, _, value in callback.monitor._before)
     assert held == sum(p.numel() * p.itemsize for p in model.parameters())
     callback.monitor.after_step(1)
-    assert callback.monitor._before == {}
+    assert callback.monitor._before == []
 
 
 def test_start_takes_less_than_50_milliseconds(tmp_path):

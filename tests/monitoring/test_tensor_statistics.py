@@ -1,4 +1,4 @@
-"""Statistics against plain float64 PyTorch, on the chunked CPU path and on the batched path of accelerators."""
+"""Statistics against plain float64 PyTorch, on the paths of CPUs and on the batched path of accelerators."""
 
 import math
 
@@ -14,18 +14,21 @@ from bert_toolkit.monitoring.tensor_statistics import (
     PendingRows,
     absolute_rows,
     absolute_statistics,
+    local_norms,
     local_tensor,
     update_rows,
     update_statistics,
 )
 
 
-@pytest.fixture(params=["chunks", "batched norms"], autouse=True)
+@pytest.fixture(params=["small together", "chunks", "batched norms"], autouse=True)
 def path(request, monkeypatch):
-    """The path of accelerators is tested on CPU by letting it take the place of the CPU's."""
+    """Small tensors take the path of large ones too; that of accelerators takes the place of the CPU's."""
+    if request.param == "chunks":
+        monkeypatch.setattr(tensor_statistics, "_SMALL", 0)
     if request.param == "batched norms":
-        monkeypatch.setattr(tensor_statistics, "_cpu_absolute_rows", tensor_statistics._foreach_absolute_rows)
-        monkeypatch.setattr(tensor_statistics, "_cpu_update_rows", tensor_statistics._foreach_update_rows)
+        monkeypatch.setattr(tensor_statistics, "_absolute_rows", tensor_statistics._foreach_absolute_rows)
+        monkeypatch.setattr(tensor_statistics, "_update_rows", tensor_statistics._foreach_update_rows)
     return request.param
 
 
@@ -52,6 +55,16 @@ def generator() -> torch.Generator:
 def test_precisions(dtype):
     g = generator()
     check_absolute([torch.randn(shape, generator=g).to(dtype) for shape in ((3,), (40, 50), (2, 3, 4), (), (1,))])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_norms_are_finite_exactly_where_the_values_are(dtype):
+    g = generator()
+    tensors = [torch.randn(n, generator=g).to(dtype) for n in (0, 1, 300, 300, 2**18 + 3)]
+    tensors += [torch.full((300,), 1e30, dtype=dtype), torch.tensor([1.0, math.nan]), torch.tensor([math.inf, 0.0])]
+    norms = torch.stack([norm.double() for norm in local_norms(tensors)])
+    torch.testing.assert_close(norms[:6], torch.stack([t.double().norm() for t in tensors[:6]]), rtol=1e-5, atol=0)
+    assert not norms[6:].isfinite().any()
 
 
 def test_several_precisions_at_once():

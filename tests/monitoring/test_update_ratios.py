@@ -122,7 +122,7 @@ def test_sampled_mode_of_bert_base_holds_less_than_10_mebibytes():
     assert held < 10 * 2**20
     monitor = UpdateRatioMonitor(nn.Linear(3000, 100, bias=False), mode="sampled")
     monitor.before_step()
-    (values,), (positions,) = monitor._before.values(), monitor._positions.values()
+    ((_, _, values),), (positions,) = monitor._before, monitor._positions.values()
     assert values.numel() == positions.numel() == SAMPLE_SIZE and positions.itemsize == 4
 
 
@@ -130,9 +130,9 @@ def test_copy_is_freed_after_the_step():
     model = build()
     monitor = UpdateRatioMonitor(model)
     monitor.before_step()
-    assert sum(v.numel() for v in monitor._before.values()) == sum(p.numel() for p in model.parameters())
+    assert sum(v.numel() for _, _, v in monitor._before) == sum(p.numel() for p in model.parameters())
     monitor.after_step(1)
-    assert monitor._before == {}
+    assert monitor._before == []
 
 
 def test_overflow_is_a_skipped_step_and_not_a_zero_update():
