@@ -3,8 +3,9 @@
     python benchmarks/corpus_memory.py --megabytes 1000
 
 Writes text files of that size (speeches of the State of the Union, in ever new order) into a temporary folder,
-tokenises them with two processes and makes a thousand batches. Prints the peak resident memory, mapped files included,
-of this process and of the largest worker, and writes `benchmarks/results/corpus_memory.json`.
+tokenises them with two processes and makes a thousand batches, or as many as there are. Prints the peak resident
+memory, mapped files included, of this process and of the largest worker, and writes
+`benchmarks/results/corpus_memory.json`.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def main() -> None:
         pairs = NextSentencePairs(corpus, tokenizer)
         pairs.set_epoch(1)
         collator = DataCollatorForPreTraining(tokenizer)
-        for number in range(1000):
+        for number in range(min(1000, len(pairs) // 32)):
             collator(pairs.__getitems__(range(number * 32, number * 32 + 32)))
         record = {
             "characters": written,
