@@ -30,6 +30,8 @@ class ForwardStatistics:
         label_counts: how often each class was the label, shape `(classes,)`; empty where labels are not one class
             per example.
         integer_labels: labels were whole numbers, so the loss should be a cross-entropy.
+        several_losses: the batch had further labels (next sentences beside words), so the loss is a weighted sum whose
+            level says nothing about the classes alone.
         identical_inputs: every example had the very same inputs, though there were several.
         masked_share: share of examples whose attention mask hides every token.
     """
@@ -40,6 +42,7 @@ class ForwardStatistics:
     top_share: float = math.nan
     label_counts: np.ndarray = field(default_factory=lambda: np.zeros(0))
     integer_labels: bool = False
+    several_losses: bool = False
     identical_inputs: bool = False
     masked_share: float = 0.0
 
@@ -60,6 +63,7 @@ class ForwardWatch:
         self._passes: list[tuple[Tensor, Tensor | None]] = []
         self._classes = 0
         self._integer_labels = False
+        self._several_losses = False
         self._loss_is_partial = False
 
     def start(self) -> None:
@@ -73,7 +77,12 @@ class ForwardWatch:
             self._handle.remove()
             self._handle = None
         passes, self._passes = self._passes, []
-        return PendingForward(passes, self._classes, self._integer_labels, self._loss_is_partial)
+        known = {
+            "classes": self._classes,
+            "integer_labels": self._integer_labels,
+            "several_losses": self._several_losses,
+        }
+        return PendingForward(passes, known, self._loss_is_partial)
 
     @torch.no_grad()
     def _on_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
@@ -82,6 +91,7 @@ class ForwardWatch:
         loss, logits = _loss_and_logits(output)
         labels = kwargs.get("labels")
         inputs = [value for name, value in kwargs.items() if "label" not in name] + list(args)
+        self._several_losses = sum(isinstance(value, Tensor) for name, value in kwargs.items() if "label" in name) > 1
         batches = [value for value in inputs if isinstance(value, Tensor) and value.ndim and len(value) > 1]
         device = next(t.device for t in (loss, logits, labels, *batches, torch.zeros(())) if isinstance(t, Tensor))
         unknown = torch.full((), math.nan, device=device)
@@ -118,11 +128,9 @@ class PendingForward:
     """Statistics of forward passes whose numbers may still be on their way from the device."""
 
     def __init__(
-        self, passes: list[tuple[Tensor, Tensor | None]], classes: int, integer_labels: bool, loss_is_partial: bool
+        self, passes: list[tuple[Tensor, Tensor | None]], known: dict[str, Any], loss_is_partial: bool
     ):
-        self._passes = passes
-        self._classes = classes
-        self._integer_labels = integer_labels
+        self._known = known  # what needed no look at values
         self._numbers: HostCopy | None = None
         if not passes:
             return
@@ -148,12 +156,11 @@ class PendingForward:
         return ForwardStatistics(
             loss=loss if math.isfinite(loss) else math.nan,
             loss_nonfinite=has_loss == 1.0 and not math.isfinite(loss),
-            classes=self._classes,
             top_share=top_share,
             label_counts=numbers[5:],
-            integer_labels=self._integer_labels,
             identical_inputs=identical == 1.0,
             masked_share=masked,
+            **self._known,
         )
 
 

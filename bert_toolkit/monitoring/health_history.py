@@ -74,7 +74,7 @@ class HealthHistory:
         initializer_range: standard deviation that the model's config names for fresh weights, None where it does not.
         step: optimizer step. clip_coefficient: what clipping multiplied gradients by. skipped: the loss scaler
             skipped the step. loss, loss_nonfinite, classes, top_share, identical_inputs, masked_share,
-            integer_labels: see `ForwardStatistics`. prior_loss: entropy in nats of the labels, what a model that
+            integer_labels, several_losses: see `ForwardStatistics`. prior_loss: entropy in nats of the labels, what a model that
             knows nothing but their frequencies would score, estimated from those so far; NaN where labels are not one
             class per example.
         gradient: root mean square before clipping, NaN where there is no gradient. zero_share: of its elements.
@@ -93,6 +93,7 @@ class HealthHistory:
     classes = _Column(dtype=np.int64)
     top_share = _Column()
     integer_labels = _Column(dtype=bool)
+    several_losses = _Column(dtype=bool)
     identical_inputs = _Column(dtype=bool)
     masked_share = _Column()
     prior_loss = _Column()
@@ -166,6 +167,7 @@ class HealthHistory:
             "classes",
             "top_share",
             "integer_labels",
+            "several_losses",
             "identical_inputs",
             "masked_share",
         ):

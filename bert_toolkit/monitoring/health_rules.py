@@ -839,14 +839,16 @@ def loss_flat(
     With one class label per example the last `recent` losses are compared with the entropy of the labels seen; with
     token labels with `share` of the logarithm of the vocabulary, since the plateau of word frequencies is healthy.
     Judged after the warm-up, and not while the loss falls from the first to the second half of these samples. Other
-    losses have no level to compare with and are not judged.
+    losses, and sums of several, have no level to compare with and are not judged.
     """
     if len(history) < samples or history.step[-1] - history.step[0] < steps:
         return []
     if _after_warmup(history).sum() < recent // 2:
         return []
     loss = history.loss[-recent:]
-    if not np.isfinite(loss).all() or history.classes[-1] < 2 or not history.integer_labels[-1]:
+    if not np.isfinite(loss).all() or history.classes[-1] < 2:
+        return []
+    if not history.integer_labels[-1] or history.several_losses[-1]:
         return []
     halves = np.array_split(loss, 2)
     if halves[0].mean() - halves[1].mean() > 2 * math.hypot(*(half.std() / math.sqrt(len(half)) for half in halves)):

@@ -42,7 +42,7 @@ def test_loss_predictions_and_labels():
     assert seen.top_share == pytest.approx(counts.max().item() / 8)
     assert seen.label_counts.tolist() == torch.bincount(one["labels"], minlength=3).tolist()
     assert seen.classes == 3
-    assert seen.integer_labels
+    assert seen.integer_labels and not seen.several_losses
     assert not seen.identical_inputs
     assert not seen.loss_nonfinite
 
@@ -121,7 +121,7 @@ def test_the_words_head_of_a_model_for_pretraining_is_read():
     inputs = {"input_ids": ids, "labels": ids, "next_sentence_label": torch.tensor([0, 1, 0])}
     seen, (output,) = watched(BertForPreTraining(config).train(), inputs)
     assert seen.classes == 11
-    assert seen.integer_labels
+    assert seen.integer_labels and seen.several_losses
     assert seen.loss == pytest.approx(output.loss.item(), rel=1e-6)
 
 

@@ -61,6 +61,7 @@ class Course:
         self.skipped = np.zeros(n, dtype=bool)
         self.top_share = np.full(n, 0.5)
         self.integer_labels = True
+        self.several_losses = False
         self.identical = np.zeros(n, dtype=bool)
         self.masked = np.zeros(n)
         self.label_counts = np.array([10.0, 10.0, 12.0])
@@ -117,6 +118,7 @@ class Course:
                         top_share=self.top_share[i],
                         label_counts=self.label_counts,
                         integer_labels=self.integer_labels,
+                        several_losses=self.several_losses,
                         identical_inputs=bool(self.identical[i]),
                         masked_share=self.masked[i],
                     ),
@@ -521,6 +523,12 @@ def regression(c):
     c.loss = 0.4 + 0.05 * np.random.default_rng(0).standard_normal(c.samples)
 
 
+def next_sentences_with_a_large_weight(c):
+    """Words at 4.4 nats and ten times the loss of next sentences, near the 10.3 of a guess among all words."""
+    loss_flat_at_uniform_guess(c)
+    c.several_losses = True
+
+
 def negative_log_density(c):
     c.integer_labels, c.classes, c.label_counts = False, 1, np.zeros(0)
     c.loss = np.linspace(1.0, -2.0, c.samples)
@@ -572,6 +580,7 @@ HEALTHY = [
     noisy_and_slow_but_falling,
     warmup_over_most_of_the_run,
     regression,
+    next_sentences_with_a_large_weight,
     negative_log_density,
     one_class_only,
     bf16_weights_with_large_steps,
