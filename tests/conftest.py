@@ -1,6 +1,7 @@
 """Settings for every test: one thread per process, no network, GPU tests only where there is a GPU."""
 
 import os
+import tarfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,6 +44,20 @@ def cola_dir(tmp_path_factory: pytest.TempPathFactory):
         lines = [f"{source}\t{label}\t{'' if label else '*'}\t{text}" for source, label, text in rows]
         (folder / f"{name}.tsv").write_text("\n".join(lines), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def newsgroups_archive(tmp_path_factory: pytest.TempPathFactory):
+    """An archive in the by-date layout: twelve posts for each of four groups to train on, and as many to test."""
+    folder = tmp_path_factory.mktemp("newsgroups")
+    post, archive = folder / "post", folder / "20news-bydate.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for split in ("train", "test"):
+            for group in ("alt.atheism", "comp.graphics", "sci.space", "talk.religion.misc"):
+                for number in range(12):
+                    post.write_text(f"Subject: {group}\n\nthe dog sleeps {number}\n")
+                    tar.add(post, f"20news-bydate-{split}/{group}/{number}")
+    return archive
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,14 @@
 """The pages say what works: Python blocks run, commands have scripts and flags that exist, links lead somewhere.
 
-docs/classify.md, whose shell blocks build on one another, runs as a whole in recipes/test_classify_page.py.
+Commands are run in test_documentation_commands.py; docs/classify.md runs as a whole in recipes/test_classify_page.py.
 """
 
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
-import tarfile
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from bert_toolkit.launching import parse_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES += [ROOT / "benchmarks" / "README.md"]
+PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "pretraining_step.md"]
 # a command that is shown: script, and what follows it; the launcher's own flags come before the script
 COMMAND = re.compile(r"(?:accelerate launch|torchrun|python3?|-m) [^`\n]*?((?:recipes|benchmarks)/\w+\.py)([^`\n|)]*)")
 
@@ -36,20 +36,14 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 
 @pytest.fixture
-def readers_script(tmp_path, monkeypatch, tiny_bert_dir):
+def readers_script(tmp_path, monkeypatch, tiny_bert_dir, newsgroups_archive):
     """What the pages take as given: the reader's model, data, Trainer and loop, and files in the current folder."""
     monkeypatch.chdir(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert_dir)
     model = ToolkitBertForSequenceClassification.from_pretrained(tiny_bert_dir, num_labels=2)
     model.save_pretrained("runs/cola")
     tokenizer.save_pretrained("runs/cola")
-    with tarfile.open("20news-bydate.tar.gz", "w:gz") as archive:
-        for split in ("train", "test"):
-            for group in ("alt.atheism", "comp.graphics", "sci.space", "talk.religion.misc"):
-                for number in range(12):
-                    post = Path("post")
-                    post.write_text(f"Subject: {group}\n\nthe dog sleeps {number}\n")
-                    archive.add(post, f"20news-bydate-{split}/{group}/{number}")
+    shutil.copy(newsgroups_archive, ".")
     rows = datasets.Dataset.from_list([{**tokenizer("the dog sleeps today ."), "label": i % 2} for i in range(16)])
 
     def trainer(whatever_the_reader_has, **settings):
