@@ -127,9 +127,7 @@ class ForwardWatch:
 class PendingForward:
     """Statistics of forward passes whose numbers may still be on their way from the device."""
 
-    def __init__(
-        self, passes: list[tuple[Tensor, Tensor | None]], known: dict[str, Any], loss_is_partial: bool
-    ):
+    def __init__(self, passes: list[tuple[Tensor, Tensor | None]], known: dict[str, Any], loss_is_partial: bool):
         self._known = known  # what needed no look at values
         self._numbers: HostCopy | None = None
         if not passes:

@@ -74,9 +74,9 @@ class HealthHistory:
         initializer_range: standard deviation that the model's config names for fresh weights, None where it does not.
         step: optimizer step. clip_coefficient: what clipping multiplied gradients by. skipped: the loss scaler
             skipped the step. loss, loss_nonfinite, classes, top_share, identical_inputs, masked_share,
-            integer_labels, several_losses: see `ForwardStatistics`. prior_loss: entropy in nats of the labels, what a model that
-            knows nothing but their frequencies would score, estimated from those so far; NaN where labels are not one
-            class per example.
+            integer_labels, several_losses: see `ForwardStatistics`. prior_loss: entropy in nats of the labels, what a
+            model that knows nothing but their frequencies would score, estimated from those so far; NaN where labels
+            are not one class per example.
         gradient: root mean square before clipping, NaN where there is no gradient. zero_share: of its elements.
         ratio, weight, changed_share: ||update|| / ||parameter||, root mean square of the parameter before the step,
             share of elements that changed; NaN where frozen. learning_rate: NaN where the optimizer does not hold
