@@ -21,8 +21,8 @@ class PreTrainingTrainer(Trainer):
     have fewer of them.
 
     Args:
-        next_sentence_weight: Factor of the next-sentence term while training, 1 as in BERT; at most the number of
-            sequences of an optimizer step.
+        next_sentence_weight: Factor of the next-sentence term in training and evaluation, 1 as in BERT; at most the
+            number of sequences of an optimizer step.
         args, kwargs: As for `transformers.Trainer`.
     """
 
@@ -41,3 +41,10 @@ class PreTrainingTrainer(Trainer):
         # the model divides the summed term by this number
         divisor = sequences / self.next_sentence_weight
         return [{**batch, "num_sequences_in_batch": divisor} for batch in batches], num_items_in_batch
+
+    def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Evaluate a batch by the loss that is trained, so that both curves can be compared."""
+        if "next_sentence_label" in inputs:
+            sequences = len(inputs["next_sentence_label"])
+            inputs = {**inputs, "num_sequences_in_batch": sequences / self.next_sentence_weight}
+        return super().prediction_step(model, inputs, *args, **kwargs)

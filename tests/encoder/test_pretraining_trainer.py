@@ -208,10 +208,6 @@ def test_two_processes_equal_one(case: str, tmp_path: Path) -> None:
             torch.testing.assert_close(both[name], expected, rtol=1e-6, atol=1e-12)
 
 
-if __name__ == "__main__":
-    worker(sys.argv[1], Path(sys.argv[2]))
-
-
 def test_weighted_next_sentence_loss_under_accumulation(tmp_path: Path) -> None:
     """Gradients of 2 x 8 sequences are those of cross-entropies over all 16, the second times 7.5 (in fp32)."""
     keys = ("labels=words", "next_sentence_label=class")
@@ -234,3 +230,20 @@ def test_weighted_next_sentence_loss_under_accumulation(tmp_path: Path) -> None:
     (words + weight * follows).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(step[name], parameter.grad, rtol=1e-6, atol=1e-8)
+
+
+def test_evaluation_takes_the_loss_that_is_trained(tmp_path: Path) -> None:
+    data = Sequences(8, ("labels=words", "next_sentence_label=class"))
+    torch.manual_seed(0)
+    model = bert_toolkit.ToolkitBertForPreTraining(ToolkitBertConfig(**SIZES)).eval()
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", per_device_eval_batch_size=8)
+    trainer = PreTrainingTrainer(model, arguments, eval_dataset=data, next_sentence_weight=7.5)
+    batch = {name: torch.stack([row[name] for row in data.rows]) for name in data.rows[0]}
+    output = model(batch["input_ids"])
+    words = torch.nn.functional.cross_entropy(output.prediction_logits.flatten(0, 1), batch["labels"].flatten())
+    follows = torch.nn.functional.cross_entropy(output.seq_relationship_logits, batch["next_sentence_label"])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx((words + 7.5 * follows).item(), rel=1e-5)
+
+
+if __name__ == "__main__":
+    worker(sys.argv[1], Path(sys.argv[2]))
