@@ -41,6 +41,13 @@ def test_little_padding_and_no_drift_through_the_epoch():
     assert abs(np.mean(correlations)) < 0.06
 
 
+def test_batches_of_a_small_dataset_mix_lengths():
+    lengths = np.random.default_rng(2).integers(5, 13, 1440)
+    order = LengthGroupedRows(range(1440), lengths, 32, 7).order
+    mixed = sum(len(set(lengths[order[i : i + 32]])) > 1 for i in range(0, 1440, 32))
+    assert mixed >= 20  # of 45; sorted as a whole, one where each of the 8 lengths ends
+
+
 def test_epochs_and_seeds_differ():
     lengths = np.arange(100) % 9
     orders = {tuple(LengthGroupedRows(range(100), lengths, 4, seed).order) for seed in range(5)}
