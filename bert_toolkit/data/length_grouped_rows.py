@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-# Sorted together: enough that batches hold little padding, few enough that a batch's company changes every epoch. At least
-# four windows an epoch, as in Trainer's group_by_length: sorted as a whole, a small dataset makes batches of one length
-# each, and `recipes/cola.py` on the sample then stayed at chance with one seed of three; in windows it learnt with all.
+# Sorted together: enough that batches hold little padding, few enough that a batch's company changes every epoch. At
+# least four windows an epoch, as in Trainer's group_by_length: sorted as a whole, a small dataset makes batches of one
+# length each, and `recipes/cola.py` on the sample then stayed at chance with one seed of three (42).
 _SORTED_GROUPS, _FEWEST_WINDOWS = 50, 4
 
 
 class LengthGroupedRows(Dataset):
     """A dataset whose rows stand in groups of nearly equal length, the groups in random order.
 
-    Shuffles the rows, sorts them by length within windows of 50 groups (of fewer, so that an epoch has four windows at
-    least), then shuffles the groups; the last, smaller group stays last. The order is a function of (seed, epoch). Use it with
-    `TrainingArguments(train_sampling_strategy="sequential")`; Accelerate's data loaders call `set_epoch`.
+    Shuffles the rows, sorts them by length within windows of 50 groups (fewer, so that an epoch has at least four
+    windows), then shuffles the groups; the last, smaller group stays last. The order is a function of (seed, epoch).
+    Use it with `TrainingArguments(train_sampling_strategy="sequential")`; Accelerate's data loaders call `set_epoch`.
 
     Trainer's own `group_by_length` saves as much padding, but sends each window from its longest batch to its
     shortest, so that lengths drift in waves through an epoch; it draws from the global random state, which
