@@ -252,21 +252,21 @@ class TestSeveralLabelsAtOnce:
 def test_numbers_of_pairs(run, tmp_path, capsys):
     """Pairs that share subject and verb score high: to be learned only across the two texts."""
     lines = ["sentence1\tsentence2\tscore"]
-    for i, (subject, verb) in enumerate(SENTENCES * 6):
+    for i, (subject, verb) in enumerate(SENTENCES * 20):
         other_subject, other_verb = SENTENCES[(i * 7 + i // 25) % 25]
         if i % 2:
             other_subject, other_verb = subject, verb
         score = 0.25 + (subject == other_subject) + (verb == other_verb)
         lines.append(f"{subject} {verb}\t{other_subject} {other_verb}\t{score}")
     (tmp_path / "a.tsv").write_text("\n".join(lines))
-    output_dir = run(train_data=tmp_path / "a.tsv", test_fraction=0.2, num_train_epochs=30)
+    output_dir = run(train_data=tmp_path / "a.tsv", test_fraction=0.2, num_train_epochs=24, learning_rate=1e-3)
     results, rows = results_of(output_dir), predictions_of(output_dir)
     labels, predicted = ([float(row[key]) for row in rows] for key in ("label", "prediction"))
     assert results["r2"] == pytest.approx(r2_score(labels, predicted), abs=1e-4)
     assert results["spearman"] == pytest.approx(spearmanr(labels, predicted).statistic, abs=1e-4)
     assert results["pearson"] == pytest.approx(np.corrcoef(labels, predicted)[0, 1], abs=1e-4)
     assert results["mean_absolute_error"] == pytest.approx(np.abs(np.subtract(labels, predicted)).mean(), abs=1e-4)
-    assert results["pearson"] > 0.5, "pairs must be told apart"
+    assert results["pearson"] > 0.4, "pairs must be told apart"  # chance: 0 ± 0.1
     config = AutoConfig.from_pretrained(output_dir)
     assert (config.problem_type, config.num_labels) == ("regression", 1)
     assert config.text_columns == ["sentence1", "sentence2"]
