@@ -224,7 +224,9 @@ def speed(options: argparse.Namespace) -> None:
             + " |"
         )
     print("\n".join(lines))
-    record = {"device": device, "platform": platform.processor(), "options": vars(options)}
+    places = ("data_dir", "model", "output")  # of this machine
+    chosen = {name: value for name, value in vars(options).items() if name not in places}
+    record = {"device": device, "platform": platform.processor(), "options": chosen}
     record["runs"] = [
         {"arm": arm, "precision": precision, **run} for arm, precision in plan for run in runs[arm, precision]
     ]
