@@ -38,13 +38,14 @@ class PreTrainingTrainer(Trainer):
         sequences: torch.Tensor | int = sum(len(batch["next_sentence_label"]) for batch in batches)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             sequences = self.accelerator.gather(torch.tensor([sequences], device=device)).sum()
-        # the model divides the summed term by this number
-        divisor = sequences / self.next_sentence_weight
-        return [{**batch, "num_sequences_in_batch": divisor} for batch in batches], num_items_in_batch
+        return [self._with_divisor(batch, sequences) for batch in batches], num_items_in_batch
 
     def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Evaluate a batch by the loss that is trained, so that both curves can be compared."""
         if "next_sentence_label" in inputs:
-            sequences = len(inputs["next_sentence_label"])
-            inputs = {**inputs, "num_sequences_in_batch": sequences / self.next_sentence_weight}
+            inputs = self._with_divisor(inputs, len(inputs["next_sentence_label"]))
         return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def _with_divisor(self, batch: dict[str, Any], sequences: torch.Tensor | int) -> dict[str, Any]:
+        """The model divides the summed next-sentence term by this number, so the weight goes into it."""
+        return {**batch, "num_sequences_in_batch": sequences / self.next_sentence_weight}
