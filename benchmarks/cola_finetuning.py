@@ -34,7 +34,7 @@ ARMS = {
 
 def train_arm(arm: str, data_dir: str, model: str | None, settings: dict) -> dict:
     """Trains one arm in this process and returns its figures."""
-    from bert_toolkit.launching import prepare_processes
+    from bert_toolkit.training.launching import prepare_processes
 
     if arm == "c":
         prepare_processes()  # as the recipe does: it settles how PyTorch allocates
@@ -46,10 +46,10 @@ def train_arm(arm: str, data_dir: str, model: str | None, settings: dict) -> dic
     from cola import DEFAULTS, tokenize
 
     from bert_toolkit import ToolkitBertForSequenceClassification, compute_classification_metrics
+    from bert_toolkit.callbacks.token_counter import TokenCounterCallback
     from bert_toolkit.data.cola import load_cola
-    from bert_toolkit.data.length_grouped_rows import LengthGroupedRows
-    from bert_toolkit.data.pretrained import choose_model
-    from bert_toolkit.reporting.token_counter import TokenCounterCallback
+    from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
+    from bert_toolkit.training.pretrained import choose_model
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(settings["threads"])

@@ -23,8 +23,8 @@ from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
 from bert_toolkit import DataCollatorForPreTraining, NextSentencePairs, TokenisedDocuments
 from bert_toolkit.data.documents import DocumentFiles, corpus_files, sentences_of, state_of_the_union_folder
-from bert_toolkit.data.pretrained import offline_weights
 from bert_toolkit.reporting.results import command_line, package_versions
+from bert_toolkit.training.pretrained import offline_weights
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -20,8 +20,8 @@ from transformers import AutoTokenizer
 
 from bert_toolkit import DataCollatorForPreTraining, NextSentencePairs, TokenisedDocuments
 from bert_toolkit.data.documents import DocumentFiles, corpus_files, sentences_of, state_of_the_union_folder
-from bert_toolkit.data.pretrained import offline_weights
 from bert_toolkit.reporting.results import command_line, package_versions
+from bert_toolkit.training.pretrained import offline_weights
 
 
 def peak_mib(who: int) -> float:

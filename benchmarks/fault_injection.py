@@ -59,9 +59,9 @@ from bert_toolkit import (
     ToolkitBertForSequenceClassification,
     TrainingHealthCallback,
 )
-from bert_toolkit.monitoring.health_findings import HealthJudge
-from bert_toolkit.monitoring.health_history import HealthHistory
-from bert_toolkit.monitoring.health_rules import RULES
+from bert_toolkit.health.history import HealthHistory
+from bert_toolkit.health.judge import HealthJudge
+from bert_toolkit.health.rules import RULES
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "fault_injection.jsonl"
@@ -136,7 +136,7 @@ def common_settings(steps: int, rate: float, batch: int) -> dict[str, Any]:
 
 def minilm(seed: int) -> Run:
     """ToolkitBert from MiniLM's weights, fine-tuned to tell linguists' examples from presidents' sentences."""
-    from bert_toolkit.data.pretrained import offline_weights
+    from bert_toolkit.training.pretrained import offline_weights
 
     folder = _once(offline_weights)
     tokenizer = _once(AutoTokenizer.from_pretrained, folder)
@@ -669,7 +669,7 @@ def frozen_lower_layers(seed: int) -> Run:
 
 @control(held_out=True)
 def layer_wise_rates(seed: int) -> Run:
-    from bert_toolkit.layer_wise_learning_rate import layer_wise_parameter_groups
+    from bert_toolkit.training.layer_wise_learning_rate import layer_wise_parameter_groups
 
     run = minilm(seed)
     run.optimizer = lambda model, rate: torch.optim.AdamW(
@@ -952,7 +952,7 @@ def tables(rows: list[dict]) -> list[str]:
         "| rule | its faults, found | named by it | named for another fault | alarms on healthy trainings |",
         "|---|---|---|---|---|",
     ]
-    for rule in (r.__name__ for r in RULES):
+    for rule in (r.name for r in RULES):
         own = [(row, o) for row, o in visible if rule in FAULTS[row["name"]].rules]
         wrong = [row for row, o in faults if rule in o["rules"] and rule not in FAULTS[row["name"]].rules]
         alarms = [row for row in controls if rule in [case["rule"] for case in row["found"]]]

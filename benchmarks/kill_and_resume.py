@@ -32,8 +32,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from bert_toolkit.checkpoints import is_whole_checkpoint
 from bert_toolkit.reporting.results import command_line, package_versions
+from bert_toolkit.training.checkpoints import is_whole_checkpoint
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -64,7 +64,7 @@ def write_inputs(folder: Path) -> None:
     import torch
     from transformers import BertConfig, BertForPreTraining
 
-    from bert_toolkit.data.wordpiece import train_wordpiece
+    from bert_toolkit.pretraining.wordpiece import train_wordpiece
 
     random = Random(0)
 

@@ -32,7 +32,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, TrainerControl, TrainerState, TrainingArguments
 
 from bert_toolkit import GradientFlowCallback, TrainingHealthCallback, UpdateRatioCallback
-from bert_toolkit.launching import prepare_processes
+from bert_toolkit.training.launching import prepare_processes
 
 HERE = Path(__file__).parent
 SIZES = {

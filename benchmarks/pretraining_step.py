@@ -24,8 +24,8 @@ import transformers
 from transformers import BertConfig, BertForPreTraining, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from bert_toolkit import ToolkitBertConfig, ToolkitBertForPreTraining
-from bert_toolkit.encoder.pretraining_trainer import PreTrainingTrainer
-from bert_toolkit.reporting.flops import device_peak, pretraining_flops
+from bert_toolkit.pretraining.flops import device_peak, pretraining_flops
+from bert_toolkit.pretraining.pretraining_trainer import PreTrainingTrainer
 
 VOCABULARY = 30522
 MLM_PROBABILITY = 0.15

@@ -4,7 +4,16 @@ Importing the package registers `toolkit_bert` with the Auto classes of transfor
 """
 
 from bert_toolkit.callbacks import GradientFlowCallback, TrainingHealthCallback, UpdateRatioCallback
-from bert_toolkit.encoder import (
+from bert_toolkit.errors import InputError
+from bert_toolkit.health.findings import Finding
+from bert_toolkit.metrics import (
+    ClassificationMetrics,
+    compute_classification_metrics,
+    flat_accuracy,
+    matthews_correlation,
+    matthews_correlation_interval,
+)
+from bert_toolkit.model import (
     ToolkitBertConfig,
     ToolkitBertForMaskedLM,
     ToolkitBertForNextSentencePrediction,
@@ -15,16 +24,7 @@ from bert_toolkit.encoder import (
     ToolkitBertForTokenClassification,
     ToolkitBertModel,
 )
-from bert_toolkit.errors import InputError
-from bert_toolkit.metrics import (
-    ClassificationMetrics,
-    compute_classification_metrics,
-    flat_accuracy,
-    matthews_correlation,
-    matthews_correlation_interval,
-)
 from bert_toolkit.monitoring import (
-    Finding,
     GradientFlowMonitor,
     GradientFlowRecord,
     UpdateRatioMonitor,

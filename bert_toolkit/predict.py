@@ -15,12 +15,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_toolkit.data.labels import REGRESSION, SINGLE
-from bert_toolkit.data.pretrained import choose_model
 from bert_toolkit.data.tables import check_new_file, read_table, shown, write_table
 from bert_toolkit.errors import InputError
-from bert_toolkit.launching import parse_arguments, run_recipe
-from bert_toolkit.loading import load_pretrained
 from bert_toolkit.reporting.decisions import decision_columns
+from bert_toolkit.training.launching import parse_arguments, run_recipe
+from bert_toolkit.training.loading import load_pretrained
+from bert_toolkit.training.pretrained import choose_model
 
 ROWS_SORTED = 10_000
 """Rows that are sorted by length at a time: the tokens of more of them need not fit into memory."""

@@ -31,13 +31,17 @@ from bert_toolkit import (
     UpdateRatioCallback,
     matthews_correlation_interval,
 )
-from bert_toolkit.checkpoints import checkpoint_to_resume, resume_callbacks
+from bert_toolkit.callbacks.batch_losses import BatchLossCallback
+from bert_toolkit.callbacks.token_counter import TokenCounterCallback
 from bert_toolkit.data.corpus_splits import CorpusSplits
 from bert_toolkit.data.labelled_tables import load_labelled_tables
 from bert_toolkit.data.labels import REGRESSION, SINGLE
-from bert_toolkit.data.length_grouped_rows import LengthGroupedRows
-from bert_toolkit.data.pretrained import choose_model
-from bert_toolkit.launching import (
+from bert_toolkit.metrics.task_scores import METRICS
+from bert_toolkit.reporting import overview
+from bert_toolkit.reporting.classification import write_classifier_outputs
+from bert_toolkit.reporting.reload_check import check_reload
+from bert_toolkit.training.checkpoints import checkpoint_to_resume, resume_callbacks
+from bert_toolkit.training.launching import (
     check_world_size,
     claim_output_dir,
     parse_arguments,
@@ -45,13 +49,9 @@ from bert_toolkit.launching import (
     run_recipe,
     use_cpu_threads,
 )
-from bert_toolkit.loading import load_pretrained, model_type_of
-from bert_toolkit.reporting import overview
-from bert_toolkit.reporting.batch_losses import BatchLossCallback
-from bert_toolkit.reporting.classification import write_classifier_outputs
-from bert_toolkit.reporting.reload_check import check_reload
-from bert_toolkit.reporting.task_scores import METRICS
-from bert_toolkit.reporting.token_counter import TokenCounterCallback
+from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
+from bert_toolkit.training.loading import load_pretrained, model_type_of
+from bert_toolkit.training.pretrained import choose_model
 
 
 @dataclass

@@ -31,11 +31,14 @@ from bert_toolkit import (
     matthews_correlation,
     matthews_correlation_interval,
 )
-from bert_toolkit.checkpoints import checkpoint_to_resume, resume_callbacks
+from bert_toolkit.callbacks.token_counter import TokenCounterCallback
 from bert_toolkit.data.cola import load_cola
-from bert_toolkit.data.length_grouped_rows import LengthGroupedRows
-from bert_toolkit.data.pretrained import choose_model
-from bert_toolkit.launching import (
+from bert_toolkit.reporting import overview
+from bert_toolkit.reporting.classification import write_classifier_outputs
+from bert_toolkit.reporting.figures import draw_batch_scores
+from bert_toolkit.reporting.reload_check import check_reload
+from bert_toolkit.training.checkpoints import checkpoint_to_resume, resume_callbacks
+from bert_toolkit.training.launching import (
     check_world_size,
     claim_output_dir,
     parse_arguments,
@@ -43,12 +46,9 @@ from bert_toolkit.launching import (
     run_recipe,
     use_cpu_threads,
 )
-from bert_toolkit.layer_wise_learning_rate import layer_wise_parameter_groups
-from bert_toolkit.reporting import overview
-from bert_toolkit.reporting.classification import write_classifier_outputs
-from bert_toolkit.reporting.figures import draw_batch_scores
-from bert_toolkit.reporting.reload_check import check_reload
-from bert_toolkit.reporting.token_counter import TokenCounterCallback
+from bert_toolkit.training.layer_wise_learning_rate import layer_wise_parameter_groups
+from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
+from bert_toolkit.training.pretrained import choose_model
 
 
 @dataclass

@@ -25,9 +25,8 @@ from bert_toolkit import (
     matthews_correlation,
 )
 from bert_toolkit.data.cola import load_cola
-from bert_toolkit.data.length_grouped_rows import LengthGroupedRows
-from bert_toolkit.data.pretrained import choose_model
-from bert_toolkit.launching import (
+from bert_toolkit.reporting import overview, results
+from bert_toolkit.training.launching import (
     check_world_size,
     claim_output_dir,
     parse_arguments,
@@ -35,7 +34,8 @@ from bert_toolkit.launching import (
     run_recipe,
     use_cpu_threads,
 )
-from bert_toolkit.reporting import overview, results
+from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
+from bert_toolkit.training.pretrained import choose_model
 
 
 @dataclass

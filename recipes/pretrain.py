@@ -37,12 +37,22 @@ from bert_toolkit import (
     TrainingHealthCallback,
     UpdateRatioCallback,
 )
-from bert_toolkit.checkpoints import checkpoint_to_resume, resume_callbacks
+from bert_toolkit.callbacks.pretraining_scores import (
+    PreTrainingScoresCallback,
+    losses_and_predictions,
+    pretraining_metrics,
+)
+from bert_toolkit.callbacks.token_counter import TokenCounterCallback
 from bert_toolkit.data.documents import DocumentFiles, HeldOut, corpus_files, sentences_of, state_of_the_union_folder
-from bert_toolkit.data.pretrained import choose_model
-from bert_toolkit.data.wordpiece import save_tokenizer, train_wordpiece
-from bert_toolkit.encoder.pretraining_trainer import PreTrainingTrainer
-from bert_toolkit.launching import (
+from bert_toolkit.pretraining.flops import device_peak
+from bert_toolkit.pretraining.pretraining_trainer import PreTrainingTrainer
+from bert_toolkit.pretraining.tokenised_documents import tokenizer_fingerprint
+from bert_toolkit.pretraining.wordpiece import save_tokenizer, train_wordpiece
+from bert_toolkit.reporting import overview
+from bert_toolkit.reporting.pretraining import demonstrate, write_pretraining_outputs
+from bert_toolkit.reporting.reload_check import check_reload
+from bert_toolkit.training.checkpoints import checkpoint_to_resume, resume_callbacks
+from bert_toolkit.training.launching import (
     check_world_size,
     claim_output_dir,
     parse_arguments,
@@ -50,17 +60,7 @@ from bert_toolkit.launching import (
     run_recipe,
     use_cpu_threads,
 )
-from bert_toolkit.pretraining.tokenised_documents import tokenizer_fingerprint
-from bert_toolkit.reporting import overview
-from bert_toolkit.reporting.flops import device_peak
-from bert_toolkit.reporting.pretraining import demonstrate, write_pretraining_outputs
-from bert_toolkit.reporting.pretraining_scores import (
-    PreTrainingScoresCallback,
-    losses_and_predictions,
-    pretraining_metrics,
-)
-from bert_toolkit.reporting.reload_check import check_reload
-from bert_toolkit.reporting.token_counter import TokenCounterCallback
+from bert_toolkit.training.pretrained import choose_model
 
 
 @dataclass
@@ -263,7 +263,7 @@ def continued_model(recipe: PretrainArguments) -> str | None:
     if recipe.model_name_or_path is None:
         return None
     if recipe.model_name_or_path == "offline":
-        from bert_toolkit.data.pretrained import offline_weights
+        from bert_toolkit.training.pretrained import offline_weights
 
         return str(offline_weights())
     return choose_model(recipe.model_name_or_path).name_or_path

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, TrainingArguments
 
 import bert_toolkit
 from bert_toolkit import ToolkitBertForPreTraining, ToolkitBertForSequenceClassification
-from bert_toolkit.launching import parse_arguments
+from bert_toolkit.training.launching import parse_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -25,7 +25,7 @@ SMALL = {
     "recipes/pretrain.py": PAIRS,
     "tensorboard --logdir": "--inspect",  # tells what it would show, and ends
     "make style quality test": "PYTEST_ADDOPTS='-n0 tests/test_errors.py'",
-    "bert_toolkit.data.sample.grammar": "",
+    "tools/sample/grammar.py": "",
     "benchmarks/cola_finetuning.py speed": f"{COLA} --rows 32 --rounds 1",
     "benchmarks/cola_finetuning.py select": f"{COLA} --epochs 1 --learning_rates 1e-4",
     "benchmarks/cola_finetuning.py quality": f"{COLA} --epochs 1 --seeds 1",
@@ -39,7 +39,7 @@ SMALL = {
 }
 # A command that holds the text on the left is not run here, for the reason on the right
 NOT_RUN = {
-    "--bf16 --dropout 0 --compile": "needs a CUDA device; tests/encoder has what of it runs on a CPU",
+    "--bf16 --dropout 0 --compile": "needs a CUDA device; tests/model has what of it runs on a CPU",
     "fault_injection.py pictures": "draws from the histories of every fault and control: ten minutes of training",
 }
 SHOWN = re.compile(r"^```(\w*)\n(.*?)^```|`((?:[^`\n]|\n(?!\n))+)`", re.MULTILINE | re.DOTALL)

@@ -83,7 +83,7 @@ def test_installed_wheel_loads_sample_model_and_metrics(python, tmp_path):
 import json, bert_toolkit
 from transformers import AutoConfig, AutoModel
 from bert_toolkit.data.cola import load_cola
-from bert_toolkit.evaluate_modules import __path__ as modules
+from bert_toolkit.metrics.evaluate_modules import __path__ as modules
 import evaluate
 corpus = load_cola("sample")
 config = AutoConfig.for_model("toolkit_bert", vocab_size=50, hidden_size=48, num_hidden_layers=1)

@@ -14,11 +14,11 @@ from transformers.training_args import TrainingArguments
 from bert_toolkit.callbacks.gradient_flow import start_in_trainer
 from bert_toolkit.callbacks.monitoring_output import check_sampling, is_sampled
 from bert_toolkit.errors import InputError
-from bert_toolkit.monitoring.forward_statistics import ForwardStatistics, ForwardWatch, PendingForward
+from bert_toolkit.health.findings import Finding, message
+from bert_toolkit.health.forward_statistics import ForwardStatistics, ForwardWatch, PendingForward
+from bert_toolkit.health.history import HealthHistory, HealthSample
+from bert_toolkit.health.judge import HealthJudge
 from bert_toolkit.monitoring.gradient_flow import GradientFlowMonitor, PendingGradientFlow
-from bert_toolkit.monitoring.health_findings import HealthJudge, message
-from bert_toolkit.monitoring.health_history import HealthHistory, HealthSample
-from bert_toolkit.monitoring.health_rules import Finding
 from bert_toolkit.monitoring.observability import why_unobservable
 from bert_toolkit.monitoring.parameter_roles import named_unique_parameters
 from bert_toolkit.monitoring.update_ratios import UpdateRatioMonitor, UpdateRatioRecord

@@ -3,9 +3,9 @@
 from huggingface_hub import constants
 
 from bert_toolkit.data.class_folders import SPLIT_NAMES
-from bert_toolkit.data.pretrained import hub_answers
 from bert_toolkit.data.tables import Table, shown
 from bert_toolkit.errors import InputError
+from bert_toolkit.training.pretrained import hub_answers
 
 
 def read_hub_tables(name: str, config: str | None = None) -> dict[str, Table]:

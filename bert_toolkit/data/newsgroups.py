@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from huggingface_hub import constants
 
 from bert_toolkit.data.corpus_splits import CorpusSplits, split_off_validation
-from bert_toolkit.data.pretrained import hub_answers
 from bert_toolkit.errors import InputError
+from bert_toolkit.training.pretrained import hub_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset

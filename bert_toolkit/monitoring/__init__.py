@@ -1,12 +1,10 @@
 """What Trainer callbacks and plain PyTorch loops share: statistics of gradients and updates. Knows torch only."""
 
 from bert_toolkit.monitoring.gradient_flow import GradientFlowMonitor, GradientFlowRecord
-from bert_toolkit.monitoring.health_rules import Finding
 from bert_toolkit.monitoring.parameter_roles import ParameterInfo, describe_parameters
 from bert_toolkit.monitoring.update_ratios import UpdateRatioMonitor, UpdateRatioRecord
 
 __all__ = [
-    "Finding",
     "GradientFlowMonitor",
     "GradientFlowRecord",
     "ParameterInfo",

@@ -9,12 +9,12 @@ import numpy as np
 from transformers import Trainer
 
 from bert_toolkit.callbacks import TrainingHealthCallback
+from bert_toolkit.callbacks.batch_losses import BatchLossCallback
+from bert_toolkit.callbacks.token_counter import TokenCounterCallback
 from bert_toolkit.data.labels import MULTI, REGRESSION, SINGLE
+from bert_toolkit.metrics.task_scores import class_scores
 from bert_toolkit.reporting import figures, overview, results
-from bert_toolkit.reporting.batch_losses import BatchLossCallback
 from bert_toolkit.reporting.decisions import decision_columns, label_column
-from bert_toolkit.reporting.task_scores import class_scores
-from bert_toolkit.reporting.token_counter import TokenCounterCallback
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from bert_toolkit.callbacks import TrainingHealthCallback
+from bert_toolkit.callbacks.token_counter import TokenCounterCallback
 from bert_toolkit.reporting import figures, overview, results
-from bert_toolkit.reporting.token_counter import TokenCounterCallback
 
 CONTEXT = 12
 

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from bert_toolkit import InputError, TrainingHealthCallback
-from bert_toolkit.monitoring.health_findings import HealthJudge
-from bert_toolkit.monitoring.health_history import HealthHistory
+from bert_toolkit.health.history import HealthHistory
+from bert_toolkit.health.judge import HealthJudge
 
 STEPS = 40
 

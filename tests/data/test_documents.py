@@ -15,7 +15,7 @@ from bert_toolkit.data.documents import (
     split_sentences,
     state_of_the_union_folder,
 )
-from bert_toolkit.data.wordpiece import save_tokenizer, train_wordpiece
+from bert_toolkit.pretraining.wordpiece import save_tokenizer, train_wordpiece
 
 
 @pytest.mark.parametrize(

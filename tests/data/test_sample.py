@@ -7,17 +7,19 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import in_domain_pairs
+import out_of_domain_pairs
 import pytest
+from drawing import Draw, inflect, nouns, regular_plural, with_article
+from grammar import write_sample
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from bert_toolkit.data import sample
 from bert_toolkit.data.cola import SAMPLE_DIR, load_cola
-from bert_toolkit.data.sample import in_domain_pairs, out_of_domain_pairs
-from bert_toolkit.data.sample.drawing import Draw, inflect, nouns, regular_plural, with_article
-from bert_toolkit.data.sample.grammar import write_sample
 from bert_toolkit.metrics import matthews_correlation
 
+GRAMMAR = Path(__file__).parents[2] / "tools" / "sample" / "grammar.py"
 FILES = ("in_domain_train.tsv", "in_domain_dev.tsv", "out_of_domain_dev.tsv")
 
 # Any English text needs these: articles, pronouns, auxiliaries, prepositions, conjunctions, question words
@@ -64,7 +66,7 @@ def splits(corpus):
 def test_generator_writes_the_bundled_bytes(tmp_path):
     """In a process of its own, as people run it, with another hash seed."""
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
-    command = [sys.executable, "-m", "bert_toolkit.data.sample.grammar", str(tmp_path)]
+    command = [sys.executable, str(GRAMMAR), str(tmp_path)]
     subprocess.run(command, check=True, env=environment)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (SAMPLE_DIR / name).read_bytes()

@@ -28,7 +28,6 @@ from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from bert_toolkit.checkpoints import MARKER, checkpoint_to_resume, is_whole_checkpoint
 from bert_toolkit.data.class_folders import read_class_folders
 from bert_toolkit.data.cola import read_cola_file
 from bert_toolkit.data.documents import DocumentFiles, sentences_of
@@ -37,14 +36,15 @@ from bert_toolkit.data.labels import learn_labels
 from bert_toolkit.data.newsgroups import load_newsgroups
 from bert_toolkit.data.tables import Table, read_table
 from bert_toolkit.errors import InputError
-from bert_toolkit.launching import parse_arguments
+from bert_toolkit.health.findings import Finding, as_json
+from bert_toolkit.health.history import HealthHistory
+from bert_toolkit.health.judge import HealthJudge
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
-from bert_toolkit.monitoring.health_findings import HealthJudge, as_json
-from bert_toolkit.monitoring.health_history import HealthHistory
-from bert_toolkit.monitoring.health_rules import Finding
 from bert_toolkit.monitoring.parameter_roles import ParameterInfo
 from bert_toolkit.monitoring.record_file import load_records, save_records
 from bert_toolkit.pretraining.tokenised_documents import TokenisedDocuments
+from bert_toolkit.training.checkpoints import MARKER, checkpoint_to_resume, is_whole_checkpoint
+from bert_toolkit.training.launching import parse_arguments
 
 CPU_SECONDS = 5  # of the process, so that a loaded machine does not look like a hang
 TEXTS = ["the dog sleeps", 'he said "no", twice', "naïve Ünïcode 日本", "a\u2028b", "one two three four", "{x} %s $y$"]

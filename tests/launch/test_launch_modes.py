@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertForPreTraining
 
 import bert_toolkit  # noqa: F401  registers the model that the recipe saves
-from bert_toolkit.checkpoints import last_whole_checkpoint
+from bert_toolkit.training.checkpoints import last_whole_checkpoint
 
 pytestmark = pytest.mark.launch
 

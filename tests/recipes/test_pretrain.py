@@ -170,7 +170,9 @@ def test_resume_in_mid_epoch_equals_the_uninterrupted_run(monkeypatch, tmp_path,
     whole = run(monkeypatch, settings(tmp_path / "whole", max_steps=None, num_train_epochs=2, save_steps=7))
     with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
         patch.setattr(
-            "bert_toolkit.checkpoints.CheckpointMarkerCallback.on_step_end", interrupt_after(33), raising=False
+            "bert_toolkit.training.checkpoints.CheckpointMarkerCallback.on_step_end",
+            interrupt_after(33),
+            raising=False,
         )
         run(monkeypatch, settings(tmp_path / "cut", max_steps=None, num_train_epochs=2, save_steps=7))
     steps = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "cut").glob("checkpoint-*"))

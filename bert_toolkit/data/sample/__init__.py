@@ -1,1 +1,1 @@
-"""A small acceptability corpus in CoLA's raw layout, and the grammar that writes it: see `grammar`."""
+"""A small acceptability corpus in CoLA's raw layout; tools/sample/grammar.py writes it."""

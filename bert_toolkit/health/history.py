@@ -1,0 +1,279 @@
+"""What the health rules look at: statistics of the sampled steps of one run, as arrays of bounded size."""
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bert_toolkit.errors import InputError
+from bert_toolkit.health.forward_statistics import ForwardStatistics
+from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
+from bert_toolkit.monitoring.parameter_roles import describe_parameters, named_unique_parameters
+from bert_toolkit.monitoring.record_file import read_arrays
+from bert_toolkit.monitoring.update_ratios import UpdateRatioRecord
+
+LONGEST = 256
+
+
+@dataclass(frozen=True, eq=False)
+class HealthSample:
+    """One sampled optimizer step.
+
+    Args:
+        gradients: its gradient statistics.
+        updates: its update ratios.
+        learning_rates: parameter name -> learning rate of this step, for parameters that the optimizer holds.
+        forward: its forward passes.
+        logged_loss: the loss that the training loop reported last, for models that return none; NaN if none.
+    """
+
+    gradients: GradientFlowRecord
+    updates: UpdateRatioRecord
+    learning_rates: dict[str, float]
+    forward: ForwardStatistics
+    logged_loss: float = math.nan
+
+
+class _Column:
+    """An array over the samples, `(samples,)` or `(samples, parameters)`, stored with room to grow."""
+
+    def __init__(self, per_parameter: bool = False, dtype: Any = np.float64):
+        self.per_parameter = per_parameter
+        self.dtype = dtype
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, history: "HealthHistory", owner: type) -> np.ndarray:
+        return history._stored[self.name][: len(history)]
+
+
+class HealthHistory:
+    """Statistics of the sampled steps, oldest first; arrays have the shape `(samples, parameters)` or `(samples,)`.
+
+    At most 256 samples are held: when they are full, every second one of the older half is dropped, so the recent
+    part stays dense and the beginning stays in view.
+
+    Args:
+        model: the module that is trained; only names, shapes and roles are kept.
+        last_step: the optimizer step at which the run will end.
+
+    Attributes:
+        names, roles, blocks: of all parameters, in the model's order; tuples of the same length.
+        count, fan, item_size: elements of each parameter, geometric mean of its two sides (1 where it is not a
+            matrix), bytes per element; shape `(parameters,)`.
+        is_matrix, in_layer: it is a matrix of more than a few elements, it is in a layer of a stack.
+        bias_of: position of the bias that belongs to a weight, -1 where there is none.
+        stacks: for each stack of layers the positions of its parameters, shape `(kinds, layers)`, lowest layer first;
+            a kind is what does the same and has the same shape in every layer.
+        initializer_range: standard deviation that the model's config names for fresh weights, None where it does not.
+        step: optimizer step. clip_coefficient: what clipping multiplied gradients by. skipped: the loss scaler
+            skipped the step. loss, loss_nonfinite, classes, top_share, identical_inputs, masked_share,
+            integer_labels, several_losses: see `ForwardStatistics`. prior_loss: entropy in nats of the labels, what a
+            model that knows nothing but their frequencies would score, estimated from those so far; NaN where labels
+            are not one class per example.
+        gradient: root mean square before clipping, NaN where there is no gradient. zero_share: of its elements.
+        ratio, weight, changed_share: ||update|| / ||parameter||, root mean square of the parameter before the step,
+            share of elements that changed; NaN where frozen. learning_rate: NaN where the optimizer does not hold
+            the parameter. trainable, missing, nonfinite: it requires a gradient, has none, has a bad one.
+        rate, gradient_norm: largest learning rate, norm of all gradients before clipping (NaN where one was not
+            finite). median_ratio, largest_ratio: of the matrices that move, NaN where none does.
+    """
+
+    step = _Column(dtype=np.int64)
+    clip_coefficient = _Column()
+    skipped = _Column(dtype=bool)
+    loss = _Column()
+    loss_nonfinite = _Column(dtype=bool)
+    classes = _Column(dtype=np.int64)
+    top_share = _Column()
+    integer_labels = _Column(dtype=bool)
+    several_losses = _Column(dtype=bool)
+    identical_inputs = _Column(dtype=bool)
+    masked_share = _Column()
+    prior_loss = _Column()
+    rate = _Column()
+    gradient_norm = _Column()
+    median_ratio = _Column()
+    largest_ratio = _Column()
+    gradient = _Column(per_parameter=True)
+    zero_share = _Column(per_parameter=True)
+    ratio = _Column(per_parameter=True)
+    weight = _Column(per_parameter=True)
+    changed_share = _Column(per_parameter=True)
+    learning_rate = _Column(per_parameter=True)
+    trainable = _Column(per_parameter=True, dtype=bool)
+    missing = _Column(per_parameter=True, dtype=bool)
+    nonfinite = _Column(per_parameter=True, dtype=bool)
+
+    def __init__(self, model: nn.Module, last_step: int):
+        described = describe_parameters(model)
+        tensors = dict(named_unique_parameters(model))
+        self.names = tuple(described)
+        self.roles = tuple(info.role for info in described.values())
+        self.blocks = tuple(info.block for info in described.values())
+        self.count = np.array([p.numel() for p in tensors.values()])
+        self.fan = np.array([math.sqrt(p.numel()) if p.ndim > 1 else 1.0 for p in tensors.values()])
+        self.item_size = np.array([p.element_size() for p in tensors.values()])
+        # Statistics of very small matrices mean little.
+        self.is_matrix = np.array([role == "matrix" for role in self.roles]) & (self.fan >= 8)
+        self.in_layer = np.array([".layer." in f".{block}" for block in self.blocks])
+        self.stacks = _stacks(self, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        position = {name: i for i, name in enumerate(self.names)}
+        self.bias_of = np.array([position.get(f"{n.removesuffix('weight')}bias", -1) for n in self.names])
+        spread = getattr(getattr(model, "config", None), "initializer_range", None)
+        self.initializer_range: float | None = spread if isinstance(spread, float) else None
+        self.last_step = last_step
+        self.evaluations: list[tuple[int, dict[str, float]]] = []
+        self._columns = {name: c for name, c in vars(HealthHistory).items() if isinstance(c, _Column)}
+        self._position = {name: position for position, name in enumerate(self.names)}
+        self._length = 0
+        self._stored = {
+            name: np.zeros((LONGEST, len(self.names)) if c.per_parameter else LONGEST, dtype=c.dtype)
+            for name, c in self._columns.items()
+        }
+        self._stored["label_counts"] = np.zeros((LONGEST, 0))  # of all samples so far
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def now(self) -> int:
+        """Optimizer step of the newest sample, 0 before the first."""
+        return int(self.step[-1]) if len(self) else 0
+
+    def where(self, *roles: str) -> np.ndarray:
+        """Mask over parameters of these roles, shape `(parameters,)`."""
+        return np.array([role in roles for role in self.roles])
+
+    def add(self, sample: HealthSample) -> None:
+        """Append one sampled step."""
+        if self._length == LONGEST:
+            kept = np.r_[0 : LONGEST // 2 : 2, LONGEST // 2 : LONGEST]
+            for array in self._stored.values():
+                array[: len(kept)] = array[kept]
+            self._length = len(kept)
+        gradients, updates, forward = sample.gradients, sample.updates, sample.forward
+        row: dict[str, Any] = {
+            "step": gradients.step,
+            "clip_coefficient": gradients.clip_coefficient,
+            "skipped": gradients.skipped or updates.skipped,
+            "loss": forward.loss if math.isfinite(forward.loss) else sample.logged_loss,
+            "label_counts": self._labels_so_far(forward.label_counts),
+        }
+        row["prior_loss"] = _entropy(row["label_counts"])
+        for name in (
+            "loss_nonfinite",
+            "classes",
+            "top_share",
+            "integer_labels",
+            "several_losses",
+            "identical_inputs",
+            "masked_share",
+        ):
+            row[name] = getattr(forward, name)
+        with_gradient = [self._position[name] for name in gradients.names]
+        row["gradient"] = self._spread(with_gradient, gradients.norm / np.sqrt(np.maximum(gradients.count, 1)))
+        # A coefficient that clipping by a NaN norm destroyed says nothing about the others.
+        row["gradient"] /= gradients.clip_coefficient if gradients.clip_coefficient > 0 else 1.0
+        row["zero_share"] = self._spread(with_gradient, gradients.zero_share)
+        updated = [self._position[name] for name in updates.names]
+        row["ratio"] = self._spread(updated, updates.ratio)
+        row["weight"] = self._spread(updated, updates.parameter_norm) / np.sqrt(np.maximum(self.count, 1))
+        row["changed_share"] = self._spread(updated, updates.changed_share)
+        rates = sample.learning_rates
+        row["learning_rate"] = self._spread([self._position[name] for name in rates], np.array(list(rates.values())))
+        for name, members in (
+            ("trainable", (*gradients.names, *gradients.missing)),
+            ("missing", gradients.missing),
+            ("nonfinite", gradients.nonfinite),
+        ):
+            row[name] = np.zeros(len(self.names), dtype=bool)
+            row[name][[self._position[member] for member in members]] = True
+        row["rate"] = max(rates.values(), default=0.0)
+        finite = not (row["nonfinite"].any() or row["skipped"])
+        row["gradient_norm"] = math.sqrt(np.nansum(row["gradient"] ** 2 * self.count)) if finite else math.nan
+        moving = row["ratio"][self.is_matrix]
+        moving = moving[moving > 0]
+        row["median_ratio"] = np.median(moving) if len(moving) else math.nan
+        row["largest_ratio"] = moving.max() if len(moving) else math.nan
+        for name, array in self._stored.items():
+            array[self._length] = row[name]
+        self._length += 1
+
+    def _spread(self, positions: list[int], values: np.ndarray) -> np.ndarray:
+        row = np.full(len(self.names), np.nan)
+        row[positions] = values
+        return row
+
+    def _labels_so_far(self, counts: np.ndarray) -> np.ndarray:
+        if len(counts) and self._stored["label_counts"].shape[1] != len(counts):
+            self._stored["label_counts"] = np.zeros((LONGEST, len(counts)))
+        before = self._stored["label_counts"][self._length - 1] if self._length else 0.0
+        return before + counts if len(counts) else np.zeros(self._stored["label_counts"].shape[1]) + before
+
+    def shorten(self, length: int) -> None:
+        """Show only the first `length` of the samples that are stored."""
+        self._length = length
+
+    def save(self, path: Path) -> None:
+        """Write the samples to a compressed npz file, replacing it in one move."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        arrays = {name: array[: self._length] for name, array in self._stored.items()}
+        arrays["names"] = np.array(self.names)
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        partial.replace(path)
+
+    def load(self, path: Path, last_step: int) -> bool:
+        """Take over the samples of a file up to `last_step`; refuse (False) those of another model.
+
+        Raises:
+            InputError: no such file, or a damaged one; the history is then as it was.
+        """
+        arrays = read_arrays(path)
+        if tuple(arrays.get("names", np.array([])).ravel().tolist()) != self.names:
+            return False
+        counts = arrays.get("label_counts", np.zeros(0))
+        samples, labels = counts.shape if counts.ndim == 2 else (0, 0)
+        stored = {**self._stored, "label_counts": np.zeros((LONGEST, labels))}
+        for name, column in stored.items():
+            array = arrays.get(name)
+            if array is None or array.shape != (samples, *column.shape[1:]) or array.dtype != column.dtype:
+                raise InputError(f"{path} is damaged: {name!r} is not what was saved")
+        kept = arrays["step"] <= last_step
+        length = int(kept.sum())
+        if length > LONGEST:
+            raise InputError(f"{path} is damaged: it holds {length} samples, {LONGEST} at most are saved")
+        for name, column in stored.items():
+            column[:length] = arrays[name][kept]
+        self._stored, self._length = stored, length
+        return True
+
+
+def _entropy(counts: np.ndarray) -> float:
+    if not counts.sum() > 0:
+        return math.nan
+    seen, number = counts[counts > 0], counts.sum()
+    shares = seen / number
+    # Few labels look less varied than they are: Miller and Madow's correction.
+    return float(-(shares * np.log(shares)).sum() + (len(seen) - 1) / (2 * number))
+
+
+def _stacks(history: HealthHistory, shapes: dict[str, tuple[int, ...]]) -> list[np.ndarray]:
+    kinds: dict[tuple, list[int]] = defaultdict(list)
+    for position, name in enumerate(history.names):
+        if history.in_layer[position]:
+            kinds[re.sub(r"\d+", "*", name, count=1), shapes[name]].append(position)
+    stacks: dict[tuple[str, ...], list[list[int]]] = defaultdict(list)
+    for positions in kinds.values():
+        blocks = tuple(history.blocks[p] for p in positions)
+        if len(set(blocks)) == len(blocks) > 1:
+            stacks[blocks].append(positions)
+    return [np.array(rows) for rows in stacks.values()]

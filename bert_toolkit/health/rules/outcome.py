@@ -1,0 +1,139 @@
+"""Rules on what a training achieves: the course of the loss and of the predictions."""
+
+import math
+
+import numpy as np
+
+from bert_toolkit.health.findings import Finding
+from bert_toolkit.health.history import HealthHistory
+from bert_toolkit.health.rules.questions import after_warmup, loss_levels, warmed_up
+from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
+
+
+@rule(
+    group=COURSE,
+    explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite"),
+    needs="forward",
+    cause="the learning rate is too high for this model and batch size, or the warm-up is missing; else the sign of "
+    "the loss, or data that changed",
+    remedy="go back to the last good checkpoint, lower the learning rate 3 to 10 times, warm up, clip gradients",
+)
+def loss_diverging(
+    history: HealthHistory, *, rise: float = 0.5, given_back: float = 0.6, deviations: float = 6.0
+) -> Finding | None:
+    """The loss (median of 5 samples) is clearly above its start, or (median of 10) has given back most of its gain.
+
+    Clearly is `rise` times the start and `deviations` times the scatter of single samples; given back is a share of
+    the gain, at least a fifth of the start. Batches of two have losses of either kind, easy or wrong, so that 5 of
+    them say little about what came back.
+    """
+    loss = loss_levels(history)
+    if loss.samples < 8 or not math.isfinite(loss.start):
+        return None
+    # The scatter of fine-tuning grows as examples become easy or hard, so what comes back is compared with the latest.
+    rise_limit = loss.start + max(rise * abs(loss.start), deviations * loss.scatter)
+    recent_noise = deviations * max(loss.scatter, loss.recent_scatter)
+    gain = loss.start - loss.best
+    return_limit = loss.best + max(given_back * gain, recent_noise, 0.2 * abs(loss.start))
+    if loss.now > rise_limit:
+        threshold, seen = rise_limit, f"the loss rose from {loss.start:.3g} to {loss.now:.3g}"
+    elif (min(loss.now, loss.lately) if gain > 0.2 * abs(loss.start) else loss.now) > return_limit:
+        threshold, seen = return_limit, f"the loss went back up to {loss.now:.3g} after {loss.best:.3g}"
+    else:
+        return None
+    cause = "the learning rate is too high for this model and batch size"
+    if not warmed_up(history):
+        cause += ", or the missing warm-up"
+    return loss_diverging.finding(
+        history,
+        value=loss.now,
+        threshold=threshold,
+        seen=seen,
+        cause=cause + "; else the sign of the loss, or data that changed",
+    )
+
+
+@rule(
+    group=OUTCOME,
+    explains=("loss_flat",),
+    needs="forward",
+    cause="the model fell back to the most frequent class: learning rate too high or too low, unbalanced classes, or "
+    "inputs without information",
+    remedy="lower the learning rate and warm up; weight the classes; read a batch as the model gets it",
+)
+def constant_prediction(
+    history: HealthHistory, *, samples: int = 30, steps: int = 150, majority: float = 0.9
+) -> Finding | None:
+    """The classifier gives every example the same class, though the labels vary.
+
+    Either all of the last `samples` samples over at least `steps` steps while the loss has not got below the labels'
+    entropy, or a Matthews correlation of exactly 0 in two evaluations in a row in the second third of the run or
+    later.
+    """
+    zero = [
+        [value == 0.0 for key, value in metrics.items() if "matthews" in key]
+        for _, metrics in history.evaluations[-2:]
+    ]
+    if len(zero) == 2 and all(any(flags) for flags in zero) and history.step[-1] > history.last_step / 3:
+        value, seen = 0.0, "the Matthews correlation was exactly 0 in two evaluations in a row"
+    else:
+        recent = slice(-samples, None)
+        if len(history) < samples or history.step[-1] - history.step[recent][0] < steps:
+            return None
+        if not (history.top_share[recent] >= 0.999).all() or history.prior_loss[-1] < -math.log(majority):
+            return None
+        if np.median(history.loss[recent]) < 0.98 * history.prior_loss[-1]:
+            return None
+        value, seen = 1.0, f"every example got the same class in {samples} samples in a row"
+    return constant_prediction.finding(history, value=value, threshold=majority, seen=seen)
+
+
+@rule(
+    group=OUTCOME,
+    needs="forward",
+    cause="labels do not belong to the inputs (shuffled, shifted, off by one), inputs lack the information, or the "
+    "learning rate is far too low or too high",
+    remedy="read ten examples with their labels; check that 20 examples can be learned by heart; vary the learning "
+    "rate",
+)
+def loss_flat(
+    history: HealthHistory, *, samples: int = 40, steps: int = 150, recent: int = 30, share: float = 0.97
+) -> Finding | None:
+    """After `samples` samples and `steps` steps the model knows no more than how frequent the classes are.
+
+    With one class label per example the last `recent` losses are compared with the entropy of the labels seen; with
+    token labels with `share` of the logarithm of the vocabulary, since the plateau of word frequencies is healthy.
+    Judged after the warm-up, and not while the loss falls from the first to the second half of these samples. Other
+    losses, and sums of several, have no level to compare with and are not judged.
+    """
+    if len(history) < samples or history.step[-1] - history.step[0] < steps:
+        return None
+    if after_warmup(history).sum() < recent // 2:
+        return None
+    loss = history.loss[-recent:]
+    if not np.isfinite(loss).all() or history.classes[-1] < 2:
+        return None
+    if not history.integer_labels[-1] or history.several_losses[-1]:
+        return None
+    halves = np.array_split(loss, 2)
+    if halves[0].mean() - halves[1].mean() > 2 * math.hypot(*(half.std() / math.sqrt(len(half)) for half in halves)):
+        return None
+    loss = np.sort(loss)[recent // 10 : -(recent // 10)]  # without the extremes of single batches
+    if math.isfinite(history.prior_loss[-1]):
+        level = float(history.prior_loss[-1])
+        limit = level - 2 * float(loss.std()) / math.sqrt(len(loss))
+        known = "the entropy of the class frequencies"
+        if level < 0.05:
+            return None  # hardly anything to learn
+    else:
+        level = math.log(history.classes[-1])
+        limit = share * level
+        known = "a guess among all classes"
+    if loss.mean() < limit:
+        return None
+    return loss_flat.finding(
+        history,
+        value=float(loss.mean()),
+        threshold=limit,
+        seen=f"the loss stays at {loss.mean():.3g}; {known} alone gives {level:.3g}",
+    )

@@ -1,0 +1,141 @@
+"""Rules on parameters that do not take part: without gradient, frozen, never moved."""
+
+import numpy as np
+
+from bert_toolkit.health.findings import Finding
+from bert_toolkit.health.history import HealthHistory
+from bert_toolkit.health.rules.questions import usable_samples
+from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, rule
+
+
+@rule(
+    explains=(OUTCOME, "vanishing_gradients"),
+    needs="model",
+    cause="requires_grad was switched off for this layer and not for those below it",
+    remedy="call requires_grad_(True) on it; to freeze on purpose, freeze from the input upwards",
+)
+def frozen_layer(history: HealthHistory, *, samples: int = 2, share: float = 0.5) -> Finding | None:
+    """A layer is frozen while a lower layer of the same stack trains.
+
+    Freezing on purpose takes the lower layers, everything, or one kind of parameter in all layers. Frozen layers that
+    are few (at most `share` of the stack, or one) and lie above a trainable one are a hole.
+    """
+    if len(history) < samples:
+        return None
+    trainable = history.trainable[-1]
+    if trainable.all():
+        return None
+    blocks = np.array(history.blocks)
+    for stack in history.stacks:
+        names = blocks[stack[0]]
+        alive = np.array([trainable[blocks == name].any() for name in names])
+        holes = names[~alive & (np.cumsum(alive) > 0)]
+        if len(holes) and (len(holes) == 1 or len(holes) <= share * len(names)):
+            return frozen_layer.finding(
+                history,
+                parameters=np.flatnonzero(np.isin(blocks, holes)),
+                value=len(holes),
+                threshold=0,
+                seen=(
+                    f"{', '.join(holes)} of {len(names)} layers does not require gradients, "
+                    "though layers below it train"
+                ),
+            )
+    return None
+
+
+@rule(
+    explains=(COURSE, OUTCOME, "vanishing_gradients", "layer_out_of_line"),
+    needs="updates",
+    cause="the optimizer was built before the parameter was added or from a filtered list, a parameter group with "
+    "rate 0, or a schedule that has ended",
+    remedy="compare optimizer.param_groups with model.named_parameters(); check lr_scheduler_type, warmup_steps and "
+    "max_steps",
+)
+def not_updated(history: HealthHistory, *, samples: int = 4) -> Finding | None:
+    """A parameter has a gradient in each of the last `samples` samples and never moves, while the learning rate is on.
+
+    Exactly zero movement, so no threshold is needed; several samples, since a warm-up may start at zero. In half
+    precision small steps round away instead, see `rounded_away`. Embeddings count only where the optimizer does not
+    hold them or their rate is zero, since few of their rows move in a step.
+    """
+    recent = usable_samples(history, samples)
+    if len(recent) < samples:
+        return None
+    rates = history.learning_rate[recent]
+    on = history.rate[recent] > 0
+    if not on.any():
+        at_end = history.step[-1] >= 0.9 * history.last_step
+        if at_end or history.step[recent[-1]] - history.step[recent[0]] < samples:
+            return None
+        return not_updated.finding(
+            history,
+            parameters=np.flatnonzero(history.trainable[-1]),
+            value=0.0,
+            threshold=0.0,
+            seen=f"the learning rate is 0 in {samples} samples in a row",
+            cause=(
+                "the scheduler gives 0: wrong number of steps or of warm-up steps, "
+                "or a resumed schedule that has ended"
+            ),
+            remedy="check lr_scheduler_type, warmup_steps and max_steps",
+        )
+    if not on.all():
+        return None
+    stuck = (history.gradient[recent] > 0).all(axis=0) & (history.ratio[recent] == 0).all(axis=0)
+    unheld = np.isnan(rates).all(axis=0) & ~np.isnan(rates).all()
+    off = (rates == 0).all(axis=0)
+    # Late in a decay even fp32 rounds steps away, from normalisation weights of 1 first.
+    full_rate = (history.rate[recent] >= 0.1 * history.rate.max()).all()
+    exact = (history.item_size > 2) & ~history.where("embedding") & full_rate
+    positions = np.flatnonzero(stuck & (unheld | off | exact))
+    if not len(positions):
+        return None
+    if unheld[positions].all():
+        cause = "the optimizer does not hold them: it was built before they were added, or from a filtered list"
+        remedy = "pass them to the optimizer, or let Trainer build it"
+    elif off[positions].all():
+        cause = "the learning rate of their parameter group is 0"
+        remedy = "give their group a learning rate, or set requires_grad=False if this is meant"
+    else:
+        cause = "the optimizer gives them no step: a wrong parameter group, a hook that undoes it, or rounding"
+        remedy = "compare optimizer.param_groups with model.named_parameters()"
+    return not_updated.finding(
+        history,
+        parameters=positions,
+        value=0.0,
+        threshold=0.0,
+        seen=f"{len(positions)} parameters have gradients and did not move in {samples} samples",
+        cause=cause,
+        remedy=remedy,
+    )
+
+
+@rule(
+    group=FLOW,
+    explains=(COURSE, OUTCOME, "vanishing_gradients", "layer_out_of_line"),
+    needs="gradients",
+    cause="they do not reach the loss: a detach() or no_grad() in the forward pass, a branch or head that is not "
+    "used, or a label that was not passed",
+    remedy="remove the detach, or set requires_grad=False (and leave them out of the optimizer) if this is meant",
+)
+def no_gradient(history: HealthHistory, *, samples: int = 5) -> Finding | None:
+    """A trainable parameter has had no gradient, or one of only zeros, since the start of training.
+
+    `samples` samples: LoRA's A and gates that start at zero have a zero gradient at the first step only.
+    """
+    usable = ~np.isnan(history.gradient_norm)
+    if usable.sum() < samples:
+        return None
+    ever = (np.nan_to_num(history.gradient[usable]) > 0).any(axis=0)
+    never = history.trainable[usable].all(axis=0) & ~ever
+    if not never.any():
+        return None
+    positions = np.flatnonzero(never)
+    return no_gradient.finding(
+        history,
+        parameters=positions,
+        value=usable.sum(),
+        threshold=samples,
+        seen=f"{len(positions)} trainable parameters had no gradient in any of {usable.sum()} samples",
+    )

@@ -1,0 +1,77 @@
+"""What several rules ask of a history: when the warm-up ended, which matrices there are, where the loss stands."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from bert_toolkit.health.history import HealthHistory
+
+
+def after_warmup(history: HealthHistory) -> np.ndarray:
+    """Mask of samples whose learning rate is at least half of the largest so far: neither the first steps of a warm-up
+    nor the end of a decay. All False while the rate still rises."""
+    rate = history.rate
+    if len(rate) < 3 or rate.max() == 0 or rate[-1] > rate[-3] * 1.001:
+        return np.zeros(len(rate), dtype=bool)
+    return rate >= 0.5 * rate.max()
+
+
+def warmed_up(history: HealthHistory) -> bool:
+    return bool(history.rate[0] < 0.9 * history.rate.max())
+
+
+def usable_samples(history: HealthHistory, samples: int) -> np.ndarray:
+    """Positions of the latest `samples` samples whose gradients were finite."""
+    return np.flatnonzero(~np.isnan(history.gradient_norm))[-samples:]
+
+
+def matrices(history: HealthHistory) -> np.ndarray:
+    return np.flatnonzero(history.is_matrix & history.trainable[-1])
+
+
+def matrix_stacks(history: HealthHistory, layers: int = 3) -> list[np.ndarray]:
+    """The matrices of stacks of at least so many layers, (kinds, layers) each."""
+    stacks = [stack[history.is_matrix[stack].all(axis=1)] for stack in history.stacks if stack.shape[1] >= layers]
+    return [stack for stack in stacks if len(stack)]
+
+
+@dataclass(frozen=True)
+class LossLevels:
+    """Levels of the loss: at the start, at its best, now (5 samples), lately (10); and how much single samples
+    scatter, in all and of late."""
+
+    start: float
+    best: float
+    now: float
+    lately: float
+    scatter: float
+    recent_scatter: float
+    samples: int
+
+
+def loss_levels(history: HealthHistory) -> LossLevels:
+    loss = history.loss[np.isfinite(history.loss)]
+    if len(loss) < 5:
+        return LossLevels(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, len(loss))
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(loss, 5), axis=1)
+    start, best, now = float(np.median(loss[:3])), float(medians.min()), float(medians[-1])
+    recent = max(scatter(loss[-20:]), scatter(loss[-10:]))
+    return LossLevels(start, best, now, float(np.median(loss[-10:])), scatter(loss), recent, len(loss))
+
+
+def scatter(values: np.ndarray) -> float:
+    """Standard deviation of single values around their trend: differences of neighbours, robust to outliers."""
+    return 1.4826 * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2)
+
+
+def has_not_fallen(history: HealthHistory, samples: int = 10) -> bool:
+    """Whether the latest losses are no lower than the first ones, beyond their scatter and one percent."""
+    loss = history.loss[np.isfinite(history.loss)]
+    if len(loss) < 2 * samples:
+        return False
+    first, last = loss[:samples], loss[-samples:]
+    # A median of n values scatters 1.25 / sqrt(n) times as much as one of them.
+    error = 1.25 * math.hypot(scatter(first), scatter(last)) / math.sqrt(samples)
+    start = float(np.median(first))
+    return bool(np.median(last) > start - max(2 * error, 0.01 * abs(start)))

@@ -1,0 +1,253 @@
+"""Rules on the size of weights and of the optimizer's steps."""
+
+import numpy as np
+
+from bert_toolkit.health.findings import Finding
+from bert_toolkit.health.history import HealthHistory
+from bert_toolkit.health.rules.gradients import dead_units, silent_units
+from bert_toolkit.health.rules.questions import (
+    after_warmup,
+    has_not_fallen,
+    matrices,
+    matrix_stacks,
+    usable_samples,
+    warmed_up,
+)
+from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
+
+
+@rule(
+    explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite"),
+    needs="updates",
+    cause="weights were initialised or rescaled wrongly, or one layer was not loaded with the others",
+    remedy="use the model's own initialisation (initializer_range 0.02; torch.nn.init for plain layers); check the "
+    "loading report for missing keys",
+)
+def initial_scale(
+    history: HealthHistory,
+    *,
+    low_gain: float = 0.2,
+    high_gain: float = 4.0,
+    trained_gain: float = 8.0,
+    usual: float = 0.02,
+    factor: float = 4.0,
+    layer_factor: float = 5.0,
+) -> Finding | None:
+    """At the first step most matrices are far too small or too large, or one layer differs from all its peers.
+
+    A gain is the root mean square times the square root of the fan: PyTorch's default has 0.58, Glorot 1, He 1.41;
+    smdebug draws the line at a variance ratio of 10 (3.2 in standard deviation), trained weights reach 5 (GPT-2).
+    Fresh transformers (normalisations are exactly one) have standard deviation `usual` at any width (BERT, GPT-2,
+    Llama; `initializer_range` of their config) and may be `factor` off it. Layers of one trained model differ by up to
+    3, below `layer_factor`.
+    """
+    if history.step[0] > 1 or len(history) > 12:
+        return None
+    positions = matrices(history)
+    positions = positions[history.weight[0, positions] > 0]
+    if len(positions) >= 3:
+        weight, side = history.weight[0, positions], np.sqrt(history.fan[positions])
+        norms = [p for p in np.flatnonzero(history.where("norm")) if history.names[p].endswith("weight")]
+        scales = history.weight[0, norms]
+        smallest = largest = np.quantile(weight, 0.75)  # projections back into the stream may be smaller
+        if history.initializer_range is not None and len(norms) and (np.abs(scales - 1.0) < 1e-3).all():
+            low_limit = max(history.initializer_range, usual) / factor
+            high_limit = min(factor * history.initializer_range, max(factor * usual, 1.5 / side.min()))
+        else:
+            smallest, largest = np.quantile(weight * side, 0.75), np.quantile(weight * side, 0.25)
+            low_limit = low_gain if np.quantile(weight, 0.75) < usual / 1.5 else 0.0
+            high_limit = trained_gain if len(norms) else high_gain
+        if smallest < low_limit or largest > high_limit:
+            low = smallest < low_limit
+            return initial_scale.finding(
+                history,
+                value=smallest if low else largest,
+                threshold=low_limit if low else high_limit,
+                seen=(
+                    f"weights are far too {'small' if low else 'large'} at the first step: root mean square "
+                    f"{np.median(weight):.2g}"
+                ),
+                cause="weights were initialised or rescaled wrongly, or a checkpoint was loaded with another scale",
+                remedy="use the model's own initialisation (initializer_range 0.02; torch.nn.init for plain layers)",
+            )
+    for stack in matrix_stacks(history):
+        weights = history.weight[0, stack]
+        ordered = np.sort(weights, axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            large = ordered[:, -1] > layer_factor * ordered[:, -2]
+            small = (ordered[:, 0] > 0) & (ordered[:, 0] < ordered[:, 1] / layer_factor)
+        for odd, layers in ((large, weights.argmax(axis=1)), (small, weights.argmin(axis=1))):
+            for layer in np.unique(layers[odd]):
+                kinds = np.flatnonzero(odd & (layers == layer))
+                if 2 * len(kinds) < len(stack):
+                    continue
+                relative = float(weights[kinds[0], layer] / np.median(weights[kinds[0]]))
+                return initial_scale.finding(
+                    history,
+                    parameters=np.sort(stack[kinds, layer]),
+                    value=relative,
+                    threshold=layer_factor,
+                    seen=f"weights are {relative:.2g} times those of the other layers at the first step",
+                    cause="this layer was initialised or rescaled differently, or not loaded with the others",
+                    remedy="check the loading report for missing keys; initialise all layers alike",
+                )
+    return None
+
+
+@rule(
+    group=STEPS,
+    explains=(COURSE, OUTCOME, FLOW, "layer_out_of_line", "nonfinite"),
+    needs="updates",
+    cause="the learning rate is too high, or it starts without a warm-up",
+    remedy="lower the learning rate 10 to 100 times; warm up over 5 to 10 % of the steps",
+)
+def update_ratio_high(
+    history: HealthHistory, *, always: float = 0.2, with_loss: float = 0.03, samples: int = 3
+) -> Finding | None:
+    """A step moves matrices by a large part of their norm.
+
+    Healthy ratios lie at 1e-4 to 1e-2 (cs231n: about 1e-3), and at up to 0.1 while small fresh weights grow, so
+    `always` is a fault by itself in `samples` samples; from `with_loss` on it is one where the loss has not fallen
+    meanwhile or units died. Where hardly any matrix trains but a fresh head (LoRA, frozen encoder), `always` only.
+    """
+    ratio = history.median_ratio
+    large = int((ratio > with_loss).sum()) if len(matrices(history)) >= 3 else 0
+    lately = int((ratio[-20:] > with_loss).sum())
+    useless = min(large, lately) >= 2 * samples and len(history) >= 20 and has_not_fallen(history)
+    if (ratio > always).sum() >= samples:
+        threshold = always
+    elif useless or (large >= samples and _units_died(history)):
+        threshold = with_loss
+    else:
+        return None
+    value = float(np.median(ratio[ratio > threshold]))
+    warm = warmed_up(history)
+    cause = "the learning rate is too high" + ("" if warm else ", and it starts without a warm-up")
+    return update_ratio_high.finding(
+        history,
+        value=value,
+        threshold=threshold,
+        seen=f"a step moves matrices by {value:.2g} of their norm; about 0.001 is usual",
+        cause=cause,
+        remedy=(
+            ("lower the learning rate 10 to 100 times" if threshold == always else "lower the learning rate")
+            + ("" if warm else "; warm up over 5 to 10 % of the steps")
+        ),
+    )
+
+
+@rule(
+    group=STEPS,
+    explains=(COURSE, OUTCOME, FLOW, "update_ratio_high", "nonfinite"),
+    needs="updates",
+    cause="a parameter group with a larger learning rate, a layer with another scale, or a gradient hook",
+    remedy="compare the learning rate, the initial scale and the hooks of this layer with the other layers",
+)
+def layer_out_of_line(history: HealthHistory, *, factor: float = 10.0, samples: int = 3) -> Finding | None:
+    """The update ratios or the gradients of one layer exceed those of every other layer `factor` times.
+
+    Compared are the same matrices of different layers, in at least half of the kinds that a layer has and in each of
+    the last `samples` samples. Layer-wise learning rates differ by less than 2 from one layer to the next; gradients
+    of healthy layers by less than 5 (benchmark).
+    """
+    rows = usable_samples(history, samples)
+    if len(rows) < samples:
+        return None
+    for stack in matrix_stacks(history):
+        for what, array in (("update ratio", history.ratio), ("gradient", history.gradient)):
+            values = np.nan_to_num(array[rows][:, stack])  # (samples, kinds, layers)
+            ordered = np.sort(values, axis=2)
+            largest = values.argmax(axis=2)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                gap = ordered[..., -1] / ordered[..., -2]
+                # Where gradients vanish, each layer is far above the next: there the others are as far apart.
+                spread = ordered[..., -2] / np.where(ordered > 0, ordered, np.inf).min(axis=2)
+            odd = (np.isfinite(gap) & (gap > np.maximum(factor, spread)) & (largest == largest[0])).all(axis=0)
+            for layer in np.unique(largest[0, odd]):
+                kinds = np.flatnonzero(odd & (largest[0] == layer))
+                if 2 * len(kinds) < len(stack):
+                    continue
+                excess = float(gap[:, kinds].min(axis=0).max())
+                block = history.blocks[stack[0, layer]]
+                return layer_out_of_line.finding(
+                    history,
+                    parameters=np.sort(stack[kinds, layer]),
+                    value=excess,
+                    threshold=factor,
+                    seen=f"the {what} of {block} is {excess:.3g} times that of any other layer",
+                    remedy=f"compare learning rate, initial scale and hooks of {block} with the other layers",
+                )
+    return None
+
+
+@rule(
+    group=STEPS,
+    explains=(OUTCOME, "not_updated"),
+    needs="updates",
+    cause="the learning rate is too low, or the warm-up takes most of the run",
+    remedy="raise the learning rate 10 to 1000 times, shorten the warm-up to 5 to 10 % of the steps; usual rates are "
+    "2e-5 to 5e-4 for fine-tuning, 1e-4 to 1e-3 from scratch",
+)
+def update_ratio_low(
+    history: HealthHistory,
+    *,
+    per_step: float = 2e-4,
+    planned: float = 0.02,
+    always: float = 1e-6,
+    samples: int = 20,
+) -> Finding | None:
+    """Steps are so small that the whole run cannot get anywhere.
+
+    Judged after the warm-up, or from the middle of the run where that has not ended by then, on the matrix that moves
+    most. The ratio times the number of steps of the run bounds how far weights can go; fine-tuning moves them by a
+    few percent. Below `always` per step it is a fault by itself; below `per_step` and `planned` in all it is one where
+    the loss has not fallen.
+    """
+    rows = np.flatnonzero(after_warmup(history) & ~history.skipped)
+    warming = not len(rows) and history.step[-1] >= history.last_step / 2
+    if warming:
+        rows = np.flatnonzero(~history.skipped)[-samples:]
+    weights = matrices(history)
+    if len(rows) < min(samples, 8) or not len(weights):
+        return None
+    largest = float(np.median(history.largest_ratio[rows[-samples:]]))
+    if not largest > 0 or (history.item_size[weights] <= 2).all():
+        return None  # told by other rules
+    reach = largest * max(history.last_step, 1)
+    if largest < always and reach < planned:
+        threshold = always
+    elif largest < per_step and reach < planned and len(rows) >= samples and has_not_fallen(history):
+        threshold = per_step
+    else:
+        return None
+    return update_ratio_low.finding(
+        history,
+        value=largest,
+        threshold=threshold,
+        seen=(
+            f"a step moves matrices by at most {largest:.2g} of their norm: "
+            f"all {history.last_step} steps by {reach:.2g}"
+        ),
+        cause=(
+            "the warm-up takes more than half of the run, and the learning rate is still too low"
+            if warming
+            else "the learning rate is too low, or the optimizer's steps are too small for the scale of the weights"
+        ),
+        remedy=(
+            (
+                "shorten the warm-up to 5 to 10 % of the steps; "
+                if warming
+                else "raise the learning rate 10 to 1000 times; "
+            )
+            + "usual rates are 2e-5 to 5e-4 for fine-tuning, 1e-4 to 1e-3 from scratch"
+        ),
+    )
+
+
+def _units_died(history: HealthHistory) -> bool:
+    """Whether units are dead now that were alive at the first sample."""
+    finding = dead_units(history)
+    if finding is None:
+        return False
+    positions = [history.names.index(name) for name in finding.parameters]
+    return bool((silent_units(history, positions)[0] < 0.5).all())
