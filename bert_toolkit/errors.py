@@ -10,7 +10,8 @@ class InputError(ValueError):
     of the input or of another library's error: `one_line` makes any text fit to be printed.
     """
 
-    def __init__(self, message: str):
+    def __init__(self, message: str) -> None:
+        """Makes `message` one line."""
         super().__init__(one_line(message))
 
 
@@ -19,6 +20,12 @@ def one_line(text: str) -> str:
 
     Lines are joined with a space; control characters, halves of characters and the like become their escapes, so that
     a file's content can neither break the line nor drive the terminal.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The line.
     """
     joined = " ".join(filter(None, map(str.strip, text.splitlines())))
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in joined)
@@ -26,3 +33,23 @@ def one_line(text: str) -> str:
         half = LONGEST_MESSAGE // 2
         shown = f"{shown[: half - 3]} … {shown[-half:]}"
     return shown
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason that an error of another library gives, for use in a message of one line.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        What the system says of a file (`No space left on device`, without the path), otherwise the first line of the
+        error's text, or the name of its class if it has none.
+
+    Example:
+        >>> reason_of(ValueError("no such column\\nand much more"))
+        'no such column'
+        >>> reason_of(KeyboardInterrupt())
+        'KeyboardInterrupt'
+    """
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (said.strip().splitlines() or [type(error).__name__])[0].rstrip()

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from bert_toolkit.errors import LONGEST_MESSAGE, InputError
+from bert_toolkit.errors import LONGEST_MESSAGE, InputError, reason_of
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,19 @@ def test_message_of_any_length_keeps_beginning_and_end():
 def test_error_passes_between_processes():
     error = pickle.loads(pickle.dumps(InputError("a\nb")))
     assert type(error) is InputError and str(error) == "a b"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device", "/a/b"), "No space left on device"),
+        (OSError("Not a gzipped file"), "Not a gzipped file"),
+        (ValueError("\n first line \nsecond"), "first line"),
+        (KeyError("name"), "'name'"),
+        (RuntimeError(), "RuntimeError"),
+        (RuntimeError("\n"), "RuntimeError"),
+    ],
+    ids=["of-the-system", "own-text", "lines", "key", "empty", "blank"],
+)
+def test_reason_is_one_line(error, reason):
+    assert reason_of(error) == reason

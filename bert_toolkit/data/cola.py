@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import constants
 
 from bert_toolkit.data.corpus_splits import CorpusSplits, split_off_validation
-from bert_toolkit.errors import InputError
+from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.training.pretrained import hub_answers
 
 if TYPE_CHECKING:
@@ -184,9 +184,8 @@ def _load_hub() -> "tuple[Dataset, Dataset, Dataset | None]":
             for name in ("train", "validation")
         )
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"the hub answered, but {HUB_DATASET} (cola) could not be loaded: {reason}; pass `data_dir` or "
+            f"the hub answered, but {HUB_DATASET} (cola) could not be loaded: {reason_of(error)}; pass `data_dir` or "
             "`dataset sample`"
         ) from error
     border = GLUE_IN_DOMAIN_ROWS

@@ -4,7 +4,7 @@ from huggingface_hub import constants
 
 from bert_toolkit.data.class_folders import SPLIT_NAMES
 from bert_toolkit.data.tables import Table, shown
-from bert_toolkit.errors import InputError
+from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.training.pretrained import hub_answers
 
 
@@ -31,8 +31,7 @@ def read_hub_tables(name: str, config: str | None = None) -> dict[str, Table]:
     try:
         downloaded = datasets.load_dataset(name, config)
     except Exception as error:  # the library's own errors have no common base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"`hub_dataset` {name} could not be loaded: {reason}") from error
+        raise InputError(f"`hub_dataset` {name} could not be loaded: {reason_of(error)}") from error
     tables = {
         SPLIT_NAMES[split]: _table(f"{name} {split}", rows)
         for split, rows in downloaded.items()

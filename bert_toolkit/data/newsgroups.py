@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import constants
 
 from bert_toolkit.data.corpus_splits import CorpusSplits, split_off_validation
-from bert_toolkit.errors import InputError
+from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.training.pretrained import hub_answers
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _read_archive(path: Path) -> Iterator[Post]:
             while archive.fileobj.read(2**20):  # on to the end, where the checksum stands
                 pass
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
+        reason = reason_of(error).rstrip(":")
         raise InputError(f"{path} is not a whole tar archive: {reason}") from None
 
 
@@ -209,9 +209,8 @@ def _load_hub() -> Iterator[Post]:
             )
         ]
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"the hub answered, but {HUB_DATASET} could not be loaded: {reason}; pass `data_dir`"
+            f"the hub answered, but {HUB_DATASET} could not be loaded: {reason_of(error)}; pass `data_dir`"
         ) from error
     return iter(posts)
 

@@ -10,7 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from bert_toolkit.errors import InputError
+from bert_toolkit.errors import InputError, reason_of
+from bert_toolkit.files import replaced_at_once
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
@@ -178,23 +179,19 @@ def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        if path.suffix.lower() == ".parquet":
-            import pyarrow
-            from pyarrow import parquet
+        with replaced_at_once(path) as partial:
+            if path.suffix.lower() == ".parquet":
+                import pyarrow
+                from pyarrow import parquet
 
-            parquet.write_table(
-                pyarrow.table({name: pyarrow.array(list(of)) for name, of in columns.items()}), partial
-            )
-        else:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                _write_rows(file, path.suffix.lower(), columns)
-        partial.replace(path)
+                table = pyarrow.table({name: pyarrow.array(list(of)) for name, of in columns.items()})
+                parquet.write_table(table, partial)
+            else:
+                with partial.open("w", encoding="utf-8", newline="") as file:
+                    _write_rows(file, path.suffix.lower(), columns)
     except (OSError, ValueError, TypeError) as error:  # the latter two are pyarrow's for a column of several types
-        raise InputError(f"{path} cannot be written: {_first_line(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {reason_of(error)}") from error
 
 
 def _write_rows(file: TextIO, ending: str, columns: Mapping[str, Sequence[Any]]) -> None:
@@ -351,8 +348,8 @@ def _read_parquet(path: Path) -> Table:
     def is_text(kind: pyarrow.DataType) -> bool:
         return types.is_string(kind) or types.is_large_string(kind)
 
-    def refuse(reason: object) -> NoReturn:
-        raise InputError(f"{path} is no Parquet file or a damaged one: {_first_line(reason)}") from None
+    def refuse(reason: Exception) -> NoReturn:
+        raise InputError(f"{path} is no Parquet file or a damaged one: {reason_of(reason)}") from None
 
     try:
         with parquet.ParquetFile(path) as file:
@@ -414,7 +411,3 @@ def kind_of(value: Any) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def _first_line(reason: object) -> str:
-    return (str(reason).strip().splitlines() or [type(reason).__name__])[0]
