@@ -31,7 +31,7 @@ SMALL = {
     "benchmarks/cola_finetuning.py quality": f"{COLA} --epochs 1 --seeds 1",
     "benchmarks/collator_throughput.py": "--rounds 1 --seconds 0.05 --batch_sizes 32",
     "benchmarks/corpus_memory.py": "--megabytes 2 --processes 1",
-    "benchmarks/fault_injection.py run": "--only minilm/missing_from_optimizer --seeds 0",
+    "benchmarks.fault_injection run": "--only minilm/missing_from_optimizer --seeds 0",
     "benchmarks/kill_and_resume.py": "--recipes cola --kills 1",
     "benchmarks/monitoring_overhead.py": "--size minilm --batch_size 1 --length 8 --rounds 1",
     "benchmarks/pretraining_step.py": "--sizes 2/128/2/16 --steps 1 --rounds 1 --threads 1",
@@ -40,7 +40,7 @@ SMALL = {
 # A command that holds the text on the left is not run here, for the reason on the right
 NOT_RUN = {
     "--bf16 --dropout 0 --compile": "needs a CUDA device; tests/model has what of it runs on a CPU",
-    "fault_injection.py pictures": "draws from the histories of every fault and control: ten minutes of training",
+    "fault_injection pictures": "draws from the histories of every fault and control: ten minutes of training",
 }
 SHOWN = re.compile(r"^```(\w*)\n(.*?)^```|`((?:[^`\n]|\n(?!\n))+)`", re.MULTILINE | re.DOTALL)
 PROGRAM = r"(accelerate|python3?|torchrun|tensorboard|make|pytest|pip|bash|\.venv/bin/\w+) "

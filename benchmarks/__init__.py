@@ -1,0 +1,1 @@
+"""Measurements of the toolkit; see README.md in this folder."""
