@@ -2,7 +2,7 @@
 
     python benchmarks/collator_throughput.py
 
-Ours makes the pairs and the batch; the collators of transformers get finished pairs, which favours them. Every arm
+Ours makes the pairs and the batch; the collators of transformers get finished pairs, which favors them. Every arm
 takes the same pairs of the State of the Union speeches (`bert_toolkit[offline]`), in interleaved rounds. A token
 counts if it is not padding, a second is one of processor time of one thread. Writes
 `benchmarks/results/collator_throughput.json` and `.md`.
@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
-from bert_toolkit import DataCollatorForPreTraining, NextSentencePairs, TokenisedDocuments
+from bert_toolkit import DataCollatorForPreTraining, NextSentencePairs, TokenizedDocuments
 from bert_toolkit.data.documents import DocumentFiles, corpus_files, sentences_of, state_of_the_union_folder
 from bert_toolkit.reporting.results import command_line, package_versions
 from bert_toolkit.training.pretrained import offline_weights
@@ -39,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(offline_weights())
     files = DocumentFiles(corpus_files(state_of_the_union_folder()))
-    documents = TokenisedDocuments.from_documents(map(sentences_of, files), tokenizer)
+    documents = TokenizedDocuments.from_documents(map(sentences_of, files), tokenizer)
     pairs = NextSentencePairs(documents, tokenizer, max_length=options.max_length)
 
     rows = {}

@@ -1,9 +1,9 @@
-"""Peak memory of tokenising a large corpus and making pairs of it.
+"""Peak memory of tokenizing a large corpus and making pairs of it.
 
     python benchmarks/corpus_memory.py --megabytes 1000
 
 Writes text files of that size (speeches of the State of the Union, in ever new order) into a temporary folder,
-tokenises them with two processes and makes a thousand batches, or as many as there are. Prints the peak resident
+tokenizes them with two processes and makes a thousand batches, or as many as there are. Prints the peak resident
 memory, mapped files included, of this process and of the largest worker, and writes
 `benchmarks/results/corpus_memory.json`.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from bert_toolkit import DataCollatorForPreTraining, NextSentencePairs, TokenisedDocuments
+from bert_toolkit import DataCollatorForPreTraining, NextSentencePairs, TokenizedDocuments
 from bert_toolkit.data.documents import DocumentFiles, corpus_files, sentences_of, state_of_the_union_folder
 from bert_toolkit.reporting.results import command_line, package_versions
 from bert_toolkit.training.pretrained import offline_weights
@@ -44,7 +44,7 @@ def main() -> None:
             generator.shuffle(paragraphs)
             written += files[-1].write_text("\n\n".join(paragraphs), encoding="utf-8")
         before, begin = peak_mib(resource.RUSAGE_SELF), time.perf_counter()
-        corpus = TokenisedDocuments.build(
+        corpus = TokenizedDocuments.build(
             Path(folder) / "corpus", DocumentFiles(files), tokenizer, sentences_of, options.processes, written
         )
         seconds = time.perf_counter() - begin
@@ -60,7 +60,7 @@ def main() -> None:
             "peak MiB before": before,
             "peak MiB of this process": peak_mib(resource.RUSAGE_SELF),
             "peak MiB of the largest worker": peak_mib(resource.RUSAGE_CHILDREN),
-            "seconds of tokenising": seconds,
+            "seconds of tokenizing": seconds,
             "command": command_line(),
             "versions": package_versions(),
         }

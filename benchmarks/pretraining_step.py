@@ -25,7 +25,7 @@ from transformers import BertConfig, BertForPreTraining, PrinterCallback, Traine
 
 from bert_toolkit import ToolkitBertConfig, ToolkitBertForPreTraining
 from bert_toolkit.pretraining.flops import device_peak, pretraining_flops
-from bert_toolkit.pretraining.pretraining_trainer import PreTrainingTrainer
+from bert_toolkit.pretraining.trainer import PreTrainingTrainer
 
 VOCABULARY = 30522
 MLM_PROBABILITY = 0.15

@@ -30,7 +30,7 @@ from bert_toolkit.monitoring import (
     UpdateRatioMonitor,
     UpdateRatioRecord,
 )
-from bert_toolkit.pretraining import DataCollatorForPreTraining, NextSentencePairs, TokenisedDocuments
+from bert_toolkit.pretraining import DataCollatorForPreTraining, NextSentencePairs, TokenizedDocuments
 
 __version__ = "0.1.0"
 
@@ -43,7 +43,7 @@ __all__ = [
     "GradientFlowRecord",
     "InputError",
     "NextSentencePairs",
-    "TokenisedDocuments",
+    "TokenizedDocuments",
     "ToolkitBertConfig",
     "ToolkitBertForMaskedLM",
     "ToolkitBertForNextSentencePrediction",

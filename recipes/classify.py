@@ -176,7 +176,7 @@ def main() -> None:
     tokenizer.model_max_length = classify.max_length
     model.config.text_columns = list(columns.text)
 
-    with arguments.main_process_first(desc="tokenisation"):
+    with arguments.main_process_first(desc="tokenization"):
         train, validation, test = (
             split.map(tokenize, batched=True, fn_kwargs={"tokenizer": tokenizer, "max_length": classify.max_length})
             for split in (corpus.train, corpus.validation, corpus.test)

@@ -119,7 +119,7 @@ def main() -> None:
     corpus = load_cola(cola.dataset, cola.data_dir, cola.validation_fraction, arguments.seed)
     model_name, model_description = choose_model(cola.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(model_name)
-    with arguments.main_process_first(desc="tokenisation"):
+    with arguments.main_process_first(desc="tokenization"):
         train, validation, test = (
             split.map(tokenize, batched=True, fn_kwargs={"tokenizer": tokenizer, "max_length": cola.max_length})
             for split in (corpus.train, corpus.validation, corpus.test)

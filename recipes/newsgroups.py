@@ -126,7 +126,7 @@ def main() -> None:
     )
     model_name, model_description = choose_model(newsgroups.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(model_name)
-    with arguments.main_process_first(desc="tokenisation"):
+    with arguments.main_process_first(desc="tokenization"):
         train, validation, test = (
             split.map(tokenize, batched=True, fn_kwargs={"tokenizer": tokenizer, "max_length": newsgroups.max_length})
             for split in (corpus.train, corpus.validation, corpus.test)

@@ -30,7 +30,7 @@ from bert_toolkit import (
     GradientFlowCallback,
     InputError,
     NextSentencePairs,
-    TokenisedDocuments,
+    TokenizedDocuments,
     ToolkitBertConfig,
     ToolkitBertForMaskedLM,
     ToolkitBertForPreTraining,
@@ -45,8 +45,8 @@ from bert_toolkit.callbacks.pretraining_scores import (
 from bert_toolkit.callbacks.token_counter import TokenCounterCallback
 from bert_toolkit.data.documents import DocumentFiles, HeldOut, corpus_files, sentences_of, state_of_the_union_folder
 from bert_toolkit.pretraining.flops import device_peak
-from bert_toolkit.pretraining.pretraining_trainer import PreTrainingTrainer
-from bert_toolkit.pretraining.tokenised_documents import tokenizer_fingerprint
+from bert_toolkit.pretraining.tokenized_documents import tokenizer_fingerprint
+from bert_toolkit.pretraining.trainer import PreTrainingTrainer
 from bert_toolkit.pretraining.wordpiece import save_tokenizer, train_wordpiece
 from bert_toolkit.reporting import overview
 from bert_toolkit.reporting.pretraining import demonstrate, write_pretraining_outputs
@@ -93,8 +93,8 @@ class PretrainArguments:
     short_sequence_probability: float = field(default=0.1, metadata={"help": "share of pairs that are shorter"})
     mlm_probability: float = field(default=0.15, metadata={"help": "share of tokens to predict"})
     whole_word_mask: bool = field(default=False, metadata={"help": "mask all pieces of a word or none"})
-    cache_dir: str = field(default="~/.cache/bert_toolkit/corpora", metadata={"help": "for tokenised corpora"})
-    processes: int | None = field(default=None, metadata={"help": "that tokenise; default: one per core"})
+    cache_dir: str = field(default="~/.cache/bert_toolkit/corpora", metadata={"help": "for tokenized corpora"})
+    processes: int | None = field(default=None, metadata={"help": "that tokenize; default: one per core"})
     monitor_every: int = field(default=50, metadata={"help": "observe gradients and updates every N steps; 0: never"})
     training_health: bool = field(default=True, metadata={"help": "name faults of the training as they appear"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "replace an earlier run in output_dir"})
@@ -158,10 +158,10 @@ def main() -> None:
     }
     cache = Path(recipe.cache_dir).expanduser()
     model_name = continued_model(recipe)
-    with arguments.main_process_first(desc="tokenisation"):
+    with arguments.main_process_first(desc="tokenization"):
         tokenizer, tokenizer_description = load_tokenizer(recipe, model_name, splits["train"], fingerprint, cache)
         train_documents, held_out_documents = (
-            tokenise(selected, f"{name}-{held_out_count}-{fingerprint}", tokenizer, cache, recipe.processes)
+            tokenize(selected, f"{name}-{held_out_count}-{fingerprint}", tokenizer, cache, recipe.processes)
             for name, selected in splits.items()
         )
     pair_settings = {
@@ -282,11 +282,11 @@ def load_tokenizer(recipe: PretrainArguments, model_name: str | None, texts, fin
     return tokenizer, f"WordPiece learnt from the training documents, {len(tokenizer):,} entries"
 
 
-def tokenise(documents, name: str, tokenizer, cache: Path, processes: int | None) -> TokenisedDocuments:
+def tokenize(documents, name: str, tokenizer, cache: Path, processes: int | None) -> TokenizedDocuments:
     folder = cache / f"{name}-{tokenizer_fingerprint(tokenizer)}"
     if (folder / "corpus.json").exists():
-        return TokenisedDocuments.open(folder)
-    return TokenisedDocuments.build(folder, documents, tokenizer, sentences_of, processes or os.cpu_count() or 1)
+        return TokenizedDocuments.open(folder)
+    return TokenizedDocuments.build(folder, documents, tokenizer, sentences_of, processes or os.cpu_count() or 1)
 
 
 def read_settings(config_file: str) -> dict:

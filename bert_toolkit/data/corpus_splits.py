@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CorpusSplits:
-    """A labelled corpus, ready for tokenisation.
+    """A labelled corpus, ready for tokenization.
 
     Args:
         train: Rows to learn from; columns: the text (`text_column`), `label` (class id), and what the source adds.

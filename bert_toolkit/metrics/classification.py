@@ -23,18 +23,18 @@ IGNORED_LABEL = -100
 
 
 def flat_accuracy(predictions: Any, labels: Any) -> float:
-    """Share of labelled positions whose class is predicted right.
+    """Share of labeled positions whose class is predicted right.
 
     Args:
         predictions: Logits `(..., classes)` or class ids shaped like `labels`; NumPy, torch (any device, any float
             type) or nested lists.
-        labels: Class ids, `(examples,)` or `(examples, length)`; positions labelled -100 do not count.
+        labels: Class ids, `(examples,)` or `(examples, length)`; positions labeled -100 do not count.
 
     Returns:
         A value in [0, 1].
 
     Raises:
-        InputError: NaN logits, shapes that do not fit, nothing labelled, or values that are not classes.
+        InputError: NaN logits, shapes that do not fit, nothing labeled, or values that are not classes.
     """
     return ClassificationCounts.of(predictions, labels).accuracy
 
@@ -48,13 +48,13 @@ def matthews_correlation(predictions: Any, labels: Any) -> float:
 
     Args:
         predictions: Logits `(..., classes)` or class ids shaped like `labels`; see `flat_accuracy`.
-        labels: Class ids, `(examples,)` or `(examples, length)`; positions labelled -100 do not count.
+        labels: Class ids, `(examples,)` or `(examples, length)`; positions labeled -100 do not count.
 
     Returns:
         A value in [-1, 1].
 
     Raises:
-        InputError: NaN logits, shapes that do not fit, nothing labelled, or values that are not classes.
+        InputError: NaN logits, shapes that do not fit, nothing labeled, or values that are not classes.
     """
     return ClassificationCounts.of(predictions, labels).matthews_correlation
 
@@ -70,7 +70,7 @@ def matthews_correlation_interval(
 
     Args:
         predictions: Logits `(..., classes)` or class ids shaped like `labels`; see `flat_accuracy`.
-        labels: Class ids, `(examples,)` or `(examples, length)`; positions labelled -100 do not count.
+        labels: Class ids, `(examples,)` or `(examples, length)`; positions labeled -100 do not count.
         confidence: Share of resamples inside the interval, in (0, 1).
         resamples: Number of bootstrap resamples, at least 1.
         seed: Seed of the resampling; the same seed gives the same interval.
@@ -86,7 +86,7 @@ def matthews_correlation_interval(
     if resamples < 1:
         raise InputError(f"`resamples` must be at least 1, got {resamples}")
     predicted, actual = _class_id_pairs(predictions, labels)
-    _require_labelled(len(actual))
+    _require_labeled(len(actual))
     pairs, occurrences = np.unique(np.stack([predicted, actual], axis=1), axis=0, return_counts=True)
     n = len(predicted)
     # (resamples, pairs); squares of float64 counts are exact up to 94 million examples
@@ -116,7 +116,7 @@ def compute_classification_metrics(eval_prediction: "EvalPrediction") -> dict[st
         `{"accuracy": ..., "matthews_correlation": ...}`; Trainer prefixes the keys with `eval_`.
 
     Raises:
-        InputError: Regression or multi-label outputs, several label arrays, NaN logits, or nothing labelled.
+        InputError: Regression or multi-label outputs, several label arrays, NaN logits, or nothing labeled.
     """
     return _counts_of_eval_prediction(eval_prediction).metrics()
 
@@ -136,7 +136,7 @@ class ClassificationMetrics:
 
         Args:
             eval_prediction: One batch, as for `compute_classification_metrics`; torch tensors on any device. A batch
-                without any labelled position is accepted.
+                without any labeled position is accepted.
             compute_result: True with the last batch: return the metrics of all batches and start afresh.
 
         Returns:
@@ -190,17 +190,17 @@ class ClassificationCounts:
 
     @property
     def total(self) -> int:
-        """Number of labelled positions."""
+        """Number of labeled positions."""
         return sum(self.actual.values())
 
     @property
     def accuracy(self) -> float:
-        _require_labelled(self.total)
+        _require_labeled(self.total)
         return self.correct / self.total
 
     @property
     def matthews_correlation(self) -> float:
-        _require_labelled(self.total)
+        _require_labeled(self.total)
         # Python integers: exact at any number of examples
         n = self.total
         covariance = self.correct * n - sum(k * self.actual.get(c, 0) for c, k in self.predicted.items())
@@ -215,10 +215,10 @@ class ClassificationCounts:
         return {"accuracy": self.accuracy, "matthews_correlation": self.matthews_correlation}
 
 
-def _require_labelled(total: int) -> None:
+def _require_labeled(total: int) -> None:
     if total == 0:
         raise InputError(
-            f"no labelled example to score: there are no labels or all are {IGNORED_LABEL}; pass rows with labels"
+            f"no labeled example to score: there are no labels or all are {IGNORED_LABEL}; pass rows with labels"
         )
 
 
@@ -239,7 +239,7 @@ def _counts_of_eval_prediction(eval_prediction: "EvalPrediction") -> Classificat
 
 
 def _class_id_pairs(predictions: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true class ids of the labelled positions, each `(positions,)` of int64."""
+    """Predicted and true class ids of the labeled positions, each `(positions,)` of int64."""
     labels = _as_array(labels, "labels")
     if not isinstance(predictions, torch.Tensor):
         predictions = _as_array(predictions, "predictions")
@@ -252,9 +252,9 @@ def _class_id_pairs(predictions: Any, labels: Any) -> tuple[np.ndarray, np.ndarr
                 "classification metrics need class ids or one logit per class"
             )
         actual = _as_class_ids(labels, "labels").ravel()
-        labelled = actual != IGNORED_LABEL
-        predicted, has_nan = (part.ravel()[labelled] for part in _most_likely_class(predictions))
-        actual = actual[labelled]
+        labeled = actual != IGNORED_LABEL
+        predicted, has_nan = (part.ravel()[labeled] for part in _most_likely_class(predictions))
+        actual = actual[labeled]
         if has_nan.any():
             raise InputError(
                 f"{int(has_nan.sum())} of {has_nan.size} predictions hold NaN logits: the model has diverged or a "
@@ -276,8 +276,8 @@ def _class_id_pairs(predictions: Any, labels: Any) -> tuple[np.ndarray, np.ndarr
                 "classification metrics score exactly one class per position"
             )
         actual = _as_class_ids(labels, "labels").ravel()
-        labelled = actual != IGNORED_LABEL
-        return _as_class_ids(predictions.ravel()[labelled], "predictions"), actual[labelled]
+        labeled = actual != IGNORED_LABEL
+        return _as_class_ids(predictions.ravel()[labeled], "predictions"), actual[labeled]
     raise InputError(
         f"predictions of shape {tuple(predictions.shape)} do not fit labels of shape {positions}: expected class ids "
         f"of shape {positions} or logits of shape {(*positions, 'classes')}"

@@ -1,7 +1,7 @@
-"""Pre-training data: tokenised documents, sentence pairs, masks and batches."""
+"""Pre-training data: tokenized documents, sentence pairs, masks and batches."""
 
 from bert_toolkit.pretraining.data_collator import DataCollatorForPreTraining
 from bert_toolkit.pretraining.sentence_pairs import NextSentencePairs
-from bert_toolkit.pretraining.tokenised_documents import TokenisedDocuments
+from bert_toolkit.pretraining.tokenized_documents import TokenizedDocuments
 
-__all__ = ["DataCollatorForPreTraining", "NextSentencePairs", "TokenisedDocuments"]
+__all__ = ["DataCollatorForPreTraining", "NextSentencePairs", "TokenizedDocuments"]

@@ -1,4 +1,4 @@
-"""Batches for masked language modelling and next-sentence prediction, the same on every layout of machines."""
+"""Batches for masked language modeling and next-sentence prediction, the same on every layout of machines."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _UNUSED = re.compile(r"\[unused\d+\]")
 class DataCollatorForPreTraining:
     """Pad examples to one batch and mask tokens for prediction.
 
-    Takes the pairs of `NextSentencePairs`, or ordinary tokenised sentences and pairs (dicts with `input_ids`,
+    Takes the pairs of `NextSentencePairs`, or ordinary tokenized sentences and pairs (dicts with `input_ids`,
     optionally `token_type_ids`, `attention_mask`, `next_sentence_label`, `word_ids`). The masks of an example are a
     function of (seed, epoch, index, position): pairs carry their epoch and index; ordinary examples may have the
     keys `example_index` and `epoch` (keep them with `TrainingArguments(remove_unused_columns=False)`). Examples
@@ -72,7 +72,7 @@ class DataCollatorForPreTraining:
         for name in ("mask_token", "pad_token"):
             if getattr(tokenizer, name) is None:
                 raise InputError(
-                    f"the tokenizer has no `{name}`, which masked language modelling needs: "
+                    f"the tokenizer has no `{name}`, which masked language modeling needs: "
                     f"set it with tokenizer.add_special_tokens({{'{name}': ...}})"
                 )
         self.tokenizer = tokenizer

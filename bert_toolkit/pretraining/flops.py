@@ -26,7 +26,7 @@ def pretraining_flops(config, tokens: float, length: float, predictions: float, 
     """FLOPs that one training step needs: a multiplication and an addition each, backward = twice forward.
 
     Counted: matrix products of the layers, attention scores and their products with the values, the masked-LM head on
-    predicted tokens only, the pooler. Not counted: padding, look-ups, normalisation, recomputation.
+    predicted tokens only, the pooler. Not counted: padding, look-ups, normalization, recomputation.
 
     Args:
         config: Has `hidden_size`, `intermediate_size`, `num_hidden_layers`, `vocab_size`.

@@ -1,7 +1,7 @@
 """Random numbers that are a function of their key alone: the same on every worker, rank and restart.
 
 The generator is SplitMix64 (Steele, Lea and Flood, 2014: "Fast splittable pseudorandom number generators") used as a
-counter-based hash: number `i` of a stream is the finaliser applied to `key + (i + 1) * GOLDEN_GAMMA`.
+counter-based hash: number `i` of a stream is the finalizer applied to `key + (i + 1) * GOLDEN_GAMMA`.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Choice and replacement of the tokens that masked language modelling predicts, vectorised over the batch.
+"""Choice and replacement of the tokens that masked language modeling predicts, vectorized over the batch.
 
 Devlin et al. (2019), section 3.1: 15 % of the tokens are predicted; of these 80 % become [MASK], 10 % a random token,
 and 10 % stay.

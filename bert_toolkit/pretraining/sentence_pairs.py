@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bert_toolkit.errors import InputError
 from bert_toolkit.pretraining.keyed_random import random_below, random_bits, random_share, stream_key
-from bert_toolkit.pretraining.tokenised_documents import TokenisedDocuments, tokenizer_fingerprint
+from bert_toolkit.pretraining.tokenized_documents import TokenizedDocuments, tokenizer_fingerprint
 
 MINIMUM_LENGTH = 8
 _BLOCK = 1 << 18  # sentences whose chunks are computed at once while an epoch is planned
@@ -101,14 +101,14 @@ class NextSentencePairs(torch.utils.data.Dataset):
 
     Args:
         documents: Documents, each a list of sentences (str); rows with a column "sentences", such as a
-            `datasets.Dataset`; or `TokenisedDocuments`. At least two, one of them with two sentences or more.
+            `datasets.Dataset`; or `TokenizedDocuments`. At least two, one of them with two sentences or more.
         tokenizer: Gives [CLS], [SEP], the padding id and, for text, the token ids.
         max_length: Longest pair in tokens, special tokens included; at least 8.
         short_sequence_probability: Share of pairs with a shorter target, uniform from 2 tokens to the longest.
         random_next_probability: Share of pairs whose B is random.
         seed: With the epoch and the index it decides a pair.
         group_size: Makes runs of this many pairs nearly equally long (within 50 shuffled runs), to save padding; take
-            the pairs of one optimiser step. 1 leaves the order random.
+            the pairs of one optimizer step. 1 leaves the order random.
 
     Raises:
         InputError: A parameter is out of range, a special token is missing, or the corpus is empty, has one document,
@@ -117,7 +117,7 @@ class NextSentencePairs(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        documents: TokenisedDocuments | Sequence[Sequence[str]] | Sequence[Mapping[str, Any]],
+        documents: TokenizedDocuments | Sequence[Sequence[str]] | Sequence[Mapping[str, Any]],
         tokenizer: PreTrainedTokenizerBase,
         max_length: int = 128,
         short_sequence_probability: float = 0.1,
@@ -143,11 +143,11 @@ class NextSentencePairs(torch.utils.data.Dataset):
                     f"the tokenizer has no `{name}`, which a sentence pair needs: "
                     f"set it with tokenizer.add_special_tokens({{'{name}': ...}})"
                 )
-        if not isinstance(documents, TokenisedDocuments):
-            documents = TokenisedDocuments.from_documents(documents, tokenizer)
+        if not isinstance(documents, TokenizedDocuments):
+            documents = TokenizedDocuments.from_documents(documents, tokenizer)
         elif documents.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
             raise InputError(
-                "the documents were tokenised with another tokenizer than the one given: tokenise them again"
+                "the documents were tokenized with another tokenizer than the one given: tokenize them again"
             )
         if len(documents) < (2 if random_next_probability > 0 else 1):
             raise InputError(

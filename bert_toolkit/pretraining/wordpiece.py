@@ -28,7 +28,7 @@ def train_wordpiece(
         lowercase: Lower the case and strip accents.
 
     Returns:
-        A tokenizer with the normalisation and the special tokens of BERT.
+        A tokenizer with the normalization and the special tokens of BERT.
 
     Raises:
         InputError: `vocab_size` has no room for words, the texts hold none, or can be gone through once only.

@@ -42,7 +42,7 @@ from bert_toolkit.health.judge import HealthJudge
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import ParameterInfo
 from bert_toolkit.monitoring.record_file import load_records, save_records
-from bert_toolkit.pretraining.tokenised_documents import TokenisedDocuments
+from bert_toolkit.pretraining.tokenized_documents import TokenizedDocuments
 from bert_toolkit.training.checkpoints import MARKER, checkpoint_to_resume, is_whole_checkpoint
 from bert_toolkit.training.launching import parse_arguments
 
@@ -278,25 +278,25 @@ DOCUMENT_LINES = [
 def read_documents(name: str, split: str | None = None) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
         documents = [sentences_of(document) for document in DocumentFiles([folder / name], documents_split=split)]
-        tokenised = TokenisedDocuments.from_documents(documents, TOKENIZER)
-        assert len(tokenised) <= len(documents)
-        assert tokenised.sentence_starts[-1] == len(tokenised.tokens)
+        tokenized = TokenizedDocuments.from_documents(documents, TOKENIZER)
+        assert len(tokenized) <= len(documents)
+        assert tokenized.sentence_starts[-1] == len(tokenized.tokens)
 
     return read
 
 
-def write_tokenised(folder: Path, random: Random) -> None:
+def write_tokenized(folder: Path, random: Random) -> None:
     """A corpus on disk of which one file is damaged or gone."""
-    victim = random.choice(sorted(TOKENISED))
-    for name, content in TOKENISED.items():
+    victim = random.choice(sorted(TOKENIZED))
+    for name, content in TOKENIZED.items():
         if name != victim:
             (folder / name).write_bytes(content)
         elif random.random() < 0.9:
             (folder / name).write_bytes(mutate(content, random))
 
 
-def read_tokenised(folder: Path) -> None:
-    corpus = TokenisedDocuments.open(folder)
+def read_tokenized(folder: Path) -> None:
+    corpus = TokenizedDocuments.open(folder)
     assert corpus.document_starts[-1] == len(corpus.sentence_starts) - 1
     assert corpus.sentence_starts[-1] == len(corpus.tokens)
 
@@ -427,14 +427,14 @@ TOKENIZER = PreTrainedTokenizerFast(
 TOKENIZER.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
 
 
-def tokenised_files() -> dict[str, bytes]:
+def tokenized_files() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         documents = [["the dog .", "the the"], ["dog"], ["a . b", "the dog ."]]
-        TokenisedDocuments.build(Path(folder) / "corpus", documents, TOKENIZER, show_progress=False)
+        TokenizedDocuments.build(Path(folder) / "corpus", documents, TOKENIZER, show_progress=False)
         return {path.name: path.read_bytes() for path in (Path(folder) / "corpus").iterdir()}
 
 
-TOKENISED = tokenised_files()
+TOKENIZED = tokenized_files()
 
 TARGETS = {
     "cola": Target(damaged_file("a.tsv", COLA), read_cola, 1000),
@@ -451,7 +451,7 @@ TARGETS = {
     "documents-by-blank-lines": Target(damaged_file("a.txt", DOCUMENTS), read_documents("a.txt", "blank_line"), 500),
     "documents-by-number": Target(damaged_file("a.txt", DOCUMENTS), read_documents("a.txt", "3"), 300),
     "documents-jsonl": Target(damaged_file("a.jsonl", *DOCUMENT_LINES), read_documents("a.jsonl"), 1000),
-    "tokenised-corpus": Target(write_tokenised, read_tokenised, 500),
+    "tokenized-corpus": Target(write_tokenized, read_tokenized, 500),
     "gradient-records": Target(
         damaged_npz(written(lambda p: save_records(p, gradient_records(), PARAMETERS))), read_records, 700
     ),

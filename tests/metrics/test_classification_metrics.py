@@ -120,7 +120,7 @@ def test_padded_token_labels_do_not_count(as_type):
     assert compute_classification_metrics(EvalPrediction(as_type(ids), as_type(labels))) == result
 
 
-def test_nan_counts_only_where_labelled():
+def test_nan_counts_only_where_labeled():
     logits = np.array([[0.0, 1.0], [np.nan, 0.0]])
     assert flat_accuracy(logits, [1, -100]) == 1.0
     with pytest.raises(InputError, match="1 of 2 predictions hold NaN logits: the model has diverged"):
@@ -144,8 +144,8 @@ def test_nan_counts_only_where_labelled():
         ([[0.2, 1.5]], [-1], "-1 marks hidden labels of a test set"),
         ([[0.2, 1.5]], [0, 1], r"predictions of shape \(1, 2\) do not fit labels of shape \(2,\)"),
         ([0, 1, 1], [0, 1], "do not fit"),
-        ([0, 1], [-100, -100], "no labelled example"),
-        ([], [], "no labelled example"),
+        ([0, 1], [-100, -100], "no labeled example"),
+        ([], [], "no labeled example"),
     ],
 )
 def test_refuses(predictions, labels, message, as_type):
@@ -175,7 +175,7 @@ def test_eval_prediction_with_hidden_states_or_several_heads():
 def test_streaming_equals_whole_arrays_and_starts_afresh(as_type):
     rng = np.random.default_rng(5)
     logits, labels = rng.normal(size=(97, 4)), rng.integers(0, 4, 97)
-    labels[30:40] = -100  # batches 3 and 4 of 10 are partly and wholly unlabelled
+    labels[30:40] = -100  # batches 3 and 4 of 10 are partly and wholly unlabeled
     streaming = ClassificationMetrics()
     for _evaluation in range(2):
         for start in range(0, 97, 10):
@@ -312,7 +312,7 @@ class TestInterval:
     def test_refuses_no_resamples_and_empty_input(self):
         with pytest.raises(InputError, match="`resamples` must be at least 1, got 0"):
             matthews_correlation_interval([0, 1], [0, 1], resamples=0)
-        with pytest.raises(InputError, match="no labelled example"):
+        with pytest.raises(InputError, match="no labeled example"):
             matthews_correlation_interval([0, 1], [-100, -100])
 
 

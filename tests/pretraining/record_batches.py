@@ -18,7 +18,7 @@ from bert_toolkit import (
     ToolkitBertConfig,
     ToolkitBertForPreTraining,
 )
-from bert_toolkit.pretraining.pretraining_trainer import PreTrainingTrainer
+from bert_toolkit.pretraining.trainer import PreTrainingTrainer
 
 STEP_PAIRS = 8
 ENTRIES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(100))]

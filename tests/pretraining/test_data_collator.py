@@ -138,9 +138,9 @@ def test_plain_examples_of_any_kind(tokenizer):
     assert batch["attention_mask"].sum(1).tolist() == [5, 9, 5]
     assert batch["token_type_ids"].sum(1).tolist() == [0, 5, 0]
     assert ((batch["labels"] != -100).sum(1) == 1).all()
-    labelled = [{**tokenizer("w1 w2"), "next_sentence_label": 1}]
-    assert collator(labelled)["next_sentence_label"].tolist() == [1]
-    assert "next_sentence_label" not in DataCollatorForPreTraining(tokenizer, next_sentence_labels=False)(labelled)
+    labeled = [{**tokenizer("w1 w2"), "next_sentence_label": 1}]
+    assert collator(labeled)["next_sentence_label"].tolist() == [1]
+    assert "next_sentence_label" not in DataCollatorForPreTraining(tokenizer, next_sentence_labels=False)(labeled)
 
 
 def test_plain_examples_have_a_seeded_stream(tokenizer):

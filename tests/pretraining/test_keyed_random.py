@@ -32,7 +32,7 @@ def test_uniform_over_positions_and_over_examples(bound):
         assert chi2 < stats.chi2.ppf(CONFIDENCE, bound - 1)
 
 
-def test_every_bit_is_fair_and_neighbours_are_independent():
+def test_every_bit_is_fair_and_neighbors_are_independent():
     keys = random_bits(stream_key(1, 0, 0), np.arange(4000))
     bits = random_bits(keys[:, None], np.arange(256)[None, :])
     n = bits.size

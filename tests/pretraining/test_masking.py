@@ -58,7 +58,7 @@ def test_every_position_is_equally_likely(million):
         assert deviation < stats.norm.ppf(1 - (1 - CONFIDENCE) / 2)
 
 
-def test_neighbours_are_chosen_independently(million):
+def test_neighbors_are_chosen_independently(million):
     _, candidates = million
     full = candidates[candidates.sum(1) == 127]
     targets = choose_tokens(full, keys(len(full)), 0.15)
@@ -96,7 +96,7 @@ def test_random_words_are_uniform_over_the_allowed_ones(million):
     assert stats.chi2.ppf(1 - CONFIDENCE, 999) < chi2 < stats.chi2.ppf(CONFIDENCE, 999)
 
 
-def test_action_is_independent_of_the_choice_and_of_the_neighbour(million):
+def test_action_is_independent_of_the_choice_and_of_the_neighbor(million):
     ids, candidates = million
     masked = replace_tokens(ids, candidates, keys(len(ids)), MASK, REPLACEMENTS, 0.5, 0.0) == MASK
     chosen = choose_tokens(candidates, keys(len(ids)), 0.15)

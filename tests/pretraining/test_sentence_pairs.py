@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import BertTokenizer
 
-from bert_toolkit import InputError, NextSentencePairs, TokenisedDocuments
+from bert_toolkit import InputError, NextSentencePairs, TokenizedDocuments
 
 LONG = [40] * 30
 
@@ -203,7 +203,7 @@ def test_takes_lists_datasets_and_corpora_on_disk(tokenizer, make_documents, tmp
     expected = [dict(pair) for pair in NextSentencePairs(documents, tokenizer, seed=4)]
     rows = datasets.Dataset.from_dict({"sentences": documents})
     assert [dict(pair) for pair in NextSentencePairs(rows, tokenizer, seed=4)] == expected
-    corpus = TokenisedDocuments.build(tmp_path / "corpus", documents, tokenizer, show_progress=False)
+    corpus = TokenizedDocuments.build(tmp_path / "corpus", documents, tokenizer, show_progress=False)
     on_disk = NextSentencePairs(corpus, tokenizer, seed=4)
     assert [dict(pair) for pair in on_disk] == expected
     pickled = pickle.dumps(on_disk.documents)
@@ -267,8 +267,8 @@ def test_missing_special_token_is_named(missing):
 
 
 def test_corpus_of_another_tokenizer_is_refused(tokenizer):
-    corpus = TokenisedDocuments.from_documents([["w1", "w2"]] * 2, tokenizer)
+    corpus = TokenizedDocuments.from_documents([["w1", "w2"]] * 2, tokenizer)
     entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "w1"]
     other = BertTokenizer(vocab={token: i for i, token in enumerate(entries)})
-    with pytest.raises(InputError, match="tokenised with another tokenizer"):
+    with pytest.raises(InputError, match="tokenized with another tokenizer"):
         NextSentencePairs(corpus, other)

@@ -1,6 +1,7 @@
 """A real Trainer gets the same batches with any number of workers and processes, and after a resume in mid-epoch."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,12 +113,7 @@ def launch(folder, settings, *arguments):
         "--standalone",
         str(SCRIPT),
     ]
-    environment = {
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PATH": "/usr/bin:/bin",
-        "HF_HUB_OFFLINE": "1",
-    }
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     process = subprocess.run(
         [*command, str(folder / "batches.npz"), json.dumps(settings), *arguments],
         capture_output=True,

@@ -8,7 +8,7 @@ from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rul
 @rule(
     explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite"),
     needs="forward",
-    cause="the dataset, tokenisation or collator gives a constant, or one example is repeated",
+    cause="the dataset, tokenization or collator gives a constant, or one example is repeated",
     remedy="print a batch of the data loader; compare the examples with the raw rows",
 )
 def identical_inputs(history: HealthHistory, *, samples: int = 3) -> Finding | None:

@@ -11,9 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
-from bert_toolkit import InputError, TokenisedDocuments
-from bert_toolkit.pretraining import tokenised_documents
-from bert_toolkit.pretraining.tokenised_documents import tokenizer_fingerprint
+from bert_toolkit import InputError, TokenizedDocuments
+from bert_toolkit.pretraining import tokenized_documents
+from bert_toolkit.pretraining.tokenized_documents import tokenizer_fingerprint
 
 
 def split_at_bars(text):
@@ -28,7 +28,7 @@ def same(a, b):
 
 def test_arrays_hold_the_tokenizers_ids(tokenizer, make_documents):
     documents = make_documents([3, 1, 5])
-    corpus = TokenisedDocuments.from_documents(documents, tokenizer)
+    corpus = TokenizedDocuments.from_documents(documents, tokenizer)
     sentences = [sentence for document in documents for sentence in document]
     expected = [tokenizer(sentence, add_special_tokens=False)["input_ids"] for sentence in sentences]
     found = np.split(corpus.tokens, corpus.sentence_starts[1:-1])
@@ -39,39 +39,39 @@ def test_arrays_hold_the_tokenizers_ids(tokenizer, make_documents):
 
 
 def test_empty_sentences_and_documents_are_left_out(tokenizer):
-    corpus = TokenisedDocuments.from_documents([["w1", " ", "w2 w3"], [], [""], ["w4"]], tokenizer)
+    corpus = TokenizedDocuments.from_documents([["w1", " ", "w2 w3"], [], [""], ["w4"]], tokenizer)
     assert corpus.document_starts.tolist() == [0, 2, 3]
     assert corpus.sentence_starts.tolist() == [0, 1, 3, 4]
 
 
 def test_settings_left_in_the_tokenizer_do_not_cut_sentences(tokenizer):
     tokenizer(["w1 w2 w3 w4"], truncation=True, max_length=3, padding="max_length")
-    corpus = TokenisedDocuments.from_documents([[" ".join(["w1"] * 50)]], tokenizer)
+    corpus = TokenizedDocuments.from_documents([[" ".join(["w1"] * 50)]], tokenizer)
     assert len(corpus.tokens) == 50
 
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_disk_and_memory_hold_the_same(tokenizer, make_documents, tmp_path, monkeypatch, processes):
-    monkeypatch.setattr(tokenised_documents, "_BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(tokenized_documents, "_BATCH_CHARACTERS", 500)
     documents = make_documents([7] * 40)
     texts = ["|".join(document) for document in documents]
-    corpus = TokenisedDocuments.build(
+    corpus = TokenizedDocuments.build(
         tmp_path / "a" / "corpus", texts, tokenizer, split_at_bars, processes, show_progress=False
     )
-    assert same(corpus, TokenisedDocuments.from_documents(documents, tokenizer))
+    assert same(corpus, TokenizedDocuments.from_documents(documents, tokenizer))
     assert isinstance(corpus.tokens, np.memmap)
-    assert same(corpus, TokenisedDocuments.open(corpus.directory))
+    assert same(corpus, TokenizedDocuments.open(corpus.directory))
     assert corpus.tokenizer_fingerprint == tokenizer_fingerprint(tokenizer)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["corpus"]
 
 
 def test_memory_does_not_grow_with_the_corpus(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenised_documents, "_BATCH_CHARACTERS", 50_000)
+    monkeypatch.setattr(tokenized_documents, "_BATCH_CHARACTERS", 50_000)
 
     def peak(size):
         texts = ("w1 w2 w3|" * 1000 for _ in range(size))
         tracemalloc.start()
-        TokenisedDocuments.build(tmp_path / str(size), texts, tokenizer, split_at_bars, show_progress=False)
+        TokenizedDocuments.build(tmp_path / str(size), texts, tokenizer, split_at_bars, show_progress=False)
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
@@ -106,33 +106,33 @@ class FullDisk:
 
 
 def test_full_disk_leaves_nothing_that_is_reused(tokenizer, make_documents, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenised_documents, "_BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(tokenized_documents, "_BATCH_CHARACTERS", 500)
     documents, target = make_documents([5] * 30), tmp_path / "corpus"
-    real_open = tokenised_documents.Path.open
+    real_open = tokenized_documents.Path.open
 
     def open_full(path, mode="r", *args, **kwargs):
         file = real_open(path, mode, *args, **kwargs)
         return FullDisk(file, 3) if path.name == "tokens.bin" else file
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokenised_documents.Path, "open", open_full)
+        patch.setattr(tokenized_documents.Path, "open", open_full)
         with pytest.raises(InputError, match="could not write .*corpus: No space left on device; nothing of it"):
-            TokenisedDocuments.build(target, documents, tokenizer, show_progress=False)
+            TokenizedDocuments.build(target, documents, tokenizer, show_progress=False)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(InputError, match="no tokenised corpus in"):
-        TokenisedDocuments.open(target)
-    corpus = TokenisedDocuments.build(target, documents, tokenizer, show_progress=False)
-    assert same(corpus, TokenisedDocuments.from_documents(documents, tokenizer))
+    with pytest.raises(InputError, match="no tokenized corpus in"):
+        TokenizedDocuments.open(target)
+    corpus = TokenizedDocuments.build(target, documents, tokenizer, show_progress=False)
+    assert same(corpus, TokenizedDocuments.from_documents(documents, tokenizer))
 
 
 BUILD = """
 import sys, time
 from transformers import AutoTokenizer
-from bert_toolkit import TokenisedDocuments
+from bert_toolkit import TokenizedDocuments
 def documents():
     while True:
         yield ["w1 w2 w3"] * 20_000
-TokenisedDocuments.build(sys.argv[2], documents(), AutoTokenizer.from_pretrained(sys.argv[1]), processes=2)
+TokenizedDocuments.build(sys.argv[2], documents(), AutoTokenizer.from_pretrained(sys.argv[1]), processes=2)
 """
 
 
@@ -148,14 +148,14 @@ def test_kill_leaves_no_process_and_the_next_build_removes_what_it_wrote(tokeniz
         (folder,) = target.parent.iterdir()
         old = time.time() - 3600
         os.utime(folder, (old, old))
-        TokenisedDocuments.build(target, [["w1"]], tokenizer, show_progress=False)
+        TokenizedDocuments.build(target, [["w1"]], tokenizer, show_progress=False)
         assert folder.exists(), "another process is still at it"
     finally:
         process.kill()
         process.wait()
     wait_for(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
     os.utime(folder, (old, old))
-    TokenisedDocuments.build(target, [["w1"]], tokenizer, show_progress=False)
+    TokenizedDocuments.build(target, [["w1"]], tokenizer, show_progress=False)
     assert list(target.parent.iterdir()) == [target]
 
 
@@ -167,7 +167,7 @@ def wait_for(condition, patience=120):
 
 
 def test_error_in_the_documents_leaves_the_old_corpus(tokenizer, make_documents, tmp_path):
-    old = TokenisedDocuments.build(tmp_path / "corpus", make_documents([4] * 3), tokenizer, show_progress=False)
+    old = TokenizedDocuments.build(tmp_path / "corpus", make_documents([4] * 3), tokenizer, show_progress=False)
     before = np.array(old.tokens)
 
     def broken():
@@ -175,31 +175,31 @@ def test_error_in_the_documents_leaves_the_old_corpus(tokenizer, make_documents,
         raise InputError("page 7 is missing")
 
     with pytest.raises(InputError, match="page 7 is missing"):
-        TokenisedDocuments.build(tmp_path / "corpus", broken(), tokenizer, show_progress=False)
-    assert np.array_equal(TokenisedDocuments.open(tmp_path / "corpus").tokens, before)
+        TokenizedDocuments.build(tmp_path / "corpus", broken(), tokenizer, show_progress=False)
+    assert np.array_equal(TokenizedDocuments.open(tmp_path / "corpus").tokens, before)
 
 
 def test_a_folder_that_is_no_corpus_is_not_replaced(tokenizer, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(InputError, match="no tokenised corpus in"):
-        TokenisedDocuments.build(tmp_path / "thesis", [["w1", "w2"]], tokenizer, show_progress=False)
+    with pytest.raises(InputError, match="no tokenized corpus in"):
+        TokenizedDocuments.build(tmp_path / "thesis", [["w1", "w2"]], tokenizer, show_progress=False)
     assert (tmp_path / "thesis" / "chapter.txt").exists()
 
 
 def test_empty_corpus_is_named(tokenizer, tmp_path):
     for documents in ([], [[]], [[" "]]):
         with pytest.raises(InputError, match="the corpus is empty"):
-            TokenisedDocuments.build(tmp_path / "corpus", documents, tokenizer, show_progress=False)
+            TokenizedDocuments.build(tmp_path / "corpus", documents, tokenizer, show_progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_format_is_named(tokenizer, make_documents, tmp_path):
-    TokenisedDocuments.build(tmp_path / "corpus", make_documents([4] * 3), tokenizer, show_progress=False)
+    TokenizedDocuments.build(tmp_path / "corpus", make_documents([4] * 3), tokenizer, show_progress=False)
     description = tmp_path / "corpus" / "corpus.json"
     description.write_text(description.read_text().replace('"format_version": 1', '"format_version": 99'))
     with pytest.raises(InputError, match="format 99, this version reads format 1"):
-        TokenisedDocuments.open(tmp_path / "corpus")
+        TokenizedDocuments.open(tmp_path / "corpus")
 
 
 @pytest.mark.parametrize(
@@ -216,11 +216,11 @@ def test_other_format_is_named(tokenizer, make_documents, tmp_path):
     ids=["cut-json", "other-json", "types", "tokens-cut", "half-an-offset", "sentences-cut", "empty"],
 )
 def test_damaged_corpus_is_named(tokenizer, make_documents, tmp_path, name, damage, message):
-    TokenisedDocuments.build(tmp_path / "corpus", make_documents([4] * 3), tokenizer, show_progress=False)
+    TokenizedDocuments.build(tmp_path / "corpus", make_documents([4] * 3), tokenizer, show_progress=False)
     file = tmp_path / "corpus" / name
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(InputError, match=f"is damaged: .*{message}.*delete the folder"):
-        TokenisedDocuments.open(tmp_path / "corpus")
+        TokenizedDocuments.open(tmp_path / "corpus")
 
 
 def test_fingerprint_tells_tokenizers_apart(tokenizer):

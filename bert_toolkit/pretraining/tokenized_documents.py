@@ -1,4 +1,4 @@
-"""Documents tokenised once, as three flat arrays that may lie in memory or in memory-mapped files."""
+"""Documents tokenized once, as three flat arrays that may lie in memory or in memory-mapped files."""
 
 import hashlib
 import itertools
@@ -35,7 +35,7 @@ DTYPES = [
 _BATCH_CHARACTERS = 1_000_000
 
 
-class TokenisedDocuments:
+class TokenizedDocuments:
     """Token ids of many documents with the places where sentences and documents begin.
 
     Attributes:
@@ -67,8 +67,8 @@ class TokenisedDocuments:
     def __reduce__(self) -> tuple:
         # a pickled np.memmap would carry the whole corpus to every spawned worker
         if self.directory is not None:
-            return TokenisedDocuments.open, (self.directory,)
-        return TokenisedDocuments, (
+            return TokenizedDocuments.open, (self.directory,)
+        return TokenizedDocuments, (
             self.tokens,
             self.sentence_starts,
             self.document_starts,
@@ -80,15 +80,15 @@ class TokenisedDocuments:
         cls,
         documents: Iterable[Sequence[str] | Mapping[str, Any]],
         tokenizer: PreTrainedTokenizerBase,
-    ) -> "TokenisedDocuments":
-        """Tokenise documents in this process and keep the result in memory.
+    ) -> "TokenizedDocuments":
+        """Tokenize documents in this process and keep the result in memory.
 
         Args:
             documents: Each a list of sentences, or a row with a column "sentences" (as of a `datasets.Dataset`).
             tokenizer: A tokenizer with a fast backend.
 
         Returns:
-            The tokenised documents; sentences without tokens and documents without sentences are left out.
+            The tokenized documents; sentences without tokens and documents without sentences are left out.
 
         Raises:
             InputError: A document is not a list of strings.
@@ -111,7 +111,7 @@ class TokenisedDocuments:
         )
 
     @classmethod
-    def open(cls, directory: str | os.PathLike) -> "TokenisedDocuments":
+    def open(cls, directory: str | os.PathLike) -> "TokenizedDocuments":
         """Map the arrays that `build` wrote; nothing is read until it is used.
 
         Raises:
@@ -122,7 +122,7 @@ class TokenisedDocuments:
             description = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(
-                f"no tokenised corpus in {directory}: expected the folder that TokenisedDocuments.build wrote"
+                f"no tokenized corpus in {directory}: expected the folder that TokenizedDocuments.build wrote"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise _damaged(directory, f"corpus.json cannot be read: {error}") from None
@@ -130,8 +130,8 @@ class TokenisedDocuments:
             raise _damaged(directory, "corpus.json does not describe a corpus")
         if description.get("format_version") != FORMAT_VERSION:
             raise InputError(
-                f"{directory} holds a tokenised corpus of format {description.get('format_version')}, this version "
-                f"reads format {FORMAT_VERSION}: delete the folder and tokenise again"
+                f"{directory} holds a tokenized corpus of format {description.get('format_version')}, this version "
+                f"reads format {FORMAT_VERSION}: delete the folder and tokenize again"
             )
         if description.get("dtypes") not in DTYPES:
             raise _damaged(directory, "corpus.json names other types of numbers than `build` writes")
@@ -160,8 +160,8 @@ class TokenisedDocuments:
         processes: int = 1,
         total_bytes: int | None = None,
         show_progress: bool = True,
-    ) -> "TokenisedDocuments":
-        """Tokenise documents into memory-mapped files, with several processes and bounded memory.
+    ) -> "TokenizedDocuments":
+        """Tokenize documents into memory-mapped files, with several processes and bounded memory.
 
         The files are written under a temporary name beside `directory` and renamed when they are complete, so an
         interrupted run or a full disk never leaves a corpus that a later run would take for whole. What a killed run
@@ -173,7 +173,7 @@ class TokenisedDocuments:
             tokenizer: A tokenizer with a fast backend.
             split_sentences: Run in the worker processes: turns one item of `documents` into its sentences. Must be
                 picklable. None: the items are lists of sentences already.
-            processes: Processes that tokenise; 1 works in this process.
+            processes: Processes that tokenize; 1 works in this process.
             total_bytes: Size of all items in UTF-8, for the remaining time of the progress bar.
             show_progress: Show the bar (on standard error).
 
@@ -194,7 +194,7 @@ class TokenisedDocuments:
                 total=total_bytes,
                 unit="B",
                 unit_scale=True,
-                desc="tokenising",
+                desc="tokenizing",
                 disable=not show_progress,
                 mininterval=1.0,
             )
@@ -214,7 +214,7 @@ class TokenisedDocuments:
             unfinished.rename(directory)
         except OSError as error:
             raise InputError(
-                f"could not write the tokenised corpus {directory}: {error.strerror or error}; nothing of it was "
+                f"could not write the tokenized corpus {directory}: {error.strerror or error}; nothing of it was "
                 "kept, free space or choose another folder, then run again"
             ) from error
         finally:
@@ -247,12 +247,12 @@ def _remove_abandoned(directory: Path) -> None:
 
 def _damaged(directory: Path, reason: str) -> InputError:
     return InputError(
-        f"the tokenised corpus {directory} is damaged: {reason}; delete the folder, then it is tokenised again"
+        f"the tokenized corpus {directory} is damaged: {reason}; delete the folder, then it is tokenized again"
     )
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest of all that decides the ids of a sentence: vocabulary, normaliser and pre-tokeniser."""
+    """Digest of all that decides the ids of a sentence: vocabulary, normalizer and pre-tokenizer."""
     return hashlib.blake2b(_backend_text(tokenizer).encode(), digest_size=16).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 Not imported by `bert_toolkit` itself, because transformers' Trainer imports datasets:
 
-    from bert_toolkit.pretraining.pretraining_trainer import PreTrainingTrainer
+    from bert_toolkit.pretraining.trainer import PreTrainingTrainer
 """
 
 from collections.abc import Iterator

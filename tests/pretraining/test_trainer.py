@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import bert_toolkit
 from bert_toolkit import ToolkitBertConfig
-from bert_toolkit.pretraining.pretraining_trainer import PreTrainingTrainer
+from bert_toolkit.pretraining.trainer import PreTrainingTrainer
 
 LENGTH = 12
 SIZES = {
