@@ -1,4 +1,4 @@
-"""Configuration of ToolkitBert, and what of a transformers `bert` configuration becomes of it.
+"""Configuration of ToolkitBert, and how a transformers `bert` configuration is converted.
 
 This file travels with every saved checkpoint, so it imports nothing but transformers.
 """
@@ -37,6 +37,16 @@ class ToolkitBertConfig(PreTrainedConfig):
     Names and defaults equal those of `transformers.BertConfig` where the setting exists there. A `bert` checkpoint's
     configuration is converted on `from_pretrained`.
 
+    Example:
+        >>> from bert_toolkit import ToolkitBertConfig
+        >>> config = ToolkitBertConfig(hidden_size=128, num_attention_heads=2, layer_norm_placement="pre")
+        >>> config.num_hidden_layers, config.intermediate_size
+        (12, 3072)
+        >>> ToolkitBertConfig(hidden_size=100)
+        Traceback (most recent call last):
+            ...
+        ValueError: hidden_size must be a multiple of num_attention_heads, got 100 and 12.
+
     Args:
         vocab_size: Rows of the word embedding.
         hidden_size: Width of the encoder; a multiple of `num_attention_heads`.
@@ -50,15 +60,15 @@ class ToolkitBertConfig(PreTrainedConfig):
         max_position_embeddings: Longest sequence, in tokens.
         type_vocab_size: Number of segments.
         initializer_range: Standard deviation of initial weights.
-        layer_norm_eps: Epsilon of layer normalisation.
+        layer_norm_eps: Epsilon of layer normalization.
         layer_norm_placement: `post`, LayerNorm(x + f(x)) as in BERT, or `pre`, x + f(LayerNorm(x)) with one more
             LayerNorm after the last layer (Xiong et al. 2020).
         position_embedding_type: `learned` as in BERT, or `sinusoidal` (Vaswani et al. 2017, section 3.5; word
             embeddings are then multiplied by the square root of `hidden_size` as in their section 3.4).
         attention_bias: Whether query, key, value and attention output have biases.
-        sparse_prediction: In training, run the masked-LM head on labelled positions only. Same loss and gradients;
+        sparse_prediction: In training, run the masked-LM head on labeled positions only. Same loss and gradients;
             the head costs about 15 % of what it does on every position.
-        max_predictions_per_sequence: None, or an upper bound on the labelled positions of a sequence. With a bound
+        max_predictions_per_sequence: None, or an upper bound on the labeled positions of a sequence. With a bound
             sparse prediction has static shapes, which `torch.compile(fullgraph=True)` and CUDA graphs need.
         pad_token_id: Id of the padding token; its word embedding gets no gradient from the input side.
         tie_word_embeddings: Whether the masked-LM decoder shares the word embedding's weight.
@@ -95,6 +105,7 @@ class ToolkitBertConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
+        """Check the settings, and name the code that travels with the checkpoint."""
         _refuse_unsupported(kwargs)
         kwargs["auto_map"] = dict(AUTO_MAP)
         super().__post_init__(**kwargs)
@@ -132,7 +143,18 @@ class ToolkitBertConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a checkpoint's settings; those of a transformers `bert` checkpoint come converted."""
+        """Read a checkpoint's settings; those of a transformers `bert` checkpoint come converted.
+
+        Args:
+            pretrained_model_name_or_path: The checkpoint's folder or hub name.
+            **kwargs: As in transformers.
+
+        Returns:
+            The settings of a ToolkitBertConfig, and what is left of the keyword arguments.
+
+        Raises:
+            ValueError: The checkpoint is that of another model.
+        """
         settings, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = settings.get("model_type", "bert")  # checkpoints of 2018 and 2019 name none
         if model_type == "bert":

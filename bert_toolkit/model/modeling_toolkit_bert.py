@@ -1,7 +1,8 @@
 """BERT (Devlin et al. 2019) in plain PyTorch: embeddings, layers, encoder, heads and losses, in that order.
 
 The file travels with every saved checkpoint (`trust_remote_code=True` runs it where bert_toolkit is not installed),
-so it imports only torch, transformers and the configuration beside it.
+so it imports only torch, transformers and the two files beside it: the configuration, and the fast paths, which choose
+a kernel where the architecture allows several.
 
 Parameters carry the names of transformers' BERT wherever the part exists there. Letters in shape comments:
 B sequences, T tokens, H hidden size, N heads, D = H / N, V vocabulary, P positions that a sparse head computes,
@@ -10,7 +11,7 @@ C classes.
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,35 +30,16 @@ from transformers.modeling_outputs import (
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_toolkit_bert import ToolkitBertConfig
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None  # type: ignore[assignment]
+from .fast_paths_toolkit_bert import Packing, ToolkitBertDropout, attend, attention_mask_of_sdpa, can_pack
 
 IGNORED_LABEL = -100
 
 
 def activation(config: ToolkitBertConfig, x: Tensor) -> Tensor:
+    """Apply `config.hidden_act`."""
     if config.hidden_act == "relu":
         return F.relu(x)
     return F.gelu(x, approximate="none" if config.hidden_act == "gelu" else "tanh")
-
-
-class ToolkitBertDropout(nn.Dropout):
-    """Dropout that draws 16 random bits an element on the CPU.
-
-    PyTorch draws a number for each element in turn there, which takes a tenth of a training step. The rate is exact to
-    1 / 65536, and the scale that keeps the mean is that of the rate as it is.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        dropped = round(self.p * 65536)
-        if not self.training or not 0 < dropped < 65536 or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(x)
-        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        kept = bits[: x.numel()].view(x.shape) >= dropped - 32768
-        return x * kept.to(x.dtype).mul_(65536 / (65536 - dropped))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -71,11 +53,13 @@ class SinusoidalPositions(nn.Module):
     weight: Tensor
 
     def __init__(self, max_positions: int, hidden_size: int) -> None:
+        """Compute the code once; it is no parameter and not saved."""
         super().__init__()
         self.register_buffer("weight", self.code(max_positions, hidden_size), persistent=False)
 
     @staticmethod
     def code(max_positions: int, hidden_size: int) -> Tensor:
+        """Compute the code, (max_positions, hidden_size)."""
         steps = torch.arange(0, hidden_size, 2, dtype=torch.float32)  # (H / 2)
         frequencies = torch.exp(steps * (-math.log(10000.0) / hidden_size))
         angles = torch.arange(max_positions)[:, None] * frequencies
@@ -83,9 +67,10 @@ class SinusoidalPositions(nn.Module):
 
 
 class ToolkitBertEmbeddings(nn.Module):
-    """Word, position and segment embeddings, added, normalised, dropped out."""
+    """Word, position and segment embeddings, added, normalized, dropped out."""
 
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Make the three tables; sinusoidal positions have no parameters."""
         super().__init__()
         size = config.hidden_size
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
@@ -108,6 +93,7 @@ class ToolkitBertEmbeddings(nn.Module):
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> Tensor:
+        """Embed; arguments as in `ToolkitBertModel.forward`, result (B, T, H)."""
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, H)
         length, codes, segments = words.shape[1], self.position_embeddings.weight, self.token_type_embeddings
         if length > codes.shape[0]:
@@ -131,6 +117,7 @@ class ToolkitBertSelfAttention(nn.Module):
     """Multi-head scaled dot-product attention of every token to every token that is not padding."""
 
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Make the three projections, without biases if `config.attention_bias` is False."""
         super().__init__()
         self.config = config
         size, bias = config.hidden_size, config.attention_bias
@@ -141,39 +128,23 @@ class ToolkitBertSelfAttention(nn.Module):
         self.dropout = ToolkitBertDropout(config.attention_probs_dropout_prob)
 
     def forward(
-        self, x: Tensor, mask: "Tensor | Packing | None", output_attentions: bool
+        self, x: Tensor, mask: Tensor | Packing | None, output_attentions: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
         Args:
             x: Hidden states, (B, T, H); packed (real tokens, H).
-            mask: Booleans that broadcast to (B, N, T, T), True where attention is allowed; None allows all; or where
-                each packed sequence begins.
+            mask: As `attend` takes it.
             output_attentions: Also return the probabilities, which only the explicit formula has.
 
         Returns:
             Context, shaped as x, and probabilities (B, N, T, T) or None.
         """
         heads = (*x.shape[:-1], -1, self.head_size)
-        if isinstance(mask, Packing):
-            query, key, value = (f(x).view(heads) for f in (self.query, self.key, self.value))
-            starts, longest = mask.starts, mask.longest
-            packed: Any = varlen_attn(query, key, value, starts, starts, longest, longest)
-            return packed.flatten(1), None
-        # (B, N, T, D) each
-        query, key, value = (f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value))
-        dropout = self.dropout.p if self.training else 0.0
+        query, key, value = (f(x).view(heads) for f in (self.query, self.key, self.value))  # (B, T, N, D) each
         explicit = output_attentions or self.config._attn_implementation == "eager"
-        # With dropout the CPU has no fused kernel: there the formula is what PyTorch would compute, only faster.
-        if explicit or (dropout and x.device.type == "cpu"):
-            scores = (query * self.head_size**-0.5) @ key.transpose(-1, -2)  # (B, N, T, T)
-            if mask is not None:
-                scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-            probabilities = self.dropout(scores.softmax(-1))
-            context = probabilities @ value
-        else:
-            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return context.transpose(1, 2).reshape(x.shape), probabilities if output_attentions else None
+        context, probabilities = attend(query, key, value, mask, self.dropout, explicit)
+        return context.flatten(-2), probabilities if output_attentions else None
 
 
 class ToolkitBertSublayerOutput(nn.Module):
@@ -183,6 +154,7 @@ class ToolkitBertSublayerOutput(nn.Module):
     """
 
     def __init__(self, config: ToolkitBertConfig, input_size: int, bias: bool = True) -> None:
+        """Make the projection from `input_size` and the LayerNorm."""
         super().__init__()
         self.dense = nn.Linear(input_size, config.hidden_size, bias=bias)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -190,26 +162,42 @@ class ToolkitBertSublayerOutput(nn.Module):
         self.post_norm = config.layer_norm_placement == "post"
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Project x (…, input size) and add it to the residual (…, H)."""
         x = residual + self.dropout(self.dense(x))
         return self.LayerNorm(x) if self.post_norm else x
 
 
 class ToolkitBertAttention(nn.Module):
-    """Names as in transformers: `self` holds query, key and value, `output` the projection and LayerNorm."""
+    """The attention sub-layer; as in transformers `self` has query, key and value, `output` the projection."""
 
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Make both parts."""
         super().__init__()
         self.self = ToolkitBertSelfAttention(config)
         self.output = ToolkitBertSublayerOutput(config, config.hidden_size, bias=config.attention_bias)
 
+    def forward(
+        self, x: Tensor, mask: Tensor | Packing | None, output_attentions: bool, positions: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend and add the residual; arguments and results as in `ToolkitBertLayer.forward`."""
+        attended = x if self.output.post_norm else self.output.LayerNorm(x)
+        context, probabilities = self.self(attended, mask, output_attentions)
+        if positions is not None:
+            context, x = (h.flatten(0, -2).index_select(0, positions) for h in (context, x))
+        return self.output(context, residual=x), probabilities
+
 
 class ToolkitBertIntermediate(nn.Module):
+    """The wide layer of the feed-forward network."""
+
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Make the projection."""
         super().__init__()
         self.config = config
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Widen x (…, H) to (…, intermediate size)."""
         return activation(self.config, self.dense(x))
 
 
@@ -217,33 +205,33 @@ class ToolkitBertLayer(GradientCheckpointingLayer):
     """Self-attention, then feed-forward, each with its residual and LayerNorm."""
 
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Make both sub-layers."""
         super().__init__()
         self.attention = ToolkitBertAttention(config)
         self.intermediate = ToolkitBertIntermediate(config)
         self.output = ToolkitBertSublayerOutput(config, config.intermediate_size)
-        self.pre_norm = config.layer_norm_placement == "pre"
 
     def forward(
         self,
         x: Tensor,
-        mask: "Tensor | Packing | None",
+        mask: Tensor | Packing | None,
         output_attentions: bool = False,
         positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the layer on x (B, T, H), or packed (real tokens, H).
+        """Run the layer.
 
-        With `positions` (P), row numbers in the flattened x, everything after attention runs for these tokens only.
+        Args:
+            x: Hidden states, (B, T, H); packed (real tokens, H).
+            mask: As `attend` takes it.
+            output_attentions: Also return attention probabilities.
+            positions: Row numbers in the flattened x, (P): everything after attention runs for these tokens only.
 
         Returns:
             Hidden states, shaped as x or (P, H), and attention probabilities (B, N, T, T) or None.
         """
-        attended = self.attention.output.LayerNorm(x) if self.pre_norm else x
-        context, probabilities = self.attention.self(attended, mask, output_attentions)
-        if positions is not None:
-            context, x = (h.flatten(0, -2).index_select(0, positions) for h in (context, x))
-        x = self.attention.output(context, residual=x)
-        normalised = self.output.LayerNorm(x) if self.pre_norm else x
-        return self.output(self.intermediate(normalised), residual=x), probabilities
+        x, probabilities = self.attention(x, mask, output_attentions, positions)
+        normalized = x if self.output.post_norm else self.output.LayerNorm(x)
+        return self.output(self.intermediate(normalized), residual=x), probabilities
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -252,21 +240,30 @@ class ToolkitBertLayer(GradientCheckpointingLayer):
 
 
 class ToolkitBertEncoder(nn.Module):
+    """The layers, one after the other; in the pre-LN form one more LayerNorm at the end."""
+
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Make `config.num_hidden_layers` layers."""
         super().__init__()
         self.layer = nn.ModuleList(ToolkitBertLayer(config) for _ in range(config.num_hidden_layers))
-        if config.layer_norm_placement == "pre":
-            self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pre_norm = config.layer_norm_placement == "pre"
+        if self.pre_norm:
+            self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
         self,
         x: Tensor,
-        mask: "Tensor | Packing | None",
+        mask: Tensor | Packing | None,
         output_attentions: bool,
         output_hidden_states: bool,
         positions: Tensor | None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Run the layers, of which the last computes `positions` only; see `ToolkitBertLayer.forward`.
+
+        Returns:
+            Final hidden states; the states before each layer and the final ones; probabilities. Lists are empty where
+            they were not asked for.
+        """
         hidden_states, attentions = [], []
         for layer in self.layer:
             if output_hidden_states:
@@ -285,56 +282,17 @@ class ToolkitBertPooler(nn.Module):
     """The first token's state through a tanh layer, as the sentence heads read it."""
 
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Make the projection."""
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, first_token: Tensor) -> Tensor:
+        """Pool the first tokens, (B, H)."""
         return self.dense(first_token).tanh()
 
 
-class Packing(NamedTuple):
-    """The real tokens of a padded batch, end to end, for attention that needs no mask.
-
-    Attributes:
-        tokens: Flat indices of the real tokens in B x T.
-        rows: Row of every token of B x T among the real ones.
-        starts: Row at which each sequence begins, and the end of the last, (B + 1).
-        longest: Most tokens in a sequence.
-    """
-
-    tokens: Tensor
-    rows: Tensor
-    starts: Tensor
-    longest: int
-
-    @classmethod
-    def of(cls, attention_mask: Tensor) -> "Packing":
-        """Pack by an attention mask (B, T) of ones and zeros."""
-        real = attention_mask.bool()
-        starts = F.pad(real.sum(1).cumsum(0), (1, 0)).to(torch.int32)
-        return cls(real.flatten().nonzero().squeeze(1), real.flatten().cumsum(0) - 1, starts, attention_mask.shape[1])
-
-
-def attention_mask_of_sdpa(attention_mask: Tensor | None) -> Tensor | None:
-    """Turn a padding mask into what attention takes: None where nothing is padded.
-
-    Whether all tokens are real is read on the CPU only. On an accelerator the answer would make the host wait for the
-    device, so there a caller that knows its batch to be unpadded passes no mask; in compiled code the question would
-    break the graph.
-    """
-    if attention_mask is None:
-        return None
-    if attention_mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(attention_mask.all()):
-        return None
-    if attention_mask.dim() == 2:
-        attention_mask = attention_mask[:, None, None, :]  # (B, 1, 1, T)
-    elif attention_mask.dim() == 3:
-        attention_mask = attention_mask[:, None]  # (B, 1, T, T)
-    return attention_mask.bool()
-
-
 class ToolkitBertPreTrainedModel(PreTrainedModel):
-    """What all heads share: initialisation, loading from and saving to checkpoints, Trainer's loss contract."""
+    """What all heads share: initialization, loading from and saving to checkpoints, Trainer's loss contract."""
 
     config: ToolkitBertConfig
     config_class = ToolkitBertConfig
@@ -355,6 +313,7 @@ class ToolkitBertPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = True
 
     def __init__(self, config: ToolkitBertConfig, *args: Any, **kwargs: Any) -> None:
+        """Refuse the configuration of another model."""
         if config.model_type != ToolkitBertConfig.model_type:
             raise ValueError(
                 f"{type(self).__name__} takes a ToolkitBertConfig, got a {type(config).__name__}; convert a "
@@ -375,6 +334,11 @@ class ToolkitBertPreTrainedModel(PreTrainedModel):
 
         transformers would write the names of the checkpoint that was loaded (`gamma` for `weight`), and what it wrote
         Trainer could not resume from.
+
+        Args:
+            save_directory: The checkpoint's folder.
+            *args: As in transformers.
+            **kwargs: As in transformers.
         """
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -386,9 +350,22 @@ class ToolkitBertModel(ToolkitBertPreTrainedModel):
     Args:
         config: Size and form.
         add_pooling_layer: Whether to build the pooler, which only sentence heads read.
+
+    Example:
+        >>> import torch
+        >>> from bert_toolkit import ToolkitBertConfig, ToolkitBertModel
+        >>> config = ToolkitBertConfig(
+        ...     vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+        ... )
+        >>> model = ToolkitBertModel(config).eval()
+        >>> token_ids = torch.tensor([[2, 17, 25, 3], [2, 41, 3, 0]])
+        >>> outputs = model(token_ids, attention_mask=token_ids.ne(config.pad_token_id))
+        >>> outputs.last_hidden_state.shape, outputs.pooler_output.shape
+        (torch.Size([2, 4, 32]), torch.Size([2, 32]))
     """
 
     def __init__(self, config: ToolkitBertConfig, add_pooling_layer: bool = True) -> None:
+        """Build the encoder with random weights."""
         super().__init__(config)
         self.embeddings = ToolkitBertEmbeddings(config)
         self.encoder = ToolkitBertEncoder(config)
@@ -396,31 +373,12 @@ class ToolkitBertModel(ToolkitBertPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """Return the word embedding."""
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: Any) -> None:
+        """Replace the word embedding."""
         self.embeddings.word_embeddings = value
-
-    def can_pack(self, attention_mask: Tensor) -> bool:
-        """Whether padding can be left out altogether: on CUDA, in half precision, without attention dropout.
-
-        PyTorch's kernel for packed sequences further asks for a GPU of compute capability 8 and a head size that is a
-        multiple of 8, at most 256.
-        """
-        if varlen_attn is None or attention_mask.dim() != 2 or not attention_mask.is_cuda:
-            return False
-        if torch.compiler.is_compiling() or self.config._attn_implementation != "sdpa":
-            return False
-        if self.training and self.config.attention_probs_dropout_prob > 0:
-            return False
-        head_size = self.config.hidden_size // self.config.num_attention_heads
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else self.dtype
-        return (
-            dtype in (torch.float16, torch.bfloat16)
-            and head_size % 8 == 0
-            and head_size <= 256
-            and torch.cuda.get_device_capability(attention_mask.device) >= (8, 0)
-        )
 
     @can_return_tuple
     def forward(
@@ -457,22 +415,20 @@ class ToolkitBertModel(ToolkitBertPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass either input_ids or inputs_embeds, not both and not neither.")
-        attentive = self.config.output_attentions if output_attentions is None else output_attentions
-        verbose = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
-        batch_size, length, _ = x.shape
+        attentive = bool(self.config.output_attentions if output_attentions is None else output_attentions)
+        verbose = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+        x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (B, T, H)
+        batch_size, positions = x.shape[0], output_positions
         mask: Tensor | Packing | None
-        if attention_mask is not None and not attentive and not verbose and self.can_pack(attention_mask):
+        if attention_mask is not None and not attentive and not verbose and can_pack(attention_mask, self):
             mask = Packing.of(attention_mask)
-            x = x.flatten(0, 1).index_select(0, mask.tokens)
-            rows = None if output_positions is None else mask.rows[output_positions]
-            x, hidden_states, attentions = self.encoder(x, mask, False, False, rows)
-            if output_positions is None:
-                padded = x.new_zeros(batch_size * length, x.shape[-1])
-                x = padded.index_copy(0, mask.tokens, x).view(batch_size, length, -1)
         else:
             mask = attention_mask_of_sdpa(attention_mask)
-            x, hidden_states, attentions = self.encoder(x, mask, bool(attentive), bool(verbose), output_positions)
+        if isinstance(mask, Packing):
+            x, positions = mask.pack(x), None if positions is None else mask.rows[positions]
+        x, hidden_states, attentions = self.encoder(x, mask, attentive, verbose, positions)
+        if isinstance(mask, Packing) and positions is None:
+            x = mask.unpack(x)
         pooled = None
         if self.pooler is not None:
             pooled = self.pooler(x[:, 0] if output_positions is None else x[:batch_size])
@@ -495,28 +451,41 @@ def mean_of(total: Tensor, count: Tensor | int) -> Tensor:
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-    """Cross-entropy in nats of logits (items, C) and labels (items), without the items labelled -100.
+    """Mean cross-entropy in nats over the items that are not labeled -100.
 
     Args:
-        num_items: What to divide the sum by; None for the number of labelled items here.
+        logits: (…, C), in half precision summed in single.
+        labels: Class ids, one per row of the logits, in any shape.
+        num_items: What to divide the sum by; None for the number of labeled items here.
+
+    Returns:
+        A scalar.
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    labels = labels.flatten()
+    total = F.cross_entropy(logits.flatten(0, -2), labels, ignore_index=IGNORED_LABEL, reduction="sum")
     return mean_of(total, labels.ne(IGNORED_LABEL).sum() if num_items is None else num_items)
 
 
-def labelled_positions(labels: Tensor, max_per_sequence: int | None) -> Tensor:
-    """Flat indices of the labelled tokens of labels (B, T), in reading order.
+def labeled_positions(labels: Tensor, max_per_sequence: int | None) -> Tensor:
+    """Flat indices of the labeled tokens, in reading order.
 
-    With `max_per_sequence` their number is B x max_per_sequence whatever the labels: unlabelled tokens, which the loss
+    With `max_per_sequence` their number is B x max_per_sequence whatever the labels: unlabeled tokens, which the loss
     ignores, fill the rest.
+
+    Args:
+        labels: Word ids, -100 where there is nothing to predict, (B, T).
+        max_per_sequence: `config.max_predictions_per_sequence`.
+
+    Returns:
+        Indices into B x T, (P).
     """
-    is_labelled = labels.flatten().ne(IGNORED_LABEL)
+    is_labeled = labels.flatten().ne(IGNORED_LABEL)
     if max_per_sequence is None:
-        return is_labelled.nonzero().squeeze(1)
+        return is_labeled.nonzero().squeeze(1)
     size = min(labels.shape[0] * max_per_sequence, labels.numel())
-    return is_labelled.to(torch.uint8).argsort(descending=True, stable=True)[:size]
+    return is_labeled.to(torch.uint8).argsort(descending=True, stable=True)[:size]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -525,13 +494,17 @@ def labelled_positions(labels: Tensor, max_per_sequence: int | None) -> Tensor:
 
 
 class ToolkitBertPredictionHeadTransform(nn.Module):
+    """One more dense layer before the words are scored."""
+
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Make the projection and its LayerNorm."""
         super().__init__()
         self.config = config
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform hidden states (…, H)."""
         return self.LayerNorm(activation(self.config, self.dense(x)))
 
 
@@ -539,29 +512,62 @@ class ToolkitBertLMPredictionHead(nn.Module):
     """From hidden states to a score for every word; the decoder's weight is the word embedding."""
 
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Make the decoder; the model ties its weight and bias."""
         super().__init__()
         self.transform = ToolkitBertPredictionHeadTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # the decoder's bias by its name in checkpoints
 
     def forward(self, x: Tensor) -> Tensor:
+        """Score words (…, V) for hidden states (…, H)."""
         return self.decoder(self.transform(x))
 
 
-class ToolkitBertPreTrainingHeads(nn.Module):
-    def __init__(self, config: ToolkitBertConfig, masked_lm: bool, next_sentence: bool) -> None:
+class ToolkitBertOnlyMLMHead(nn.Module):
+    """The masked-LM head under its name in checkpoints, `cls.predictions`."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        """Make the head."""
         super().__init__()
-        if masked_lm:
-            self.predictions = ToolkitBertLMPredictionHead(config)
-        if next_sentence:
-            self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.predictions = ToolkitBertLMPredictionHead(config)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Score words (…, V) for hidden states (…, H)."""
+        return self.predictions(hidden)
+
+
+class ToolkitBertOnlyNSPHead(nn.Module):
+    """The next-sentence head under its name in checkpoints, `cls.seq_relationship`."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        """Make the head."""
+        super().__init__()
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Score the order of the segments (B, 2) by the pooled first tokens (B, H)."""
+        return self.seq_relationship(pooled)
+
+
+class ToolkitBertPreTrainingHeads(nn.Module):
+    """Both pre-training heads under their names in checkpoints."""
+
+    def __init__(self, config: ToolkitBertConfig) -> None:
+        """Make both heads."""
+        super().__init__()
+        self.predictions = ToolkitBertLMPredictionHead(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, hidden: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Score words (…, V) for hidden states (…, H), and the order of the segments (B, 2) by first tokens (B, H)."""
+        return self.predictions(hidden), self.seq_relationship(pooled)
 
 
 class ToolkitBertMaskedLMBase(ToolkitBertPreTrainedModel):
-    """What the two heads with a masked-LM decoder share: the decoder and its tying."""
+    """What the two heads with a masked-LM decoder share: the decoder, its tying, the positions that it computes."""
 
     bert: ToolkitBertModel
-    cls: ToolkitBertPreTrainingHeads
+    cls: ToolkitBertPreTrainingHeads | ToolkitBertOnlyMLMHead
     _tied_weights_keys = {
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -573,9 +579,11 @@ class ToolkitBertMaskedLMBase(ToolkitBertPreTrainedModel):
         return {bias: self._tied_weights_keys[bias], **super().get_expanded_tied_weights_keys(all_submodels)}
 
     def get_output_embeddings(self) -> nn.Linear:
+        """Return the decoder."""
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """Replace the decoder and its bias."""
         self.cls.predictions.decoder = new_embeddings
         self.cls.predictions.bias = new_embeddings.bias
 
@@ -584,7 +592,7 @@ class ToolkitBertMaskedLMBase(ToolkitBertPreTrainedModel):
         verbose = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if labels is None or not self.training or not self.config.sparse_prediction or verbose:
             return None
-        return labelled_positions(labels, self.config.max_predictions_per_sequence)
+        return labeled_positions(labels, self.config.max_predictions_per_sequence)
 
 
 @dataclass
@@ -593,7 +601,7 @@ class ToolkitBertForPreTrainingOutput(ModelOutput):
 
     Attributes:
         loss: Sum of the two terms that have labels, in nats.
-        prediction_logits: (B, T, V); in training with sparse prediction (labelled positions, V), in reading order.
+        prediction_logits: (B, T, V); in training with sparse prediction (labeled positions, V), in reading order.
         seq_relationship_logits: (B, 2); 0 = B follows A, 1 = random.
         hidden_states: Embeddings and every layer's output, if asked for.
         attentions: Attention probabilities, if asked for.
@@ -611,12 +619,35 @@ class ToolkitBertForPreTrainingOutput(ModelOutput):
 
 
 class ToolkitBertForPreTraining(ToolkitBertMaskedLMBase):
-    """Masked-LM and next-sentence heads (Devlin et al. 2019, section 3.1)."""
+    """Masked-LM and next-sentence heads (Devlin et al. 2019, section 3.1).
+
+    Example:
+        A step of pre-training on two pairs; real ones come from `NextSentencePairs` and `DataCollatorForPreTraining`.
+
+        >>> import torch
+        >>> from bert_toolkit import ToolkitBertConfig, ToolkitBertForPreTraining
+        >>> config = ToolkitBertConfig(
+        ...     vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+        ... )
+        >>> model = ToolkitBertForPreTraining(config)
+        >>> outputs = model(
+        ...     torch.tensor([[2, 17, 4, 3, 8, 3], [2, 41, 9, 3, 4, 3]]),
+        ...     token_type_ids=torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1]]),
+        ...     labels=torch.tensor([[-100, -100, 25, -100, -100, -100], [-100, -100, -100, -100, 6, -100]]),
+        ...     next_sentence_label=torch.tensor([0, 1]),
+        ... )
+        >>> outputs.loss.backward()
+        >>> outputs.prediction_logits.shape  # only the two labeled positions are scored in training
+        torch.Size([2, 100])
+        >>> bool(outputs.loss == outputs.masked_lm_loss + outputs.next_sentence_loss)
+        True
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Build the model with random weights."""
         super().__init__(config)
         self.bert = ToolkitBertModel(config)
-        self.cls = ToolkitBertPreTrainingHeads(config, masked_lm=True, next_sentence=True)
+        self.cls = ToolkitBertPreTrainingHeads(config)
         self.post_init()
 
     @can_return_tuple
@@ -629,61 +660,49 @@ class ToolkitBertForPreTraining(ToolkitBertMaskedLMBase):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         next_sentence_label: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         num_sequences_in_batch: Tensor | int | None = None,
+        **options: Any,
     ) -> ToolkitBertForPreTrainingOutput | tuple[Tensor, ...]:
-        """Predict masked words and whether segment B follows segment A; inputs as in `ToolkitBertModel.forward`.
+        """Predict masked words and whether segment B follows segment A.
 
         In training with labels the masked-LM head, and everything in the last layer after attention, runs on the
-        labelled positions only (`config.sparse_prediction`). In evaluation it runs on all, so that Trainer's
+        labeled positions only (`config.sparse_prediction`). In evaluation it runs on all, so that Trainer's
         predictions line up with its labels.
 
         Args:
+            input_ids: Token ids, (B, T).
+            attention_mask: 1 for real tokens and 0 for padding, (B, T); other forms as in `ToolkitBertModel.forward`.
+            token_type_ids: Segment of each token, (B, T).
+            position_ids: Position of each token, (B, T).
+            inputs_embeds: Word embeddings instead of `input_ids`, (B, T, H).
             labels: Ids of the words to predict, -100 elsewhere, (B, T).
             next_sentence_label: 0 where segment B follows, 1 where it is random, (B).
             num_items_in_batch: Masked tokens in all batches of the optimizer step; Trainer passes it.
             num_sequences_in_batch: Sequences in all batches of the optimizer step. Trainer does not count them;
                 `PreTrainingTrainer` does. Without it the next-sentence mean of a batch weighs as much as the batch's
-                share of the masked tokens: the weights sum to one, but are not exactly equal.
+                fraction of the masked tokens: the weights sum to one, but are not exactly equal.
+            **options: What to return, as in `ToolkitBertModel.forward`.
 
         Returns:
             See `ToolkitBertForPreTrainingOutput`. The loss is the mean over masked tokens plus the mean over
             sequences; a term without labels is left out.
         """
-        positions = self.sparse_positions(labels, output_hidden_states)
-        output_positions = None
+        positions = computed = self.sparse_positions(labels, options.get("output_hidden_states"))
         if labels is not None and positions is not None:
             first_tokens = torch.arange(0, labels.numel(), labels.shape[1], device=labels.device)
-            output_positions = torch.cat((first_tokens, positions))
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            output_positions=output_positions,
-            return_dict=True,
-        )
-        hidden = outputs.last_hidden_state
-        prediction_logits = self.cls.predictions(
-            hidden if positions is None else hidden[outputs.pooler_output.shape[0] :]
-        )
-        seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
+            computed = torch.cat((first_tokens, positions))
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.bert(*inputs, output_positions=computed, return_dict=True, **options)
+        hidden, pooled = outputs.last_hidden_state, outputs.pooler_output
+        words, order = self.cls(hidden if positions is None else hidden[len(pooled) :], pooled)
 
         masked_lm_loss = next_sentence_loss = None
         if labels is not None:
-            targets = labels.flatten() if positions is None else labels.flatten()[positions]
-            masked_lm_loss = mean_cross_entropy(
-                prediction_logits.view(-1, self.config.vocab_size), targets, num_items_in_batch
-            )
+            targets = labels if positions is None else labels.flatten()[positions]
+            masked_lm_loss = mean_cross_entropy(words, targets, num_items_in_batch)
         if next_sentence_label is not None:
-            next_sentence_loss = mean_cross_entropy(
-                seq_relationship_logits, next_sentence_label.flatten(), num_sequences_in_batch
-            )
+            next_sentence_loss = mean_cross_entropy(order, next_sentence_label, num_sequences_in_batch)
             if num_sequences_in_batch is None and num_items_in_batch is not None and labels is not None:
                 next_sentence_loss = next_sentence_loss * mean_of(labels.ne(IGNORED_LABEL).sum(), num_items_in_batch)
         if masked_lm_loss is None or next_sentence_loss is None:
@@ -691,13 +710,7 @@ class ToolkitBertForPreTraining(ToolkitBertMaskedLMBase):
         else:
             loss = masked_lm_loss + next_sentence_loss
         return ToolkitBertForPreTrainingOutput(
-            loss=loss,
-            prediction_logits=prediction_logits,
-            seq_relationship_logits=seq_relationship_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            masked_lm_loss=masked_lm_loss,
-            next_sentence_loss=next_sentence_loss,
+            loss, words, order, outputs.hidden_states, outputs.attentions, masked_lm_loss, next_sentence_loss
         )
 
 
@@ -705,9 +718,10 @@ class ToolkitBertForMaskedLM(ToolkitBertMaskedLMBase):
     """Masked-LM head alone."""
 
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Build the model with random weights, without a pooler."""
         super().__init__(config)
         self.bert = ToolkitBertModel(config, add_pooling_layer=False)
-        self.cls = ToolkitBertPreTrainingHeads(config, masked_lm=True, next_sentence=False)
+        self.cls = ToolkitBertOnlyMLMHead(config)
         self.post_init()
 
     @can_return_tuple
@@ -719,49 +733,44 @@ class ToolkitBertForMaskedLM(ToolkitBertMaskedLMBase):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        **options: Any,
     ) -> MaskedLMOutput | tuple[Tensor, ...]:
-        """Predict masked words; inputs as in `ToolkitBertModel.forward`, sparse as in `ToolkitBertForPreTraining`.
+        """Predict masked words, sparse as in `ToolkitBertForPreTraining`.
 
         Args:
+            input_ids: Token ids, (B, T).
+            attention_mask: 1 for real tokens and 0 for padding, (B, T); other forms as in `ToolkitBertModel.forward`.
+            token_type_ids: Segment of each token, (B, T).
+            position_ids: Position of each token, (B, T).
+            inputs_embeds: Word embeddings instead of `input_ids`, (B, T, H).
             labels: Ids of the words to predict, -100 elsewhere, (B, T).
             num_items_in_batch: Masked tokens in all batches of the optimizer step; Trainer passes it.
+            **options: What to return, as in `ToolkitBertModel.forward`.
 
         Returns:
-            `loss` (mean over masked tokens, in nats); `logits` (B, T, V), in training with sparse prediction (labelled
+            `loss` (mean over masked tokens, in nats); `logits` (B, T, V), in training with sparse prediction (labeled
             positions, V) in reading order.
         """
-        positions = self.sparse_positions(labels, output_hidden_states)
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            output_positions=positions,
-            return_dict=True,
-        )
-        logits = self.cls.predictions(outputs.last_hidden_state)
+        positions = self.sparse_positions(labels, options.get("output_hidden_states"))
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.bert(*inputs, output_positions=positions, return_dict=True, **options)
+        logits = self.cls(outputs.last_hidden_state)
         loss = None
         if labels is not None:
-            targets = labels.flatten() if positions is None else labels.flatten()[positions]
-            loss = mean_cross_entropy(logits.view(-1, self.config.vocab_size), targets, num_items_in_batch)
-        return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+            targets = labels if positions is None else labels.flatten()[positions]
+            loss = mean_cross_entropy(logits, targets, num_items_in_batch)
+        return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 class ToolkitBertForNextSentencePrediction(ToolkitBertPreTrainedModel):
     """Next-sentence head alone."""
 
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Build the model with random weights."""
         super().__init__(config)
         self.bert = ToolkitBertModel(config)
-        self.cls = ToolkitBertPreTrainingHeads(config, masked_lm=False, next_sentence=True)
+        self.cls = ToolkitBertOnlyNSPHead(config)
         self.post_init()
 
     @can_return_tuple
@@ -773,36 +782,29 @@ class ToolkitBertForNextSentencePrediction(ToolkitBertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        **options: Any,
     ) -> NextSentencePredictorOutput | tuple[Tensor, ...]:
-        """Predict whether segment B follows segment A; inputs as in `ToolkitBertModel.forward`.
+        """Predict whether segment B follows segment A.
 
         Args:
+            input_ids: Token ids, (B, T).
+            attention_mask: 1 for real tokens and 0 for padding, (B, T); other forms as in `ToolkitBertModel.forward`.
+            token_type_ids: Segment of each token, (B, T).
+            position_ids: Position of each token, (B, T).
+            inputs_embeds: Word embeddings instead of `input_ids`, (B, T, H).
             labels: 0 where segment B follows, 1 where it is random, (B).
             num_items_in_batch: Sequences in all batches of the optimizer step; Trainer passes it.
+            **options: What to return, as in `ToolkitBertModel.forward`.
 
         Returns:
             `loss` (mean over sequences, in nats) and `logits` (B, 2).
         """
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.cls.seq_relationship(outputs.pooler_output)
-        loss = None
-        if labels is not None:
-            loss = mean_cross_entropy(logits, labels.flatten(), num_items_in_batch)
-        return NextSentencePredictorOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.bert(*inputs, return_dict=True, **options)
+        logits = self.cls(outputs.pooler_output)
+        loss = None if labels is None else mean_cross_entropy(logits, labels, num_items_in_batch)
+        return NextSentencePredictorOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -811,14 +813,29 @@ class ToolkitBertForNextSentencePrediction(ToolkitBertPreTrainedModel):
 
 
 def classifier_dropout(config: ToolkitBertConfig) -> ToolkitBertDropout:
+    """Make the dropout before a classifier."""
     rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
     return ToolkitBertDropout(rate)
 
 
 class ToolkitBertForSequenceClassification(ToolkitBertPreTrainedModel):
-    """A linear classifier on the pooled first token: regression, n classes, or several labels at once."""
+    """A linear classifier on the pooled first token: regression, n classes, or several labels at once.
+
+    Example:
+        >>> import torch
+        >>> from bert_toolkit import ToolkitBertConfig, ToolkitBertForSequenceClassification
+        >>> config = ToolkitBertConfig(
+        ...     vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_labels=3
+        ... )
+        >>> model = ToolkitBertForSequenceClassification(config)
+        >>> outputs = model(torch.tensor([[2, 17, 25, 3], [2, 41, 9, 3]]), labels=torch.tensor([0, 2]))
+        >>> outputs.loss.backward()
+        >>> outputs.logits.shape, model.config.problem_type
+        (torch.Size([2, 3]), 'single_label_classification')
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Build the model with random weights and `config.num_labels` outputs."""
         super().__init__(config)
         self.bert = ToolkitBertModel(config)
         self.dropout = classifier_dropout(config)
@@ -834,39 +851,35 @@ class ToolkitBertForSequenceClassification(ToolkitBertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        **options: Any,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Classify sequences; inputs as in `ToolkitBertModel.forward`.
+        """Classify sequences.
 
         Args:
+            input_ids: Token ids, (B, T).
+            attention_mask: 1 for real tokens and 0 for padding, (B, T); other forms as in `ToolkitBertModel.forward`.
+            token_type_ids: Segment of each token, (B, T).
+            position_ids: Position of each token, (B, T).
+            inputs_embeds: Word embeddings instead of `input_ids`, (B, T, H).
             labels: Class ids (B); or numbers (B) or (B, C) for regression; or 0/1 (B, C) for several labels at once.
                 If `config.problem_type` is None, the first labels decide and the configuration records it:
                 one output means regression, integer labels mean classes, other labels several at once.
             num_items_in_batch: Number of labels in all batches of the optimizer step; Trainer passes it.
+            **options: What to return, as in `ToolkitBertModel.forward`.
 
         Returns:
             `logits` (B, C) and `loss`: cross-entropy in nats over sequences, squared error or binary cross-entropy
             over all B x C numbers.
         """
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.bert(*inputs, return_dict=True, **options)
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None if labels is None else self.loss(logits, labels, num_items_in_batch)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
     def loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """Take the loss of the problem; arguments as in `forward`, logits (B, C)."""
         if self.config.problem_type is None:
             if self.config.num_labels == 1:
                 self.config.problem_type = "regression"
@@ -875,7 +888,7 @@ class ToolkitBertForSequenceClassification(ToolkitBertPreTrainedModel):
             else:
                 self.config.problem_type = "single_label_classification"
         if self.config.problem_type == "single_label_classification":
-            return mean_cross_entropy(logits, labels.flatten(), num_items_in_batch)
+            return mean_cross_entropy(logits, labels, num_items_in_batch)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         targets = labels.to(logits.dtype).view(logits.shape)
@@ -888,6 +901,7 @@ class ToolkitBertForTokenClassification(ToolkitBertPreTrainedModel):
     """A linear classifier on every token."""
 
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Build the model with random weights and `config.num_labels` outputs, without a pooler."""
         super().__init__(config)
         self.bert = ToolkitBertModel(config, add_pooling_layer=False)
         self.dropout = classifier_dropout(config)
@@ -903,42 +917,36 @@ class ToolkitBertForTokenClassification(ToolkitBertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        **options: Any,
     ) -> TokenClassifierOutput | tuple[Tensor, ...]:
-        """Classify tokens; inputs as in `ToolkitBertModel.forward`.
+        """Classify tokens.
 
         Args:
+            input_ids: Token ids, (B, T).
+            attention_mask: 1 for real tokens and 0 for padding, (B, T); other forms as in `ToolkitBertModel.forward`.
+            token_type_ids: Segment of each token, (B, T).
+            position_ids: Position of each token, (B, T).
+            inputs_embeds: Word embeddings instead of `input_ids`, (B, T, H).
             labels: Class of each token, -100 where it does not count, (B, T).
-            num_items_in_batch: Labelled tokens in all batches of the optimizer step; Trainer passes it.
+            num_items_in_batch: Labeled tokens in all batches of the optimizer step; Trainer passes it.
+            **options: What to return, as in `ToolkitBertModel.forward`.
 
         Returns:
-            `loss` (mean over labelled tokens, in nats) and `logits` (B, T, C).
+            `loss` (mean over labeled tokens, in nats) and `logits` (B, T, C).
         """
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.bert(*inputs, return_dict=True, **options)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        loss = None
-        if labels is not None:
-            loss = mean_cross_entropy(logits.flatten(0, 1), labels.flatten(), num_items_in_batch)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        loss = None if labels is None else mean_cross_entropy(logits, labels, num_items_in_batch)
+        return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 class ToolkitBertForQuestionAnswering(ToolkitBertPreTrainedModel):
     """First and last token of the answer, each a choice among all tokens."""
 
     def __init__(self, config: ToolkitBertConfig) -> None:
+        """Build the model with random weights, without a pooler."""
         super().__init__(config)
         self.bert = ToolkitBertModel(config, add_pooling_layer=False)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
@@ -954,48 +962,38 @@ class ToolkitBertForQuestionAnswering(ToolkitBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        **options: Any,
     ) -> QuestionAnsweringModelOutput | tuple[Tensor, ...]:
-        """Find the answer's span; inputs as in `ToolkitBertModel.forward`.
+        """Find the answer's span.
 
         Args:
+            input_ids: Token ids, (B, T).
+            attention_mask: 1 for real tokens and 0 for padding, (B, T); other forms as in `ToolkitBertModel.forward`.
+            token_type_ids: Segment of each token, (B, T).
+            position_ids: Position of each token, (B, T).
+            inputs_embeds: Word embeddings instead of `input_ids`, (B, T, H).
             start_positions: Index of the answer's first token, (B); one outside the sequence does not count.
             end_positions: Index of its last token, (B).
             num_items_in_batch: Questions in all batches of the optimizer step. Trainer counts only what is called
                 `labels`, so it passes none and averages the batches, which is exact where they are of one size.
+            **options: What to return, as in `ToolkitBertModel.forward`.
 
         Returns:
             `loss` (mean of the start's and the end's cross-entropy, in nats), `start_logits` and `end_logits` (B, T).
         """
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        outputs = self.bert(*inputs, return_dict=True, **options)
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)  # (B, T) each
         loss = None
         if start_positions is not None and end_positions is not None:
-            length = start_logits.shape[1]
             terms = []
             for logits, targets in ((start_logits, start_positions), (end_logits, end_positions)):
                 inside = targets.flatten().clamp(min=0)
-                inside = inside.masked_fill(inside >= length, IGNORED_LABEL)
+                inside = inside.masked_fill(inside >= logits.shape[1], IGNORED_LABEL)
                 terms.append(mean_cross_entropy(logits, inside, num_items_in_batch))
             loss = (terms[0] + terms[1]) / 2
-        return QuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=start_logits,
-            end_logits=end_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
 
 
 ToolkitBertModel.register_for_auto_class("AutoModel")

@@ -297,7 +297,8 @@ def test_trainer_resumes_exactly_from_a_converted_checkpoint(names: str, hf_chec
 
     whole = run("whole", 4)
     run("parts", 2)
-    assert (tmp_path / "parts" / "checkpoint-2" / "modeling_toolkit_bert.py").exists()
+    code = {path.name for path in (tmp_path / "parts" / "checkpoint-2").glob("*_toolkit_bert.py")}
+    assert code == {"configuration_toolkit_bert.py", "fast_paths_toolkit_bert.py", "modeling_toolkit_bert.py"}
     assert_same_weights(run("parts", 4, resume=True), whole)
 
 

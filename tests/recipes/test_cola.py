@@ -94,6 +94,7 @@ def test_everything_promised_is_written(finished):
         "tokenizer.json",
         "modeling_toolkit_bert.py",
         "configuration_toolkit_bert.py",
+        "fast_paths_toolkit_bert.py",
         "README.md",
         "results.json",
         "predictions.tsv",

@@ -81,7 +81,7 @@ def test_own_models_do_not_need_the_code_that_is_saved_with_them(tmp_path, tiny_
     """The package's classes serve checkpoints that carry (here: altered) copies of its code."""
     model = bert_toolkit.ToolkitBertForSequenceClassification.from_pretrained(tiny_bert_dir)
     model.save_pretrained(tmp_path / "saved")
-    for name in ("modeling_toolkit_bert.py", "configuration_toolkit_bert.py"):
+    for name in ("modeling_toolkit_bert.py", "fast_paths_toolkit_bert.py", "configuration_toolkit_bert.py"):
         (tmp_path / "saved" / name).write_text(trap[2])
     loaded = load_pretrained(AutoModelForSequenceClassification, str(tmp_path / "saved"))
     assert torch.equal(loaded.classifier.weight, model.classifier.weight)
