@@ -1,4 +1,6 @@
-"""What one training step's forward passes say about its health: loss, labels, predictions and inputs."""
+"""What one training step's forward passes say about its health: loss, labels, predictions, inputs and mode."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping
@@ -9,12 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bert_toolkit.health.batch_facts import batch_facts
+from bert_toolkit.health.facts import FactValue, flattened, mean_over_ranks, merged, named
+from bert_toolkit.health.output_facts import gradient_facts, logit_facts
 from bert_toolkit.monitoring.parameter_roles import unwrap
 from bert_toolkit.monitoring.tensor_statistics import HostCopy
 
 # Labels are counted, and predictions compared with them, where a model tells at most this many classes apart.
 MOST_CLASSES = 1000
 _PREDICTIONS_READ = 256
+_OWN_NUMBERS = 5  # has_loss, loss, top_share, identical, masked: what every pass has
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,18 +28,19 @@ class ForwardStatistics:
     """One optimizer step's forward passes, over all micro-batches and ranks.
 
     Args:
-        loss: what the model returned, NaN where it returned none or a value that is not finite.
-        loss_nonfinite: the loss was a NaN or an infinity.
-        classes: size of the last axis of the logits; 0 where unknown.
-        top_share: share of examples that were given the most frequent predicted class, NaN where not one class per
+        loss: What the model returned, NaN where it returned none or a value that is not finite.
+        loss_nonfinite: The loss was a NaN or an infinity.
+        classes: Size of the last axis of the logits; 0 where unknown.
+        top_share: Share of examples that were given the most frequent predicted class, NaN where not one class per
             example is predicted.
-        label_counts: how often each class was the label, shape `(classes,)`; empty where labels are not one class
+        label_counts: How often each class was the label, shape `(classes,)`; empty where labels are not one class
             per example.
-        integer_labels: labels were whole numbers, so the loss should be a cross-entropy.
-        several_losses: the batch had further labels (next sentences beside words), so the loss is a weighted sum whose
+        integer_labels: Labels were whole numbers, so the loss should be a cross-entropy.
+        several_losses: The batch had further labels (next sentences beside words), so the loss is a weighted sum whose
             level says nothing about the classes alone.
-        identical_inputs: every example had the very same inputs, though there were several.
-        masked_share: share of examples whose attention mask hides every token.
+        identical_inputs: Every example had the very same inputs, though there were several.
+        masked_share: Share of examples whose attention mask hides every token.
+        facts: What `batch_facts`, `logit_facts`, `gradient_facts` and further probes found, by name.
     """
 
     loss: float = math.nan
@@ -45,22 +52,28 @@ class ForwardStatistics:
     several_losses: bool = False
     identical_inputs: bool = False
     masked_share: float = 0.0
+    facts: Mapping[str, FactValue] = field(default_factory=dict)
 
 
 class ForwardWatch:
     """Read loss, logits, labels and inputs of a model while it is watched, through a hook that is there only then.
 
     The model is called as in transformers: inputs and `labels` by keyword, the loss and `logits` in the output. What
-    is missing is left unknown. Nothing waits for the device before `PendingForward.finish`.
+    is missing is left unknown. Passes without gradients (evaluation, generation, a reference model) are not looked at.
+    Nothing waits for the device before `PendingForward.finish`.
 
     Args:
-        model: the module that is trained.
+        model: The module that is trained.
+        special_tokens: Name (`pad`, `unk`, `eos`, …) to id, as far as they are known.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, special_tokens: Mapping[str, int] | None = None) -> None:
         self._model = unwrap(model)
+        self._special_tokens = special_tokens or {}
         self._handle: Any = None
+        self._gradient_handles: list[Any] = []
         self._passes: list[tuple[Tensor, Tensor | None]] = []
+        self._facts: list[dict[str, Tensor | float]] = []
         self._classes = 0
         self._integer_labels = False
         self._several_losses = False
@@ -71,23 +84,38 @@ class ForwardWatch:
         self.stop()
         self._handle = self._model.register_forward_hook(self._on_forward, with_kwargs=True)
 
-    def stop(self) -> "PendingForward":
-        """Stop watching and hand out what was seen."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+    def stop(self, further: Mapping[str, Tensor | float] | None = None) -> PendingForward:
+        """Stop watching and hand out what was seen.
+
+        Args:
+            further: Facts of other probes of the same step, to travel in the same transfer.
+        """
+        for handle in (self._handle, *self._gradient_handles):
+            if handle is not None:
+                handle.remove()
+        self._handle, self._gradient_handles = None, []
         passes, self._passes = self._passes, []
+        facts, self._facts = self._facts, []
         known = {
             "classes": self._classes,
             "integer_labels": self._integer_labels,
             "several_losses": self._several_losses,
         }
-        return PendingForward(passes, known, self._loss_is_partial)
+        if further:
+            facts.append(dict(further))
+        return PendingForward(passes, known, self._loss_is_partial, facts)
 
-    @torch.no_grad()
+    @property
+    def batch_fingerprint(self) -> Tensor | float | None:
+        """Of the first batch seen on this rank since `start`; see `batch_facts.fingerprint`."""
+        return self._facts[0].get("fingerprint") if self._facts else None
+
     def _on_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        if not module.training:
-            return
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                self._look(module, args, kwargs, output)
+
+    def _look(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         loss, logits = _loss_and_logits(output)
         labels = kwargs.get("labels")
         inputs = [value for name, value in kwargs.items() if "label" not in name] + list(args)
@@ -122,42 +150,110 @@ class ForwardWatch:
         numbers = [unknown if loss is None else loss.detach(), top_share, identical, masked]
         has_loss = torch.full((), float(loss is not None), device=device)
         self._passes.append((torch.stack([has_loss, *(n.float().to(device) for n in numbers)]), counts))
+        self._facts.append(self._facts_of(module, args, kwargs, logits))
+
+    def _facts_of(
+        self, module: nn.Module, args: tuple, kwargs: dict[str, Any], logits: Tensor | None
+    ) -> dict[str, Tensor | float]:
+        inputs = {**{f"argument {place}": value for place, value in enumerate(args)}, **kwargs}
+        facts: dict[str, Tensor | float] = mode_facts(module)
+        facts |= batch_facts(inputs, self._special_tokens)
+        if logits is not None and logits.is_floating_point() and logits.numel():
+            facts |= logit_facts(logits)
+            if logits.requires_grad:
+                self._gradient_handles.append(logits.register_hook(_Arrival(facts, logits, inputs)))
+        return facts
+
+
+def mode_facts(model: nn.Module) -> dict[str, Tensor | float]:
+    """Training mode of the model and of those of its modules whose mode matters, in parts that train.
+
+    Returns:
+        `training_mode` (0 or 1); `modes_that_matter`, the number of dropout modules with a rate above zero and of
+        BatchNorms in parts that train; `inactive_dropout`, the share of the former that are in evaluation mode.
+    """
+    dropouts, norms = [], 0
+    for module in model.modules():
+        own = [child for child in module.children() if isinstance(child, nn.modules.dropout._DropoutNd)]
+        if own and any(p.requires_grad for p in module.parameters()):
+            dropouts += [child for child in own if child.p > 0]
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in module.parameters()):
+            norms += 1
+    facts: dict[str, Tensor | float] = {"training_mode": float(model.training)}
+    facts["modes_that_matter"] = float(len(dropouts) + norms)
+    if dropouts:
+        facts["inactive_dropout"] = sum(not dropout.training for dropout in dropouts) / len(dropouts)
+    return facts
+
+
+class _Arrival:
+    """Completes the facts of a forward pass when the gradient arrives at its logits."""
+
+    def __init__(self, facts: dict[str, Tensor | float], logits: Tensor, inputs: Mapping[str, Any]) -> None:
+        self._facts = facts
+        self._logits = logits.detach()  # shares memory; what the loss changed in place would show
+        self._inputs = inputs
+
+    @torch.no_grad()
+    def __call__(self, gradient: Tensor) -> None:
+        self._facts |= gradient_facts(gradient, self._logits, self._inputs)
 
 
 class PendingForward:
     """Statistics of forward passes whose numbers may still be on their way from the device."""
 
-    def __init__(self, passes: list[tuple[Tensor, Tensor | None]], known: dict[str, Any], loss_is_partial: bool):
+    def __init__(
+        self,
+        passes: list[tuple[Tensor, Tensor | None]],
+        known: dict[str, Any],
+        loss_is_partial: bool,
+        facts: list[dict[str, Tensor | float]],
+    ) -> None:
         self._known = known  # what needed no look at values
         self._numbers: HostCopy | None = None
-        if not passes:
+        device = passes[0][0].device if passes else torch.device("cpu")
+        self._facts = merged(facts, device)
+        self._counted = 0
+        numbers = torch.zeros(0, dtype=torch.float64, device=device)
+        if passes:
+            rows = torch.stack([row for row, _ in passes])
+            numbers = rows.mean(0)
+            if loss_is_partial:
+                numbers[1] = rows[:, 1].sum()
+            counts = [c for _, c in passes if c is not None]
+            if counts:
+                numbers = torch.cat([numbers, torch.stack(counts).sum(0)])
+            self._counted = len(numbers) - _OWN_NUMBERS
+        elif not self._facts:
             return
-        rows = torch.stack([row for row, _ in passes])
-        numbers = rows.mean(0)
-        if loss_is_partial:
-            numbers[1] = rows[:, 1].sum()
-        counts = [c for _, c in passes if c is not None]
-        if counts:
-            numbers = torch.cat([numbers, torch.stack(counts).sum(0)])
+        found = flattened(self._facts, device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Every rank must judge the same numbers: one message holds all of them.
-            torch.distributed.all_reduce(numbers)
-            numbers[:5] /= torch.distributed.get_world_size()
-        self._numbers = HostCopy(numbers)
+            # Every rank must judge the same numbers: one message holds the counts, one the facts.
+            if passes:
+                torch.distributed.all_reduce(numbers)
+                numbers[:_OWN_NUMBERS] /= torch.distributed.get_world_size()
+            found = mean_over_ranks(found)
+        self._has_passes = bool(passes)
+        self._numbers = HostCopy(torch.cat([numbers.to(found.dtype), found]))
 
     def finish(self) -> ForwardStatistics:
         """Wait for the numbers."""
         if self._numbers is None:
             return ForwardStatistics()
         numbers = self._numbers.read()
-        has_loss, loss, top_share, identical, masked = (float(value) for value in numbers[:5])
+        own = _OWN_NUMBERS + self._counted if self._has_passes else 0
+        facts = named(self._facts, numbers[own:])
+        if not self._has_passes:
+            return ForwardStatistics(facts=facts)
+        has_loss, loss, top_share, identical, masked = (float(value) for value in numbers[:_OWN_NUMBERS])
         return ForwardStatistics(
             loss=loss if math.isfinite(loss) else math.nan,
             loss_nonfinite=has_loss == 1.0 and not math.isfinite(loss),
             top_share=top_share,
-            label_counts=numbers[5:],
+            label_counts=numbers[_OWN_NUMBERS:own],
             identical_inputs=identical == 1.0,
             masked_share=masked,
+            facts=facts,
             **self._known,
         )
 

@@ -1,9 +1,11 @@
 """What the health rules look at: statistics of the sampled steps of one run, as arrays of bounded size."""
 
+import json
 import math
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import numpy as np
 from torch import nn
 
 from bert_toolkit.errors import InputError
+from bert_toolkit.health.facts import FactValue
 from bert_toolkit.health.forward_statistics import ForwardStatistics
+from bert_toolkit.health.settings import RunSettings
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import describe_parameters, named_unique_parameters
 from bert_toolkit.monitoring.record_file import read_arrays
@@ -30,6 +34,8 @@ class HealthSample:
         learning_rates: parameter name -> learning rate of this step, for parameters that the optimizer holds.
         forward: its forward passes.
         logged_loss: the loss that the training loop reported last, for models that return none; NaN if none.
+        facts: further numbers of this step by name, beside those of `forward`: scalars, or vectors whose entries
+            belong to `HealthHistory.places`.
     """
 
     gradients: GradientFlowRecord
@@ -37,6 +43,7 @@ class HealthSample:
     learning_rates: dict[str, float]
     forward: ForwardStatistics
     logged_loss: float = math.nan
+    facts: Mapping[str, FactValue] = field(default_factory=dict)
 
 
 class _Column:
@@ -83,6 +90,10 @@ class HealthHistory:
             the parameter. trainable, missing, nonfinite: it requires a gradient, has none, has a bad one.
         rate, gradient_norm: largest learning rate, norm of all gradients before clipping (NaN where one was not
             finite). median_ratio, largest_ratio: of the matrices that move, NaN where none does.
+        settings: how the run was set up, see `RunSettings`.
+        start: what the weights were like before the first step, name of a statistic -> `(parameters,)`; empty where
+            they were not looked at.
+        places: name of a fact that is a vector -> what its entries belong to (layers, heads, classes).
     """
 
     step = _Column(dtype=np.int64)
@@ -111,7 +122,7 @@ class HealthHistory:
     missing = _Column(per_parameter=True, dtype=bool)
     nonfinite = _Column(per_parameter=True, dtype=bool)
 
-    def __init__(self, model: nn.Module, last_step: int):
+    def __init__(self, model: nn.Module, last_step: int, settings: RunSettings | None = None) -> None:
         described = describe_parameters(model)
         tensors = dict(named_unique_parameters(model))
         self.names = tuple(described)
@@ -129,6 +140,10 @@ class HealthHistory:
         spread = getattr(getattr(model, "config", None), "initializer_range", None)
         self.initializer_range: float | None = spread if isinstance(spread, float) else None
         self.last_step = last_step
+        self.settings = settings or RunSettings()
+        self.start: dict[str, np.ndarray] = {}
+        self.places: dict[str, tuple[str, ...]] = {}
+        self.evaluated_in_training_mode = False
         self.evaluations: list[tuple[int, dict[str, float]]] = []
         self._columns = {name: c for name, c in vars(HealthHistory).items() if isinstance(c, _Column)}
         self._position = {name: position for position, name in enumerate(self.names)}
@@ -138,6 +153,7 @@ class HealthHistory:
             for name, c in self._columns.items()
         }
         self._stored["label_counts"] = np.zeros((LONGEST, 0))  # of all samples so far
+        self._facts: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return self._length
@@ -155,7 +171,7 @@ class HealthHistory:
         """Append one sampled step."""
         if self._length == LONGEST:
             kept = np.r_[0 : LONGEST // 2 : 2, LONGEST // 2 : LONGEST]
-            for array in self._stored.values():
+            for array in (*self._stored.values(), *self._facts.values()):
                 array[: len(kept)] = array[kept]
             self._length = len(kept)
         gradients, updates, forward = sample.gradients, sample.updates, sample.forward
@@ -177,24 +193,23 @@ class HealthHistory:
             "masked_share",
         ):
             row[name] = getattr(forward, name)
-        with_gradient = [self._position[name] for name in gradients.names]
-        row["gradient"] = self._spread(with_gradient, gradients.norm / np.sqrt(np.maximum(gradients.count, 1)))
+        rms = gradients.norm / np.sqrt(np.maximum(gradients.count, 1))
+        row["gradient"] = self._spread(gradients.names, rms)
         # A coefficient that clipping by a NaN norm destroyed says nothing about the others.
         row["gradient"] /= gradients.clip_coefficient if gradients.clip_coefficient > 0 else 1.0
-        row["zero_share"] = self._spread(with_gradient, gradients.zero_share)
-        updated = [self._position[name] for name in updates.names]
-        row["ratio"] = self._spread(updated, updates.ratio)
-        row["weight"] = self._spread(updated, updates.parameter_norm) / np.sqrt(np.maximum(self.count, 1))
-        row["changed_share"] = self._spread(updated, updates.changed_share)
+        row["zero_share"] = self._spread(gradients.names, gradients.zero_share)
+        row["ratio"] = self._spread(updates.names, updates.ratio)
+        row["weight"] = self._spread(updates.names, updates.parameter_norm) / np.sqrt(np.maximum(self.count, 1))
+        row["changed_share"] = self._spread(updates.names, updates.changed_share)
         rates = sample.learning_rates
-        row["learning_rate"] = self._spread([self._position[name] for name in rates], np.array(list(rates.values())))
+        row["learning_rate"] = self._spread(tuple(rates), np.array(list(rates.values())))
         for name, members in (
             ("trainable", (*gradients.names, *gradients.missing)),
             ("missing", gradients.missing),
             ("nonfinite", gradients.nonfinite),
         ):
             row[name] = np.zeros(len(self.names), dtype=bool)
-            row[name][[self._position[member] for member in members]] = True
+            row[name][[self._position[member] for member in members if member in self._position]] = True
         row["rate"] = max(rates.values(), default=0.0)
         finite = not (row["nonfinite"].any() or row["skipped"])
         row["gradient_norm"] = math.sqrt(np.nansum(row["gradient"] ** 2 * self.count)) if finite else math.nan
@@ -204,11 +219,33 @@ class HealthHistory:
         row["largest_ratio"] = moving.max() if len(moving) else math.nan
         for name, array in self._stored.items():
             array[self._length] = row[name]
+        self._add_facts({**forward.facts, **sample.facts})
         self._length += 1
 
-    def _spread(self, positions: list[int], values: np.ndarray) -> np.ndarray:
+    @property
+    def label_counts(self) -> np.ndarray:
+        """How often each class was the label so far, `(classes,)`; empty where labels are no classes."""
+        return self._stored["label_counts"][len(self) - 1] if len(self) else np.zeros(0)
+
+    def fact(self, name: str) -> np.ndarray:
+        """A fact of every sample, `(samples,)` or `(samples, places)`; NaN in samples that do not have it."""
+        if name not in self._facts:
+            return np.full(len(self), np.nan)
+        return self._facts[name][: len(self)]
+
+    def _add_facts(self, facts: Mapping[str, FactValue]) -> None:
+        for name, value in facts.items():
+            shape = (LONGEST, *np.shape(value))
+            if name not in self._facts or self._facts[name].shape != shape:
+                self._facts[name] = np.full(shape, np.nan)
+        for name, array in self._facts.items():
+            array[self._length] = facts.get(name, np.nan)
+
+    def _spread(self, names: tuple[str, ...], values: np.ndarray) -> np.ndarray:
+        """Values of these parameters at their places; a parameter that came later has none."""
         row = np.full(len(self.names), np.nan)
-        row[positions] = values
+        known = [i for i, name in enumerate(names) if name in self._position]
+        row[[self._position[names[i]] for i in known]] = np.asarray(values, dtype=float)[known]
         return row
 
     def _labels_so_far(self, counts: np.ndarray) -> np.ndarray:
@@ -227,6 +264,9 @@ class HealthHistory:
         partial = path.with_name(f"{path.name}.partial")
         arrays = {name: array[: self._length] for name, array in self._stored.items()}
         arrays["names"] = np.array(self.names)
+        arrays |= {f"fact/{name}": array[: self._length] for name, array in self._facts.items()}
+        arrays |= {f"start/{name}": array for name, array in self.start.items()}
+        arrays["about"] = np.array(json.dumps({"settings": self.settings.as_json(), "places": self.places}))
         with partial.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         partial.replace(path)
@@ -254,7 +294,20 @@ class HealthHistory:
         for name, column in stored.items():
             column[:length] = arrays[name][kept]
         self._stored, self._length = stored, length
+        self._load_facts(arrays, kept)
         return True
+
+    def _load_facts(self, arrays: Mapping[str, np.ndarray], kept: np.ndarray) -> None:
+        """Facts of the samples that are kept; a run goes on without those that a file lacks."""
+        length = int(kept.sum())
+        self._facts = {}
+        for name, array in arrays.items():
+            kind, _, fact = name.partition("/")
+            if kind == "fact" and array.ndim in (1, 2) and len(array) == len(kept) and array.dtype.kind == "f":
+                self._facts[fact] = np.full((LONGEST, *array.shape[1:]), np.nan)
+                self._facts[fact][:length] = array[kept]
+            elif kind == "start" and array.shape == (len(self.names),) and array.dtype.kind == "f":
+                self.start[fact] = array
 
 
 def _entropy(counts: np.ndarray) -> float:

@@ -45,12 +45,30 @@ class HealthJudge:
 
     @property
     def findings(self) -> list[Finding]:
-        """Faults that nothing else explains, oldest first."""
-        return [case.finding for case in self.cases.values() if case.symptom_of is None]
+        """Errors and warnings that nothing else explains, oldest first."""
+        return [
+            case.finding for case in self.cases.values() if case.symptom_of is None and case.finding.severity != "note"
+        ]
+
+    @property
+    def notes(self) -> list[Finding]:
+        """What is often meant and worth knowing: in the file and the report, never in the verdict."""
+        return [case.finding for case in self.cases.values() if case.finding.severity == "note"]
 
     def symptoms(self, rule: str) -> list[Finding]:
         """What the finding of `rule` explains."""
         return [case.finding for case in self.cases.values() if case.symptom_of == rule]
+
+    def judge_start(self, history: HealthHistory) -> list[Finding]:
+        """Look at what is known before the first step: settings, and weights as they are.
+
+        Args:
+            history: without samples.
+
+        Returns:
+            Findings that are new and that nothing else explains.
+        """
+        return self._ask([rule for rule in self.rules if rule.needs in ("settings", "model")], history)
 
     def judge(self, history: HealthHistory) -> list[Finding]:
         """Look at the newest sample.
@@ -61,9 +79,12 @@ class HealthJudge:
         Returns:
             Findings that are new and that nothing else explains.
         """
+        return self._ask(self.rules, history)
+
+    def _ask(self, rules: Sequence[Rule], history: HealthHistory) -> list[Finding]:
         step = history.now
         new: list[str] = []
-        for rule in self.rules:
+        for rule in rules:
             finding = rule(history)
             if finding is None:
                 continue
@@ -72,16 +93,23 @@ class HealthJudge:
                 self.cases[finding.rule] = Case(finding, len(history), step)
                 new.append(finding.rule)
             else:
+                if known.finding.severity == "note" and finding.severity != "note":
+                    self.cases[finding.rule] = Case(finding, len(history), step)
+                    new.append(finding.rule)
+                    continue
                 # What shows the same later and elsewhere follows from the first: the place stays.
                 here, there = set(known.finding.parameters), set(finding.parameters)
                 if here == there or here & there:
                     known.finding = dataclasses.replace(known.finding, value=finding.value, seen=finding.seen)
                 known.last_step = step
-        for cause in self.cases:
+        for cause, case in self.cases.items():
+            if case.finding.severity == "note":
+                continue
             for symptom in self.explains.get(cause, frozenset()) & self.cases.keys() - {cause}:
                 if self.cases[symptom].symptom_of is None and self.cases[cause].symptom_of is None:
                     self.cases[symptom].symptom_of = cause
-        return [self.cases[rule].finding for rule in new if self.cases[rule].symptom_of is None]
+        told = [self.cases[rule] for rule in new]
+        return [case.finding for case in told if case.symptom_of is None and case.finding.severity != "note"]
 
     def verdict(self, history: HealthHistory) -> str:
         """One line on the run so far."""

@@ -60,6 +60,12 @@ class GradientFlowRecord:
     missing: tuple[str, ...] = ()
     skipped: bool = False
 
+    @classmethod
+    def empty(cls, step: int) -> "GradientFlowRecord":
+        """The record of a step whose gradients could not be seen."""
+        none = np.zeros(0)
+        return cls(step, (), none, none, none, none, none)
+
     @property
     def norm(self) -> np.ndarray:
         """Euclidean norm of each gradient, shape `(len(names),)`."""

@@ -146,7 +146,7 @@ def identical_inputs(c):
     c.identical[20:] = True
 
 
-def masked_attention(c):
+def fully_masked_inputs(c):
     c.masked[:] = 1.0
 
 
@@ -313,7 +313,7 @@ def constant_prediction(c):
 
 FAULTS = [
     ("identical_inputs", identical_inputs, None),
-    ("masked_attention", masked_attention, None),
+    ("fully_masked_inputs", masked_attention, None),
     ("wrong_loss_sign", wrong_loss_sign, None),
     ("nonfinite", nonfinite_everywhere, None),
     ("nonfinite", nonfinite_below_layer_2, "layers.2."),

@@ -1,7 +1,10 @@
 """Rules on labels, inputs and the loss as the model receives them: wrong before any parameter moves."""
 
+import numpy as np
+
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.health.history import HealthHistory
+from bert_toolkit.health.rules.questions import latest
 from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
 
 
@@ -32,14 +35,14 @@ def identical_inputs(history: HealthHistory, *, samples: int = 3) -> Finding | N
     cause="attention_mask is all zeros: inverted (1 means hidden) or built from the wrong padding id",
     remedy="pass 1 for tokens and 0 for padding; check pad_token_id against the tokenizer",
 )
-def masked_attention(history: HealthHistory, *, samples: int = 3, share: float = 0.5) -> Finding | None:
+def fully_masked_inputs(history: HealthHistory, *, samples: int = 3, share: float = 0.5) -> Finding | None:
     """The attention mask hides every token of more than `share` of the examples.
 
     A padded batch may hold an empty row by mistake or on purpose; half of the batch is never meant.
     """
     if len(history) < samples or not (history.masked_share[-samples:] > share).all():
         return None
-    return masked_attention.finding(
+    return fully_masked_inputs.finding(
         history,
         value=history.masked_share[-1],
         threshold=share,
@@ -66,3 +69,337 @@ def wrong_loss_sign(history: HealthHistory, *, samples: int = 3) -> Finding | No
         threshold=0.0,
         seen=f"the loss is {history.loss[-1]:.3g} though labels are classes",
     )
+
+
+_FROM_DATA = (COURSE, OUTCOME, FLOW, STEPS)
+
+
+@rule(
+    needs="forward",
+    explains=(OUTCOME, FLOW),
+    cause="the label column is constant, was lost in a map or a join, or was read with the wrong name or type",
+    remedy="count the labels of the training rows; print a batch of the data loader",
+)
+def constant_label(history: HealthHistory, *, samples: int = 5, examples: int = 32) -> Finding | None:
+    """Every example so far had the same class label, though the model tells several apart."""
+    counts = history.label_counts
+    if len(history) < samples or counts.size < 2 or counts.sum() < examples:
+        return None
+    if counts.max() < counts.sum():
+        return None
+    return constant_label.finding(
+        history,
+        value=1.0,
+        threshold=1.0,
+        seen=f"all of {counts.sum():.0f} examples have label {int(counts.argmax())} of {counts.size} classes",
+    )
+
+
+@rule(
+    needs="forward",
+    explains=_FROM_DATA,
+    cause="labels were replaced by -100: a wrong mask of prompts, a wrong padding id, words that were not aligned",
+    remedy="print the labels of a batch beside its tokens; -100 belongs only where nothing is to be learned",
+)
+def labels_ignored(history: HealthHistory, *, share: float = 0.01, samples: int = 3) -> Finding | None:
+    """Almost no token or example has a label that counts (all others are -100)."""
+    recent = latest(history, "labelled_fraction", samples)
+    if len(recent) < samples or not (recent < share).all():
+        return None
+    return labels_ignored.finding(
+        history,
+        value=recent[-1],
+        threshold=share,
+        seen=f"only {recent[-1]:.2%} of the labels count, the others are -100",
+    )
+
+
+@rule(
+    needs="forward",
+    explains=(OUTCOME,),
+    cause="a loss with ignore_index, weight 0 or a mask that fits another numbering of the classes",
+    remedy="check ignore_index, class weights and masks of the loss against the ids of the labels",
+)
+def class_never_counts(history: HealthHistory, *, samples: int = 4) -> Finding | None:
+    """Examples of one class send no gradient at all while those of the others do."""
+    counted = history.fact("counted_by_class")
+    if counted.ndim != 2 or len(history) < samples:
+        return None
+    known = np.isfinite(counted)
+    with np.errstate(invalid="ignore"):
+        silent = (known.sum(axis=0) >= samples) & (np.nan_to_num(counted, nan=0.0).max(axis=0) == 0.0)
+        heard = (known & (counted > 0.5)).any(axis=0)
+    if not silent.any() or not heard.any():
+        return None
+    ids = np.flatnonzero(silent)
+    return class_never_counts.finding(
+        history,
+        value=len(ids),
+        threshold=0,
+        seen=f"examples of class {', '.join(map(str, ids[:5]))} never send a gradient, those of other classes do",
+    )
+
+
+@rule(
+    needs="forward",
+    explains=(OUTCOME,),
+    cause="labels of padding tokens are not -100, or attention_mask and labels were padded apart",
+    remedy="pad labels with -100 (DataCollatorForTokenClassification, DataCollatorForSeq2Seq do), or mask the loss",
+)
+def padding_counts(history: HealthHistory, *, samples: int = 3, share: float = 0.5) -> Finding | None:
+    """Padding tokens are targets of the loss.
+
+    Seen in the labels, or in the gradient that arrives at the logits of tokens that `attention_mask` hides. A causal
+    model's last real token may be asked for one padding token, so most of the padding must count.
+    """
+    for fact, seen in (
+        ("counted_padding", "of the padding tokens send a gradient"),
+        ("labels_on_padding", "of the padding tokens have a label"),
+        ("label_pad_run", "of the labels are padding"),
+    ):
+        recent = latest(history, fact, samples)
+        limit = 0.2 if fact == "label_pad_run" else share
+        if len(recent) == samples and (recent > limit).all():
+            return padding_counts.finding(history, value=recent[-1], threshold=limit, seen=f"{recent[-1]:.0%} {seen}")
+    return None
+
+
+@rule(
+    needs="forward",
+    explains=(OUTCOME,),
+    severity="warning",
+    cause="the padding token is the end token, and the collator turns every padding id in the labels into -100",
+    remedy="use a padding token of its own, or keep the label of the first end token after the text",
+)
+def end_never_learned(history: HealthHistory, *, samples: int = 4) -> Finding | None:
+    """The end token stands in the inputs and is never a target, so the model will not learn to stop."""
+    present, asked = latest(history, "eos_in_inputs", samples), latest(history, "eos_in_labels", samples)
+    causal = latest(history, "target_is_next", samples)
+    if len(present) < samples or len(asked) < samples or len(causal) < samples:
+        return None
+    if not (present > 0.2).all() or (asked > 0).any() or not (causal > 0.8).all():
+        return None
+    return end_never_learned.finding(
+        history,
+        value=0.0,
+        threshold=0.0,
+        seen=f"{present[-1]:.0%} of the rows hold the end token, and no label is one",
+    )
+
+
+@rule(
+    needs="forward",
+    explains=(OUTCOME,),
+    cause="masked-LM labels without masking the inputs, or a causal model whose labels are not shifted",
+    remedy="use DataCollatorForLanguageModeling(mlm=True) for masked LM; shift labels by one for a causal loss",
+)
+def target_in_input(history: HealthHistory, *, share: float = 0.9, samples: int = 3) -> Finding | None:
+    """Nearly every target is the token that stands in the input at its own place, so copying solves the task.
+
+    Read from the gradient at the logits: the class that a row is drawn to. Masked language modeling leaves about a
+    tenth of its targets readable.
+    """
+    recent = latest(history, "target_is_input", samples)
+    following = latest(history, "target_is_next", samples)
+    if len(recent) < samples or not (recent > share).all() or (len(following) and (following > share).any()):
+        return None
+    return target_in_input.finding(
+        history,
+        value=recent[-1],
+        threshold=share,
+        seen=f"{recent[-1]:.0%} of the targets stand in the input at their own place",
+    )
+
+
+@rule(
+    needs="forward",
+    explains=(OUTCOME,),
+    cause="labels were shifted by the data and again by the model, which shifts them itself",
+    remedy="pass labels equal to input_ids; causal models of transformers shift them inside",
+)
+def target_shifted_twice(history: HealthHistory, *, share: float = 0.9, samples: int = 3) -> Finding | None:
+    """Nearly every target is the token after the next one: labels were shifted twice."""
+    recent = latest(history, "target_is_second", samples)
+    following = latest(history, "target_is_next", samples)
+    if len(recent) < samples or not (recent > share).all() or (len(following) and (following > 0.5).any()):
+        return None
+    return target_shifted_twice.finding(
+        history,
+        value=recent[-1],
+        threshold=share,
+        seen=f"{recent[-1]:.0%} of the targets are the token after the next",
+    )
+
+
+@rule(
+    needs="forward",
+    explains=(OUTCOME,),
+    cause="an iterator that is made anew for every step, a cached batch, or a generator that always starts at the top",
+    remedy="iterate the data loader to its end before starting again; print the ids of a few batches",
+)
+def repeated_batch(history: HealthHistory, *, samples: int = 3) -> Finding | None:
+    """The very same batch, in the same order, in each of the last samples.
+
+    Not judged where an epoch has one batch, or where the sampled steps are whole epochs apart, since data in a fixed
+    order then repeat by design. Where the length of an epoch is unknown it is a warning: learning one batch by heart
+    is a usual check.
+    """
+    prints = latest(history, "fingerprint", samples)
+    if len(prints) < samples or len(set(prints.tolist())) > 1:
+        return None
+    batches = history.settings.batches_per_epoch
+    distances = np.diff(history.step[-samples:])
+    if batches is not None:
+        updates = max(1.0, batches / max(history.settings.accumulation, 1))
+        if batches <= max(history.settings.accumulation, 1) or (distances % updates == 0).all():
+            return None
+    elif len(set(distances.tolist())) == 1 and distances[0] > 1:
+        return None
+    return repeated_batch.finding(
+        history,
+        value=samples,
+        threshold=samples,
+        seen=f"the batches of steps {', '.join(str(step) for step in history.step[-samples:])} are the same",
+        severity="warning" if batches is None else "error",
+    )
+
+
+@rule(
+    needs="forward",
+    explains=(COURSE, OUTCOME),
+    cause="the rows are sorted by class and not shuffled",
+    remedy="shuffle the training rows (dataset.shuffle(seed), DataLoader(shuffle=True))",
+)
+def sorted_by_class(
+    history: HealthHistory, *, samples: int = 5, examples: int = 4, fraction: float = 0.999
+) -> Finding | None:
+    """Every batch holds one class only, although the classes change from batch to batch or the model has several.
+
+    With batches of at least `examples` rows and classes that each take less than nine tenths of the rows in all,
+    `samples` pure batches in a row do not come from shuffled rows.
+    """
+    top, size = latest(history, "top_label_fraction", samples), latest(history, "examples", samples)
+    if len(top) < samples or len(size) < samples or not (top >= fraction).all() or size.min() < examples:
+        return None
+    counts = history.label_counts
+    if counts.size < 2 or not counts.sum() or counts.max() >= 0.9 * counts.sum():
+        return None
+    return sorted_by_class.finding(
+        history,
+        value=float(top.min()),
+        threshold=fraction,
+        seen=f"each of the last {samples} batches holds one class only",
+    )
+
+
+@rule(
+    needs="forward",
+    explains=(OUTCOME,),
+    cause="the tokenizer does not belong to the texts or the model: another language, alphabet, casing or vocabulary",
+    remedy="load the tokenizer with the model's name; decode a batch and read it",
+)
+def unknown_tokens(history: HealthHistory, *, share: float = 0.4, samples: int = 3) -> Finding | None:
+    """A large part of the tokens is the unknown token."""
+    recent = latest(history, "unknown_fraction", samples)
+    if len(recent) < samples or not (recent > share).all():
+        return None
+    return unknown_tokens.finding(
+        history,
+        value=recent[-1],
+        threshold=share,
+        seen=f"{recent[-1]:.0%} of the tokens (special ones aside) are unknown",
+    )
+
+
+@rule(
+    needs="forward",
+    explains=(OUTCOME,),
+    cause="max_length cuts texts to almost nothing, the wrong column was tokenized, or texts are empty",
+    remedy="raise max_length; decode a batch and read it",
+)
+def texts_cut(history: HealthHistory, *, tokens: float = 1.0, samples: int = 3) -> Finding | None:
+    """Texts hold at most one token besides the special ones, in all rows of every batch."""
+    ordinary, examples = latest(history, "ordinary_tokens", samples), latest(history, "examples", samples)
+    if len(ordinary) < samples or len(examples) < samples or not history.settings.special_tokens:
+        return None
+    if not {"cls", "sep"} <= history.settings.special_tokens.keys():
+        return None
+    per_row = ordinary / np.maximum(examples, 1)
+    if not (per_row <= tokens).all():
+        return None
+    return texts_cut.finding(
+        history,
+        value=per_row[-1],
+        threshold=tokens,
+        seen=f"rows hold {per_row[-1]:.1f} tokens each besides the special ones",
+    )
+
+
+@rule(
+    needs="forward",
+    explains=(COURSE, OUTCOME, FLOW, "nonfinite"),
+    cause="inputs are raw values (pixels of 0 to 255, samples of 16 bits) or hold NaN",
+    remedy="use the model's image or feature processor; scale inputs to a mean of 0 and a deviation of 1",
+)
+def input_scale(history: HealthHistory, *, largest: float = 30.0, samples: int = 3) -> Finding | None:
+    """Float inputs have a root mean square far from one, or are not finite."""
+    bad = latest(history, "float_input_nonfinite", 1)
+    if len(bad) and bad[-1] > 0:
+        return input_scale.finding(
+            history, value=bad[-1], threshold=0.0, seen=f"{bad[-1]:.2%} of the inputs are NaN or infinite"
+        )
+    recent = latest(history, "float_input_rms", samples)
+    if len(recent) < samples or not (recent > largest).all():
+        return None
+    return input_scale.finding(
+        history,
+        value=recent[-1],
+        threshold=largest,
+        seen=f"inputs have a root mean square of {recent[-1]:.3g}; about 1 is usual",
+        severity="error" if recent[-1] > 1000 else "warning",
+    )
+
+
+@rule(
+    needs="forward",
+    explains=(OUTCOME,),
+    cause="position_ids are constant, built wrongly or left at zero",
+    remedy="leave position_ids out (the model counts itself), or pass 0, 1, 2, … for every row",
+)
+def positions_constant(history: HealthHistory, *, samples: int = 3) -> Finding | None:
+    """`position_ids` are passed and are the same for all tokens."""
+    recent = latest(history, "positions_vary", samples)
+    if len(recent) < samples or (recent > 0).any():
+        return None
+    return positions_constant.finding(
+        history, value=0.0, threshold=1.0, seen="position_ids hold one value for all tokens of the batch"
+    )
+
+
+@rule(
+    needs="forward",
+    explains=(OUTCOME, FLOW, STEPS),
+    cause="softmax or sigmoid is applied in the model, and again in the loss, which takes logits",
+    remedy="return logits; cross_entropy and binary_cross_entropy_with_logits apply softmax and sigmoid themselves",
+)
+def outputs_not_logits(history: HealthHistory, *, samples: int = 3) -> Finding | None:
+    """What goes into the loss as logits cannot be logits: probabilities, or values of one sign with exact zeros.
+
+    Probabilities: every row is in [0, 1] and sums to one while the gradient of every row sums to zero, as only that
+    of a softmax does.
+    """
+    for fact, limit, seen in (
+        ("logits_sum_to_one", 0.999, "rows of the logits are probabilities: in [0, 1], with a sum of one"),
+        ("logits_in_unit_interval", 0.999, "all logits lie in [0, 1]"),
+        ("logits_one_sided", 0.2, "no logit is negative, and many are exactly 0"),
+    ):
+        recent = latest(history, fact, samples)
+        row_sum = latest(history, "gradient_row_sum", samples)
+        if len(recent) < samples or not (recent > limit).all():
+            continue
+        if fact != "logits_in_unit_interval" and (len(row_sum) < samples or not (row_sum < 1e-2).all()):
+            continue
+        if fact == "logits_in_unit_interval" and (not history.integer_labels[-1] or len(history) < 10):
+            continue
+        return outputs_not_logits.finding(history, value=recent[-1], threshold=limit, seen=seen)
+    return None

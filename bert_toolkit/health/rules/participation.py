@@ -10,7 +10,7 @@ from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, rule
 
 @rule(
     explains=(OUTCOME, "vanishing_gradients"),
-    needs="model",
+    needs="gradients",
     cause="requires_grad was switched off for this layer and not for those below it",
     remedy="call requires_grad_(True) on it; to freeze on purpose, freeze from the input upwards",
 )

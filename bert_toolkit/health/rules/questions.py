@@ -75,3 +75,11 @@ def has_not_fallen(history: HealthHistory, samples: int = 10) -> bool:
     error = 1.25 * math.hypot(scatter(first), scatter(last)) / math.sqrt(samples)
     start = float(np.median(first))
     return bool(np.median(last) > start - max(2 * error, 0.01 * abs(start)))
+
+
+def latest(history: HealthHistory, fact: str, samples: int) -> np.ndarray:
+    """The last `samples` values of a scalar fact where the newest sample has it, without gaps; else none."""
+    values = history.fact(fact)
+    if values.ndim != 1 or len(values) < samples or not np.isfinite(values[-samples:]).all():
+        return np.zeros(0)
+    return values[-samples:]

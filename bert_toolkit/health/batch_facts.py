@@ -1,0 +1,141 @@
+"""What a batch says about itself as the model receives it: labels, padding, special tokens, repetition, scale.
+
+Everything is computed on the batch's device and nothing waits for it. Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100
+_FINGERPRINT_PRIME = 2_147_483_647
+
+
+def batch_facts(inputs: Mapping[str, Any], special_tokens: Mapping[str, int]) -> dict[str, Tensor | float]:
+    """Facts of one batch.
+
+    Args:
+        inputs: Keyword arguments of the model.
+        special_tokens: Name (`pad`, `unk`, `eos`, …) to id, as far as a tokenizer told them.
+
+    Returns:
+        As far as the batch allows: `examples`; `labelled_fraction` (of real tokens), `labels_on_padding`,
+        `label_equals_input`, `label_equals_next_input`, `label_pad_run` (see the functions below);
+        `top_label_fraction` (of the most frequent class in this batch); `unknown_fraction`, `eos_in_inputs`,
+        `eos_in_labels`; `longest_row`, `shortest_row` (real tokens), `top_token_fraction`; `fingerprint`;
+        `float_input_rms`, `float_input_nonfinite`; `positions_vary`.
+    """
+    facts: dict[str, Tensor | float] = {}
+    ids, labels, mask = (inputs.get(name) for name in ("input_ids", "labels", "attention_mask"))
+    tensors = [value for name, value in inputs.items() if isinstance(value, Tensor) and "label" not in name]
+    batches = [tensor for tensor in tensors if tensor.ndim and tensor.is_floating_point() | (tensor.ndim > 1)]
+    if not batches:
+        return facts
+    facts["examples"] = float(max(len(tensor) for tensor in batches))
+    facts["fingerprint"] = fingerprint(batches)
+    real = _real_tokens(ids, mask)
+    if isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point():
+        facts |= _token_facts(ids, real, special_tokens)
+        if isinstance(labels, Tensor) and labels.ndim >= 2 and not labels.is_floating_point():
+            facts |= _token_label_facts(ids, labels, real, special_tokens)
+    if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.ndim == 1 and len(labels):
+        facts["labelled_fraction"] = (labels != IGNORED_LABEL).double().mean()
+        facts["top_label_fraction"] = (labels == labels.mode().values).double().mean()
+    floats = [tensor for tensor in batches if tensor.is_floating_point() and tensor.ndim > 1]
+    floats = [tensor for tensor in floats if tensor is not mask]
+    if floats:
+        values = floats[0].detach()
+        facts["float_input_rms"] = values.float().square().mean().sqrt()
+        facts["float_input_nonfinite"] = (~values.isfinite()).double().mean()
+    positions = inputs.get("position_ids")
+    if isinstance(positions, Tensor) and positions.ndim == 2 and positions.shape[1] > 1:
+        facts["positions_vary"] = (positions != positions[:, :1]).any().double()
+    return facts
+
+
+def fingerprint(tensors: list[Tensor]) -> Tensor:
+    """A number that is the same for the same batch and, but for a chance of about 1e-9, for no other.
+
+    Values are weighted by their place, so the order of rows counts.
+    """
+    total = torch.zeros((), dtype=torch.int64, device=tensors[0].device)
+    for tensor in tensors:
+        bits = _whole_numbers(tensor).reshape(-1)
+        weights = torch.arange(1, len(bits) + 1, device=bits.device).mul_(40_503).remainder_(65_521)
+        total = total.mul(31).add((bits.remainder(1_048_573) * weights).remainder(_FINGERPRINT_PRIME).sum())
+        total = total.remainder(_FINGERPRINT_PRIME)
+    return total.double()
+
+
+def _whole_numbers(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    if tensor.is_floating_point():
+        return tensor.float().contiguous().view(torch.int32).long()
+    return tensor.long()
+
+
+def _real_tokens(ids: Any, mask: Any) -> Tensor | None:
+    """Booleans (B, T), True on tokens that are not padding; None where there are no token ids."""
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        return None
+    if isinstance(mask, Tensor) and mask.shape == ids.shape:
+        return mask.bool()
+    return torch.ones_like(ids, dtype=torch.bool)
+
+
+def _fraction(chosen: Tensor, of: Tensor) -> Tensor:
+    """Share of the True entries of `of` in which `chosen` is True as well; NaN where there are none."""
+    count = of.sum().double()
+    return torch.where(count > 0, (chosen & of).sum().double() / count.clamp(min=1), math.nan)
+
+
+def _token_facts(ids: Tensor, real: Tensor | None, special: Mapping[str, int]) -> dict[str, Tensor | float]:
+    assert real is not None
+    lengths = real.sum(1)
+    facts: dict[str, Tensor | float] = {
+        "longest_row": lengths.max().double(),
+        "shortest_row": lengths.min().double(),
+        "padding_fraction": 1.0 - real.double().mean(),
+    }
+    ordinary = real.clone()
+    for name in ("pad", "cls", "sep", "bos", "eos", "mask"):
+        if name in special:
+            ordinary &= ids != special[name]
+    if "unk" in special:
+        facts["unknown_fraction"] = _fraction(ids == special["unk"], ordinary)
+    if "eos" in special:
+        facts["eos_in_inputs"] = ((ids == special["eos"]) & real).any(1).double().mean()
+    # The most frequent of the ordinary tokens; those that do not count are given ids of their own.
+    flat = torch.where(ordinary, ids, -1 - torch.arange(ids.numel(), device=ids.device).view(ids.shape)).flatten()
+    most = flat.mode().values
+    facts["top_token_fraction"] = _fraction(flat == most, ordinary.flatten())
+    facts["ordinary_tokens"] = ordinary.sum().double()
+    return facts
+
+
+def _token_label_facts(
+    ids: Tensor, labels: Tensor, real: Tensor | None, special: Mapping[str, int]
+) -> dict[str, Tensor | float]:
+    """Labels of tokens: which count, and whether the inputs give them away."""
+    labels = labels.reshape(len(labels), -1)
+    counted = labels != IGNORED_LABEL
+    facts: dict[str, Tensor | float] = {"labelled_fraction": counted.double().mean()}
+    if "pad" in special and labels.shape[1] > 1:
+        # Padding that is a target: a run of it, since one padding token may serve as the end token as well.
+        run = (labels[:, 1:] == special["pad"]) & (labels[:, :-1] == special["pad"])
+        facts["label_pad_run"] = run.double().mean()
+    if labels.shape != ids.shape or real is None:
+        return facts
+    facts["labelled_fraction"] = _fraction(counted, real)
+    facts["labels_on_padding"] = _fraction(counted, ~real)
+    facts["label_equals_input"] = _fraction(labels == ids, counted & real)
+    facts["label_equals_next_input"] = _fraction(labels[:, :-1] == ids[:, 1:], (counted & real)[:, :-1])
+    if "eos" in special:
+        eos = special["eos"]
+        facts["eos_in_labels"] = ((labels == eos) & counted).any(1).double().mean()
+    return facts

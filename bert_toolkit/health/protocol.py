@@ -1,0 +1,105 @@
+"""Whether the loop does what a step of training is: backward into clean gradients, one step, nothing lost between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from bert_toolkit.health.settings import innermost
+from bert_toolkit.monitoring.parameter_roles import named_unique_parameters
+
+_PARAMETERS_WATCHED = 4
+_LARGEST = 2**14  # elements; of each parameter that is watched one gradient is held during a backward pass
+
+
+class ProtocolWatch:
+    """Hooks on a few small parameters, there only while a step is sampled.
+
+    Args:
+        model: The module that is trained.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._handles: list[Any] = []
+        self._watched: list[nn.Parameter] = []
+        self._incoming: dict[int, Tensor] = {}
+        self._stale: dict[int, Tensor] = {}
+        self._arrived: dict[int, Tensor] = {}
+
+    def start(self) -> None:
+        """Watch the backward passes from now on; call it before the forward pass of a step."""
+        self.stop()
+        candidates = [
+            p
+            for _, p in named_unique_parameters(self._model)
+            if p.requires_grad and 0 < p.numel() <= _LARGEST and not isinstance(p, DTensor) and p.is_floating_point()
+        ]
+        # Spread over the model: a head that is used, a layer, an embedding.
+        step = max(1, len(candidates) // _PARAMETERS_WATCHED)
+        self._watched = candidates[::-1][::step][:_PARAMETERS_WATCHED]
+        for parameter in self._watched:
+            self._handles.append(parameter.register_hook(self._before(parameter)))
+            self._handles.append(parameter.register_post_accumulate_grad_hook(self._after))
+
+    def stop(self) -> None:
+        """Remove the hooks and forget what they saw."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._watched = [], []
+        self._incoming, self._stale, self._arrived = {}, {}, {}
+
+    def _before(self, parameter: nn.Parameter) -> Any:
+        key = id(parameter)
+
+        def hook(gradient: Tensor) -> None:
+            if key not in self._arrived:
+                self._incoming[key] = gradient.detach().clone()
+
+        return hook
+
+    @torch.no_grad()
+    def _after(self, parameter: Tensor) -> None:
+        incoming = self._incoming.pop(id(parameter), None)
+        if incoming is None or parameter.grad is None or parameter.grad.is_sparse:
+            return
+        size = incoming.norm()
+        self._arrived[id(parameter)] = size
+        # What was there before the first backward pass of this step, relative to what it brought.
+        self._stale[id(parameter)] = (parameter.grad - incoming).norm() / size.clamp(min=1e-30)
+
+    @torch.no_grad()
+    def facts(self, optimizer: Any) -> dict[str, Tensor | float]:
+        """What was seen, and the optimizer's own count of its steps; call it right before the optimizer's step.
+
+        Returns:
+            `stale_gradient`: what the gradients held before the first backward pass, relative to what it brought.
+            `cleared_gradient`: share of the watched parameters whose gradient arrived and is gone.
+            `optimizer_steps`: steps that the optimizer counts for a parameter that it has moved, before this one.
+            `optimizer_state`: share of the watched parameters for which it keeps anything.
+        """
+        found: dict[str, Tensor | float] = {}
+        if self._arrived:
+            found["stale_gradient"] = torch.stack(list(self._stale.values())).float().amax()
+            gone = [
+                torch.ones((), device=size.device) * (size > 0)
+                if p.grad is None
+                else ((p.grad.detach() == 0).all() & (size > 0)).float()
+                for p in self._watched
+                if (size := self._arrived.get(id(p))) is not None
+            ]
+            found["cleared_gradient"] = torch.stack(gone).mean()
+        state: Mapping[Any, Any] = getattr(innermost(optimizer), "state", {})
+        held = [p for p in self._watched if id(p) in self._arrived]
+        if held and state is not None:
+            states = [state.get(p, {}) if hasattr(state, "get") else {} for p in held]
+            found["optimizer_state"] = sum(bool(s) for s in states) / len(states)
+            counts = [s["step"] for s in states if isinstance(s, Mapping) and "step" in s]
+            numbers = [torch.as_tensor(c, dtype=torch.float32).reshape(()) for c in counts]
+            if numbers:
+                found["optimizer_steps"] = torch.stack([n.to(numbers[0].device) for n in numbers]).amax()
+        return found

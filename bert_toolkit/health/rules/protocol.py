@@ -1,0 +1,232 @@
+"""Rules on the loop itself: what must hold around every optimizer step, whatever is trained."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bert_toolkit.health.findings import Finding, Severity
+from bert_toolkit.health.history import HealthHistory
+from bert_toolkit.health.rules.questions import latest
+from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
+from bert_toolkit.health.rules.settings import ADAM_LIKE
+
+_EVERYTHING = (COURSE, OUTCOME, FLOW, STEPS, "nonfinite", "not_updated", "no_gradient")
+
+
+@rule(
+    needs="gradients",
+    explains=_EVERYTHING,
+    cause="zero_grad() is called between backward() and the optimizer's step",
+    remedy="call zero_grad() after optimizer.step(), or before the forward pass",
+)
+def gradients_cleared(history: HealthHistory, *, samples: int = 2, fraction: float = 0.9) -> Finding | None:
+    """Gradients arrived in the backward pass and are gone when the optimizer is called.
+
+    Seen on a few parameters: their gradient was not zero at the end of backward, and is zero or None before the step.
+    """
+    recent = latest(history, "cleared_gradient", samples)
+    if len(recent) < samples or not (recent >= fraction).all():
+        return None
+    return gradients_cleared.finding(
+        history,
+        value=recent[-1],
+        threshold=fraction,
+        seen=f"gradients of {recent[-1]:.0%} of the parameters looked at arrived and were gone before the step",
+    )
+
+
+@rule(
+    needs="gradients",
+    explains=_EVERYTHING,
+    cause="zero_grad() is never called, or not for these parameters, so that every step adds to the last",
+    remedy="call optimizer.zero_grad() after every optimizer.step()",
+)
+def gradients_kept(history: HealthHistory, *, samples: int = 3, share: float = 1e-3) -> Finding | None:
+    """The first backward pass of a step adds to gradients that an earlier step has already used.
+
+    Compared on a few parameters: the gradient after the first backward pass against what this pass brought.
+    """
+    recent = latest(history, "stale_gradient", samples)
+    if len(recent) < samples or not (recent > share).all():
+        return None
+    return gradients_kept.finding(
+        history,
+        value=np.median(recent),
+        threshold=share,
+        seen=f"before backward, gradients already held {np.median(recent):.2g} times what it brought",
+    )
+
+
+@rule(
+    needs="updates",
+    explains=(COURSE, STEPS),
+    cause="the optimizer is made anew, or its state is cleared, while training goes on",
+    remedy="make the optimizer once; load its state with the checkpoint when a run is resumed",
+)
+def optimizer_state_lost(history: HealthHistory) -> Finding | None:
+    """The optimizer counts fewer steps than at the sample before, or keeps nothing between steps.
+
+    Adam and its kin count the steps of every parameter; the count grows with training.
+    """
+    counts = history.fact("optimizer_steps")
+    known = np.flatnonzero(np.isfinite(counts))
+    if len(known) >= 2:
+        before, now = known[-2], known[-1]
+        steps = float(history.step[now] - history.step[before])
+        # Steps that a loss scaler skipped are not counted, so only a count that does not grow is judged.
+        gained = counts[now] - counts[before]
+        skipped = history.skipped[before] or history.skipped[now]
+        restarted = counts[now] < counts[before] or (gained == 0 and steps >= 1 and not skipped)
+        if now == len(history) - 1 and restarted and counts[before] >= 1:
+            return _lost(history, counts[now], counts[before])
+    state = history.fact("optimizer_state")
+    if len(known) == 0 and len(history) >= 4 and history.settings.optimizer in ADAM_LIKE:
+        moved = np.isfinite(history.median_ratio[1:]).all()
+        if moved and (state[1:] == 0).all():
+            return _lost(history, 0.0, float(history.step[-1] - 1))
+    return None
+
+
+def _lost(history: HealthHistory, now: float, before: float) -> Finding:
+    return optimizer_state_lost.finding(
+        history,
+        value=now,
+        threshold=before,
+        seen=f"the optimizer counts {now:.0f} steps at step {history.step[-1]}; {before:.0f} were counted before",
+    )
+
+
+@rule(
+    needs="updates",
+    explains=(OUTCOME, STEPS, "not_updated"),
+    cause="the scheduler is stepped for every batch instead of every optimizer step, several times, or by two loops",
+    remedy="call lr_scheduler.step() once after every optimizer step; Trainer does it itself",
+)
+def schedule_out_of_step(history: HealthHistory, *, factor: float = 1.4, steps: int = 4) -> Finding | None:
+    """The scheduler of the learning rate has counted far more, or far fewer, steps than the optimizer has made."""
+    counted = history.fact("schedule_steps")
+    if not len(history) or not np.isfinite(counted[-1]) or history.step[-1] < steps:
+        return None
+    ratio = float(counted[-1]) / float(history.step[-1])
+    # At most half of the steps may have been skipped by a loss scaler.
+    skipped = history.skipped.any()
+    if 1 / factor <= ratio <= factor or (ratio < 1 and skipped):
+        return None
+    return schedule_out_of_step.finding(
+        history,
+        value=ratio,
+        threshold=factor,
+        seen=f"the scheduler has counted {counted[-1]:.0f} steps at optimizer step {history.step[-1]}",
+    )
+
+
+@rule(
+    needs="forward",
+    cause="the loss is not divided by the number of accumulated batches, or twice, or it is summed over the batch",
+    remedy="divide each batch's mean loss by gradient_accumulation_steps once; for models of transformers that ignore "
+    "`num_items_in_batch` set `model.accepts_loss_kwargs = False`",
+)
+def loss_weight(history: HealthHistory, *, samples: int = 3, tolerance: float = 0.15) -> Finding | None:
+    """The gradient of one optimizer step weighs as many batches as are accumulated, or one part of them.
+
+    The gradient of a cross-entropy at its logits shows the weight of every example; those of a mean add up to one.
+    Judged only where batches are accumulated, and only for weights that are the number of batches or one over it,
+    since class weights and sums of several losses have weights of their own. With an optimizer that does not heed the
+    size of gradients it is a note.
+    """
+    batches = history.settings.accumulation
+    if batches < 2:
+        return None
+    recent = latest(history, "loss_weight", samples)
+    if len(recent) < samples:
+        return None
+    weight = float(np.median(recent))
+    for wrong, seen in ((float(batches), "as if none were divided"), (1.0 / batches, "as if each were divided twice")):
+        if abs(weight / wrong - 1.0) < tolerance and (np.abs(recent / wrong - 1.0) < 2 * tolerance).all():
+            heedless = any(name in history.settings.optimizer for name in ("Adam", "Lion", "Lamb", "LAMB", "Muon"))
+            severity: Severity = "note" if heedless else "error"
+            return loss_weight.finding(
+                history,
+                value=weight,
+                threshold=1.0,
+                seen=f"the losses of {batches} accumulated batches weigh {weight:.2g} in all, {seen}",
+                severity=severity,
+            )
+    return None
+
+
+@rule(
+    needs="updates",
+    explains=(COURSE, OUTCOME, STEPS, FLOW, "layer_out_of_line"),
+    cause="weights were initialized, loaded or overwritten again while training",
+    remedy="look for what touches parameters besides the optimizer: init_weights(), load_state_dict(), a callback",
+)
+def weights_replaced(
+    history: HealthHistory, *, factor: float = 10.0, share: float = 0.3, samples: int = 3
+) -> Finding | None:
+    """Between two samples matrices moved by a large part of their norm, far more than their steps can explain.
+
+    The bound is the number of steps in between times the largest step seen at either end, times `factor`.
+    """
+    drift, moved, norms = (history.fact(name) for name in ("drift", "moved", "held_norm"))
+    if drift.ndim != 2 or len(history) < samples or history.step[-1] - history.step[-2] <= 0:
+        return None
+    steps = float(history.step[-1] - history.step[-2])
+    bound = factor * steps * np.fmax(moved[-1], np.nanmax(moved[-samples:], axis=0, initial=0.0))
+    norm = np.fmax(norms[-1], norms[-2])
+    with np.errstate(invalid="ignore"):
+        jumped = (drift[-1] > bound) & (drift[-1] > share * norm)
+    jumped &= history.is_matrix | history.where("embedding")
+    positions = np.flatnonzero(jumped)
+    if not len(positions):
+        return None
+    largest = float(np.nanmax(drift[-1][positions] / norm[positions]))
+    return weights_replaced.finding(
+        history,
+        parameters=positions,
+        value=largest,
+        threshold=share,
+        seen=f"between steps {history.step[-2]} and {history.step[-1]} weights moved by {largest:.0%} of their norm, "
+        f"more than {factor:g} times what {steps:.0f} steps can",
+    )
+
+
+@rule(
+    needs="updates",
+    explains=(COURSE, OUTCOME, STEPS, "nonfinite"),
+    cause="the optimizer maximizes: maximize=True, a negative rate, or an update with the wrong sign",
+    remedy="check the sign of the update of the optimizer, and of hooks and wrappers around its step",
+)
+def step_ascends(
+    history: HealthHistory, *, cosine: float = 0.1, samples: int = 5, share: float = 0.5
+) -> Finding | None:
+    """Steps point along the gradient instead of against it, in most matrices or in those of one layer, every time.
+
+    Momentum and weight decay turn single steps; `samples` in a row with a cosine above `cosine` they do not.
+    """
+    ascent = history.fact("ascent")
+    if ascent.ndim != 2 or len(history) < samples:
+        return None
+    with np.errstate(invalid="ignore"):
+        up = np.atleast_1d((ascent[-samples:] > cosine).all(axis=0))
+    matrices = history.is_matrix & np.isfinite(ascent[-samples:]).all(axis=0)
+    if not matrices.any():
+        return None
+    blocks = np.array(history.blocks)
+    wrong: list[int] = []
+    for block in dict.fromkeys(history.blocks):
+        inside = matrices & (blocks == block)
+        if inside.any() and up[inside].mean() >= share:
+            wrong += np.flatnonzero(inside & up).tolist()
+    if not wrong:
+        return None
+    everywhere = len(wrong) >= share * matrices.sum()
+    value = float(np.median(ascent[-1][wrong]))
+    return step_ascends.finding(
+        history,
+        parameters=() if everywhere else wrong,
+        value=value,
+        threshold=cosine,
+        seen=f"in {samples} samples in a row the step had a cosine of about {value:.2g} with the gradient; it should "
+        "be negative",
+    )

@@ -1,0 +1,218 @@
+"""How a run was set up, as far as model, optimizer and schedule tell it: plain values that rules can judge."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from bert_toolkit.monitoring.parameter_roles import named_unique_parameters, unwrap
+
+_PLANNED_POINTS = 41  # of the learning rate: every 2.5 % of the run
+_SPECIAL = ("pad", "unk", "cls", "sep", "bos", "eos", "mask")
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """One parameter group of the optimizer.
+
+    Args:
+        values: Its settings that are numbers (`lr`, `weight_decay`, `eps`, `momentum`, …), `betas` taken apart into
+            `beta1`, `beta2` (and `beta3`), booleans as 0 and 1; `lr` is the rate before any schedule.
+        parameters: Number of elements that the group holds.
+    """
+
+    values: Mapping[str, float]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What was chosen before the first step.
+
+    Args:
+        optimizer: Class name of the innermost optimizer; empty where unknown.
+        groups: Its parameter groups.
+        unheld: Names of trainable parameters that no group holds.
+        planned_rates: Learning rate as a fraction of its base at equal distances from the first to the last step;
+            empty where the schedule cannot tell.
+        label_smoothing: Of the loss; 0 where unknown.
+        max_grad_norm: Limit of clipping; None where there is none or it is unknown.
+        accumulation: Batches per optimizer step.
+        batches_per_epoch: None where unknown.
+        dropouts: Module or setting of the model's config -> probability.
+        norm_eps: Normalization module -> epsilon.
+        adapter_scaling: Adapter module -> factor of its output.
+        config: Settings of the model's config that are numbers, strings or booleans.
+        special_tokens: `pad`, `unk`, `cls`, `sep`, `bos`, `eos`, `mask` -> id, as far as a tokenizer has them.
+        name_or_path: Where the config came from; empty for one made in the script.
+        model_class: Class name of the model.
+    """
+
+    optimizer: str = ""
+    groups: tuple[GroupSettings, ...] = ()
+    unheld: tuple[str, ...] = ()
+    planned_rates: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+    max_grad_norm: float | None = None
+    accumulation: int = 1
+    batches_per_epoch: int | None = None
+    dropouts: Mapping[str, float] = field(default_factory=dict)
+    norm_eps: Mapping[str, float] = field(default_factory=dict)
+    adapter_scaling: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, float | str | bool] = field(default_factory=dict)
+    special_tokens: Mapping[str, int] = field(default_factory=dict)
+    name_or_path: str = ""
+    model_class: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        optimizer: Any = None,
+        schedule: Any = None,
+        tokenizer: Any = None,
+        last_step: int = 0,
+        **known: Any,
+    ) -> RunSettings:
+        """Read what objects of a run tell.
+
+        Args:
+            model: The module that is trained.
+            optimizer: A torch optimizer or Accelerate's wrapper of one.
+            schedule: A scheduler of `torch.optim.lr_scheduler`, or a wrapper of one.
+            tokenizer: A tokenizer of transformers.
+            last_step: Number of optimizer steps of the run; 0 where unknown.
+            known: Further fields, as they are.
+        """
+        inner = unwrap(model)
+        base = innermost(optimizer)
+        config = getattr(inner, "config", None)
+        return cls(
+            optimizer=type(base).__name__ if base is not None else "",
+            groups=_groups(base),
+            unheld=_unheld(inner, base),
+            planned_rates=_planned_rates(schedule, last_step),
+            dropouts=_dropouts(inner, config),
+            norm_eps=_norm_eps(inner),
+            adapter_scaling=_adapter_scaling(inner),
+            config=_plain_config(config),
+            special_tokens=special_tokens_of(tokenizer),
+            name_or_path=str(getattr(config, "_name_or_path", "") or ""),
+            model_class=type(inner).__name__,
+            **known,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as JSON can hold it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> RunSettings:
+        """The inverse of `as_json`; unknown fields are left out."""
+        known = {f.name: fields[f.name] for f in dataclasses.fields(cls) if f.name in fields}
+        for name in ("unheld", "planned_rates"):
+            known[name] = tuple(known.get(name, ()))
+        known["groups"] = tuple(GroupSettings(**group) for group in known.get("groups", ()))
+        return cls(**known)
+
+
+def innermost(wrapper: Any) -> Any:
+    """The torch optimizer or scheduler inside wrappers such as Accelerate's."""
+    for attribute in ("optimizer", "scheduler"):
+        seen: set[int] = set()
+        while hasattr(wrapper, attribute) and id(wrapper) not in seen and type(wrapper).__module__.startswith("acc"):
+            seen.add(id(wrapper))
+            wrapper = getattr(wrapper, attribute)
+    return wrapper
+
+
+def special_tokens_of(tokenizer: Any) -> dict[str, int]:
+    """Ids of the special tokens that a tokenizer (or a processor that has one) names."""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL}
+    return {name: number for name, number in ids.items() if isinstance(number, int)}
+
+
+def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for name, value in group.items():
+        if name == "params":
+            continue
+        if isinstance(value, (tuple, list)) and name == "betas":
+            values |= {
+                f"beta{i}": float(part) for i, part in enumerate(value, start=1) if isinstance(part, (int, float))
+            }
+        elif isinstance(value, (bool, int, float)):
+            values[name] = float(value)
+    if "initial_lr" in values:
+        values["lr"] = values["initial_lr"]
+    return values
+
+
+def _groups(optimizer: Any) -> tuple[GroupSettings, ...]:
+    return tuple(
+        GroupSettings(_numbers(group), sum(p.numel() for p in group["params"]))
+        for group in getattr(optimizer, "param_groups", ())
+    )
+
+
+def _unheld(model: nn.Module, optimizer: Any) -> tuple[str, ...]:
+    if optimizer is None:
+        return ()
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    trainable = [(name, p) for name, p in named_unique_parameters(model) if p.requires_grad]
+    unheld = tuple(name for name, p in trainable if id(p) not in held)
+    # Where the optimizer holds none of them, it keeps copies: sharded or in another precision.
+    return () if len(unheld) == len(trainable) else unheld
+
+
+def _planned_rates(schedule: Any, last_step: int) -> tuple[float, ...]:
+    """Of schedules that are functions of the step; asking them changes nothing."""
+    factors = getattr(innermost(schedule), "lr_lambdas", None)
+    if not factors or last_step < 2:
+        return ()
+    steps = [round(i * (last_step - 1) / (_PLANNED_POINTS - 1)) for i in range(_PLANNED_POINTS)]
+    try:
+        return tuple(max(float(factor(step)) for factor in factors) for step in steps)
+    except Exception:  # somebody's own function may count its calls or want another argument
+        return ()
+
+
+def _dropouts(model: nn.Module, config: Any) -> dict[str, float]:
+    found = {
+        name: float(module.p)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.dropout._DropoutNd) and isinstance(module.p, (int, float))
+    }
+    for name, value in _plain_config(config).items():
+        if isinstance(value, float) and ("drop" in name) and 0.0 < value <= 1.0:
+            found[f"config.{name}"] = value
+    return found
+
+
+def _norm_eps(model: nn.Module) -> dict[str, float]:
+    found = {}
+    for name, module in model.named_modules():
+        if "norm" in type(module).__name__.lower() and not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
+            if isinstance(eps, float):
+                found[name] = eps
+    return found
+
+
+def _adapter_scaling(model: nn.Module) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, module in model.named_modules():
+        scaling = getattr(module, "scaling", None)
+        if "base_layer" in module._modules and isinstance(scaling, dict):
+            found |= {f"{name}.{adapter}": float(v) for adapter, v in scaling.items() if isinstance(v, (int, float))}
+    return found
+
+
+def _plain_config(config: Any) -> dict[str, float | str | bool]:
+    values = config.to_dict() if hasattr(config, "to_dict") else vars(config) if hasattr(config, "__dict__") else {}
+    return {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}

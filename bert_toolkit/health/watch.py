@@ -1,0 +1,152 @@
+"""Training health of any PyTorch loop: what to call around a sampled step, and what comes of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from bert_toolkit.health.findings import Finding
+from bert_toolkit.health.forward_statistics import ForwardStatistics, ForwardWatch, PendingForward
+from bert_toolkit.health.history import HealthHistory, HealthSample
+from bert_toolkit.health.judge import HealthJudge
+from bert_toolkit.health.protocol import ProtocolWatch
+from bert_toolkit.health.replicas import replica_facts
+from bert_toolkit.health.sampled_values import SampledValues
+from bert_toolkit.health.settings import RunSettings
+from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
+from bert_toolkit.monitoring.parameter_roles import named_unique_parameters
+from bert_toolkit.monitoring.update_ratios import UpdateRatioRecord
+
+
+class HealthWatch:
+    """Collects what the rules look at, on the steps that a caller samples, and judges it.
+
+    Around a sampled step call, in this order and on every rank: `start` before the forward pass, `before_step` right
+    before the optimizer's step, `after_step` right after it, and `finish` with the records of gradients and updates.
+    Between samples nothing is done; 256 values of each parameter are kept.
+
+    Args:
+        model: The module that is trained.
+        optimizer: Its optimizer, if there is one yet.
+        schedule: The scheduler of its learning rate.
+        tokenizer: Knows the special tokens.
+        last_step: The optimizer step at which the run will end; 0 where unknown.
+        forward: Watch forward passes; off where hooks would disturb (`torch.compile`) or miss them (`DataParallel`).
+        settings: Further fields of `RunSettings`, such as `label_smoothing`.
+
+    Attributes:
+        history: What was seen so far.
+        judge: The findings so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any = None,
+        schedule: Any = None,
+        tokenizer: Any = None,
+        last_step: int = 0,
+        forward: bool = True,
+        **settings: Any,
+    ) -> None:
+        run = RunSettings.of(model, optimizer, schedule, tokenizer, last_step, **settings)
+        self.history = HealthHistory(model, last_step, run)
+        self.judge = HealthJudge()
+        self._model = model
+        self._schedule = schedule
+        self._forward = ForwardWatch(model, run.special_tokens) if forward else None
+        self._protocol = ProtocolWatch(model)
+        self._values = SampledValues(model, self.history.names)
+        self._replicated = not any(isinstance(p, DTensor) for _, p in named_unique_parameters(model))
+        self._facts: dict[str, Tensor | float] = {}
+        self._pending: PendingForward | None = None
+        self._names = {id(parameter): name for name, parameter in named_unique_parameters(model)}
+        self._rates: dict[str, float] = {}
+
+    def begin(self) -> list[Finding]:
+        """Look at settings and weights before the first step; not needed for a run that is resumed.
+
+        Returns:
+            What is wrong already.
+        """
+        self.history.start = self._values.census()
+        return self.judge.judge_start(self.history)
+
+    def start(self) -> None:
+        """Watch the step that begins now."""
+        self._protocol.start()
+        if self._forward is not None:
+            self._forward.start()
+
+    def before_step(self, optimizer: Any) -> None:
+        """Read what the backward pass has left, right before the optimizer's step."""
+        facts: dict[str, Tensor | float] = self._protocol.facts(optimizer)
+        self._protocol.stop()
+        drift = self._values.before_step()
+        if drift is not None:
+            facts["drift"] = drift
+        if self._replicated and _world_size() > 1:
+            fingerprint = None if self._forward is None else self._forward.batch_fingerprint
+            facts |= replica_facts(self._values.checksums(), fingerprint)
+        self._facts = facts
+        self._rates = {
+            self._names[id(parameter)]: float(group["lr"])
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if id(parameter) in self._names
+        }
+
+    def after_step(self) -> None:
+        """Read what the optimizer has done, right after its step."""
+        self._facts |= self._values.after_step()
+        if self._forward is not None:
+            self._pending = self._forward.stop(self._facts)
+        else:
+            self._pending = PendingForward([], {}, False, [self._facts])
+        self._facts = {}
+
+    def finish(
+        self,
+        gradients: GradientFlowRecord,
+        updates: UpdateRatioRecord,
+        logged_loss: float = math.nan,
+        facts: Mapping[str, float] | None = None,
+    ) -> list[Finding]:
+        """Add the sample to the history and judge it.
+
+        Args:
+            gradients: Of this step.
+            updates: Of this step.
+            logged_loss: The loss that the training loop reported last, for models that return none.
+            facts: Further facts of this step that the host knows.
+
+        Returns:
+            Findings that are new and that nothing else explains.
+        """
+        forward = ForwardStatistics() if self._pending is None else self._pending.finish()
+        self._pending = None
+        known = dict(facts or {})
+        steps = getattr(self._schedule, "last_epoch", None)
+        if isinstance(steps, int):
+            known["schedule_steps"] = float(steps)
+        self.history.add(HealthSample(gradients, updates, self._rates, forward, logged_loss, known))
+        return self.judge.judge(self.history)
+
+    def forget(self) -> None:
+        """Leave nothing behind of a step that was interrupted."""
+        self._protocol.stop()
+        self._values.forget()
+        if self._forward is not None:
+            self._forward.stop()
+        self._pending, self._facts = None, {}
+
+
+def _world_size() -> int:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1
