@@ -6,7 +6,6 @@ gradient, weights that are constant or equal to those of another layer, and repl
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +90,7 @@ class SampledValues:
         names = ("mean", "std", "largest", "excess_kurtosis")
         table = np.full((len(names), len(self._place)), np.nan)
         twins = np.full(len(self._place), -1.0)
-        taken, seen = self._take(), {}
+        taken, seen = self._take(), dict[bytes, int]()
         parts = [] if taken is None else np.split(taken.values.double().cpu().numpy(), np.cumsum(taken.sizes)[:-1])
         for place, values in zip([] if taken is None else taken.places.tolist(), parts, strict=True):
             std = values.std()
@@ -122,15 +121,11 @@ class SampledValues:
         values = [self._sampled(name, p) for name, p in parameters]
         taken = None
         if gradients:
-            none = [
-                torch.zeros((), device=p.device).expand(len(v)) for (_, p), v in zip(parameters, values, strict=True)
+            found = [
+                torch.zeros(len(value), device=device) if p.grad is None else self._sampled(name, p.grad)
+                for (name, p), value in zip(parameters, values, strict=True)
             ]
-            taken = torch.cat(
-                [
-                    (none[i] if p.grad is None else self._sampled(name, p.grad)).to(device, torch.float32)
-                    for i, (name, p) in enumerate(parameters)
-                ]
-            )
+            taken = torch.cat([value.to(device, torch.float32) for value in found])
         places = torch.tensor([self._place[name] for name, _ in parameters])
         return _Values(
             tuple(name for name, _ in parameters),
@@ -147,7 +142,8 @@ class SampledValues:
         if len(flat) <= SAMPLE_SIZE:
             return flat
         if name not in self._positions:
-            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            # By size, not by name: parameters that are equal then have equal samples.
+            generator = torch.Generator().manual_seed(len(flat))
             strata = torch.arange(SAMPLE_SIZE) + torch.rand(SAMPLE_SIZE, generator=generator, dtype=torch.float64)
             positions = (strata * (len(flat) / SAMPLE_SIZE)).long().clamp(max=len(flat) - 1)
             self._positions[name] = positions.to(flat.device)

@@ -313,7 +313,7 @@ def constant_prediction(c):
 
 FAULTS = [
     ("identical_inputs", identical_inputs, None),
-    ("fully_masked_inputs", masked_attention, None),
+    ("fully_masked_inputs", fully_masked_inputs, None),
     ("wrong_loss_sign", wrong_loss_sign, None),
     ("nonfinite", nonfinite_everywhere, None),
     ("nonfinite", nonfinite_below_layer_2, "layers.2."),

@@ -101,7 +101,7 @@ def constant_label(history: HealthHistory, *, samples: int = 5, examples: int = 
     cause="labels were replaced by -100: a wrong mask of prompts, a wrong padding id, words that were not aligned",
     remedy="print the labels of a batch beside its tokens; -100 belongs only where nothing is to be learned",
 )
-def labels_ignored(history: HealthHistory, *, share: float = 0.01, samples: int = 3) -> Finding | None:
+def labels_ignored(history: HealthHistory, *, share: float = 0.02, samples: int = 3) -> Finding | None:
     """Almost no token or example has a label that counts (all others are -100)."""
     recent = latest(history, "labelled_fraction", samples)
     if len(recent) < samples or not (recent < share).all():

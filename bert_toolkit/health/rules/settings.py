@@ -43,7 +43,7 @@ def implausible_setting(history: HealthHistory) -> Finding | None:
     | Adam's beta1, beta2 | beta1 0.999 and more, beta2 below 0.5 | 0.9 and 0.95 to 0.999 (Kingma & Ba 2015) |
     | Adam's epsilon | 1e-3 and more | 1e-8 to 1e-6 |
     | learning rate of Adam | 0.1 and more, 1e-8 and less | 1e-5 to 1e-2 |
-    | learning rate of SGD | 1e-4 and less, divided by 1 - momentum | 1e-3 to 0.1 (He et al. 2016) |
+    | learning rate of SGD | 5e-5 and less; 1e-4 and less without momentum | 1e-3 to 0.1 (He et al. 2016) |
     | schedule | zero for more than a fifth of the run; never above a tenth of the rate | ends with the run |
     | epsilon of LayerNorm | 1e-2 and more | 1e-12 to 1e-5 |
     | scaling of adapters | above 64, below 1/64, or 0 | alpha / r of 0.5 to 4 (Hu et al. 2021) |
@@ -109,7 +109,7 @@ def _doubtful_group(optimizer: str, group: GroupSettings) -> Iterator[_Doubt]:
         yield from _doubtful_adam(values, rate)
     elif optimizer == "SGD":
         effective = rate / max(1.0 - values.get("momentum", 0.0), 1e-3)
-        if 0 < effective <= 1e-4:
+        if 0 < rate <= 5e-5 or 0 < effective <= 1e-4:
             yield _Doubt("error", rate, 1e-4, f"SGD's learning rate is {rate:g}, a rate for Adam", "1e-3 to 0.1")
         if values.get("momentum", 0.0) >= 1.0:
             yield _Doubt("error", values["momentum"], 1.0, f"momentum is {values['momentum']:g}", "0.9")
