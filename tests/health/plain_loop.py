@@ -94,7 +94,7 @@ class Loop:
     before_forward: Callable[[Loop, int], None] = lambda loop, step: None
     before_step: Callable[[Loop, int], None] = lambda loop, step: None
     after_step: Callable[[Loop, int], None] = lambda loop, step: loop.optim.zero_grad()
-    loss_of: Callable[[Loop, Any, dict[str, Any]], torch.Tensor] = lambda loop, output, batch: output.loss
+    loss_of: Callable[[Loop, Any, dict[str, Any]], torch.Tensor] = lambda loop, output, batch: output["loss"]
 
     def run(self) -> HealthWatch:
         torch.manual_seed(1)

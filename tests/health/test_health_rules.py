@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import test_watched_loops
 import torch
 from torch import nn
 
@@ -311,7 +312,14 @@ def constant_prediction(c):
     c.loss = 1.12 + 0.05 * np.random.default_rng(0).standard_normal(c.samples)
 
 
+def one_class_only(c):
+    c.label_counts = np.array([0.0, 0.0, 20.0])
+    c.top_share[:] = 1.0
+    c.loss[:] = 0.001
+
+
 FAULTS = [
+    ("constant_label", one_class_only, None),
     ("identical_inputs", identical_inputs, None),
     ("fully_masked_inputs", fully_masked_inputs, None),
     ("wrong_loss_sign", wrong_loss_sign, None),
@@ -371,7 +379,13 @@ def test_rule_fires_alone_and_names_the_place(rule, spoil, named):
 
 
 def test_every_rule_has_a_course_that_makes_it_fire():
-    assert {rule for rule, _, _ in FAULTS} == {rule.name for rule in rules.RULES}
+    in_loops = {rule for rule, _, _ in test_watched_loops.FAULTS.values()}
+    elsewhere = {
+        # test_health_watch.py, with a scheduler, an evaluation and two processes
+        *("schedule_out_of_step", "training_mode_in_evaluation"),
+        *("replicas_differ", "gradients_not_averaged", "ranks_share_rows"),
+    }
+    assert {rule for rule, _, _ in FAULTS} | in_loops | elsewhere == {rule.name for rule in rules.RULES}
 
 
 # --- healthy courses ----------------------------------------------------------------------------------------------
@@ -535,12 +549,6 @@ def negative_log_density(c):
     c.loss = np.linspace(1.0, -2.0, c.samples)
 
 
-def one_class_only(c):
-    c.label_counts = np.array([0.0, 0.0, 20.0])
-    c.top_share[:] = 1.0
-    c.loss[:] = 0.001
-
-
 def bf16_weights_with_large_steps(c):
     c.model.to(torch.bfloat16)
     c.changed_share[:] = 0.8
@@ -583,7 +591,6 @@ HEALTHY = [
     regression,
     next_sentences_with_a_large_weight,
     negative_log_density,
-    one_class_only,
     bf16_weights_with_large_steps,
     loss_unknown,
 ]

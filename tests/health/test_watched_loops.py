@@ -1,0 +1,320 @@
+"""Faults planted in a plain PyTorch loop are named within a few samples, and healthy loops are silent."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from plain_loop import (
+    Loop,
+    batches,
+    causal_lm,
+    classifier,
+    masked_lm,
+    masked_words,
+    sentences_to_continue,
+    texts,
+)
+from torch import nn
+
+HEALTHY: dict[str, Callable[[], Loop]] = {
+    "classification": lambda: Loop(),
+    "masked_words": lambda: Loop(masked_lm(), batches(masked_words)),
+    "causal": lambda: Loop(causal_lm(), batches(sentences_to_continue)),
+    "accumulated": lambda: Loop(settings={"accumulation": 4}, loss_of=lambda loop, o, b: o.loss / 4),
+    "class_weights": lambda: Loop(loss_of=weighted_loss),
+    "sgd": lambda: Loop(optimizer=lambda loop: torch.optim.SGD(loop.model.parameters(), lr=0.1, momentum=0.9)),
+    "no_dropout_in_evaluation_mode": lambda: Loop(
+        model=classifier(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).eval()
+    ),
+    "set_to_zero": lambda: Loop(after_step=lambda loop, step: loop.optim.zero_grad(set_to_none=False)),
+    "zeroed_before_backward": lambda: Loop(
+        before_forward=lambda loop, step: loop.optim.zero_grad(), after_step=lambda loop, step: None
+    ),
+    "log_probabilities": lambda: Loop(model=with_last(nn.LogSoftmax(-1))),
+    "head_of_zeros": lambda: Loop(model=zeroed("classifier.weight")),
+    "frozen_body": lambda: Loop(model=frozen_body()),
+    "one_batch_is_an_epoch": lambda: Loop(data=itertools.repeat(ONE_BATCH), settings={"batches_per_epoch": 1}),
+}
+
+
+def weighted_loss(loop, output, batch):
+    return nn.functional.cross_entropy(output.logits, batch["labels"], weight=torch.tensor([0.2, 1.0, 3.0]))
+
+
+def with_last(module: nn.Module) -> nn.Module:
+    model = classifier()
+    model.classifier = nn.Sequential(model.classifier, module)
+    return model
+
+
+@torch.no_grad()
+def zeroed(name: str) -> nn.Module:
+    model = classifier()
+    model.get_parameter(name).zero_()
+    return model
+
+
+def frozen_body() -> nn.Module:
+    model = classifier()
+    model.bert.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_healthy_loops_are_silent(name):
+    assert HEALTHY[name]().rules() == set()
+
+
+# --- faults -------------------------------------------------------------------------------------------------------
+
+
+def changed(change, make=texts):
+    """Batches with one thing changed in each."""
+    return (change(batch) for batch in batches(make))
+
+
+def sgd(rate=0.1):
+    return lambda loop: torch.optim.SGD(loop.model.parameters(), lr=rate)
+
+
+def adamw(**settings):
+    return lambda loop: torch.optim.AdamW(loop.model.parameters(), **{"lr": 1e-3, **settings})
+
+
+def clear_state(every: int):
+    def after_step(loop, step):
+        loop.optim.zero_grad()
+        if step % every == 0:
+            loop.optim.state.clear()
+
+    return after_step
+
+
+def drawn_again(name: str):
+    def after_step(loop, step):
+        loop.optim.zero_grad()
+        if step == 15:
+            with torch.no_grad():
+                for parameter in loop.model.get_submodule(name).parameters():
+                    parameter.normal_(0.0, 0.05)
+
+    return after_step
+
+
+def evaluation_from(step):
+    def before_forward(loop, now):
+        if now == step:
+            loop.model.eval()
+
+    return before_forward
+
+
+def partly_evaluating() -> nn.Module:
+    model = classifier()
+    model.bert.eval()
+    return model
+
+
+def one_label(batch):
+    return {**batch, "labels": torch.zeros_like(batch["labels"])}
+
+
+def hardly_any_label(batch):
+    labels = torch.full_like(batch["labels"], -100)
+    labels[0, 1] = 7
+    return {**batch, "labels": labels}
+
+
+def labels_everywhere(batch):
+    return {**batch, "labels": batch["input_ids"].clone()}
+
+
+def words_to_copy(batch):
+    return {**batch, "labels": torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100)}
+
+
+def shifted(batch):
+    labels = torch.cat([batch["labels"][:, 1:], torch.full_like(batch["labels"][:, :1], -100)], dim=1)
+    return {**batch, "labels": labels}
+
+
+def loss_without_class_0(loop, output, batch):
+    return nn.functional.cross_entropy(output.logits, batch["labels"], ignore_index=0)
+
+
+def loss_unshifted(loop, output, batch):
+    return nn.functional.cross_entropy(output.logits.flatten(0, 1), batch["labels"].flatten())
+
+
+def in_order_of_class():
+    generator = torch.Generator().manual_seed(0)
+    for number in itertools.count():
+        batch = texts(generator)
+        kind = number // 3 % 3
+        batch["input_ids"][:, 1] = 6 + 3 * torch.randint(0, 10, (len(batch["labels"]),), generator=generator) + kind
+        batch["labels"] = batch["input_ids"][:, 1] % 3
+        yield batch
+
+
+def mostly_unknown(batch):
+    return {**batch, "input_ids": torch.where(batch["input_ids"] > 15, 1, batch["input_ids"])}
+
+
+def cut_to_one_token(batch):
+    ids = batch["input_ids"][:, :3].clone()
+    ids[:, 2] = 3
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": batch["labels"]}
+
+
+def end_masked(batch):
+    """The end token follows every text, and padding is the same token, so that neither is a target."""
+    ids = torch.where(batch["attention_mask"].bool(), batch["input_ids"], 5)
+    ids[torch.arange(len(ids)), batch["attention_mask"].sum(1) - 1] = 5
+    return {"input_ids": ids, "attention_mask": batch["attention_mask"], "labels": torch.where(ids == 5, -100, ids)}
+
+
+def same_positions(batch):
+    return {**batch, "position_ids": torch.zeros_like(batch["input_ids"])}
+
+
+@torch.no_grad()
+def partly_fresh(*layers: int) -> nn.Module:
+    """A model that looks trained but for some layers."""
+    model = classifier()
+    for name, parameter in model.named_parameters():
+        if not any(f"layer.{layer}." in name for layer in layers):
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    return model
+
+
+@torch.no_grad()
+def filled(value: float) -> nn.Module:
+    model = classifier()
+    model.bert.encoder.layer[1].intermediate.dense.weight.fill_(value)
+    return model
+
+
+def equal_layers() -> nn.Module:
+    model = classifier()
+    model.bert.encoder.layer[2].load_state_dict(model.bert.encoder.layer[1].state_dict())
+    return model
+
+
+class Pictures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 3))
+
+    def forward(self, pixel_values, labels):
+        logits = self.body(pixel_values)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def raw_pictures():
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        labels = torch.randint(0, 3, (8,), generator=generator)
+        yield {
+            "pixel_values": 80.0 * labels[:, None, None, None] + torch.rand(8, 3, 4, 4, generator=generator),
+            "labels": labels,
+        }
+
+
+ONE_BATCH = texts(torch.Generator().manual_seed(3))
+FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
+    # what is wrong: (rule, latest sample at which it must be named, loop)
+    "dropout_of_95_percent": ("implausible_setting", 0, lambda: Loop(model=classifier(hidden_dropout_prob=0.95))),
+    "weight_decay_of_10": ("implausible_setting", 0, lambda: Loop(optimizer=adamw(weight_decay=10.0))),
+    "beta2_of_0": ("implausible_setting", 0, lambda: Loop(optimizer=adamw(betas=(0.9, 0.0)))),
+    "epsilon_of_1": ("implausible_setting", 0, lambda: Loop(optimizer=adamw(eps=1.0))),
+    "sgd_with_the_rate_of_adam": ("implausible_setting", 0, lambda: Loop(optimizer=sgd(2e-5))),
+    "epsilon_of_layer_norm": ("implausible_setting", 0, lambda: Loop(model=classifier(layer_norm_eps=1.0))),
+    "label_smoothing": ("implausible_setting", 0, lambda: Loop(settings={"label_smoothing": 0.99})),
+    "cleared": ("gradients_cleared", 2, lambda: Loop(before_step=lambda loop, step: loop.optim.zero_grad())),
+    "cleared_to_zero": (
+        "gradients_cleared",
+        2,
+        lambda: Loop(before_step=lambda loop, step: loop.optim.zero_grad(set_to_none=False)),
+    ),
+    "never_cleared": ("gradients_kept", 4, lambda: Loop(after_step=lambda loop, step: None)),
+    "state_lost_once": ("optimizer_state_lost", 17, lambda: Loop(after_step=clear_state(15))),
+    "state_lost_always": ("optimizer_state_lost", 5, lambda: Loop(after_step=clear_state(1))),
+    "batches_not_divided": (
+        "loss_weight",
+        5,
+        lambda: Loop(settings={"accumulation": 4}, optimizer=sgd()),
+    ),
+    "batches_divided_twice": (
+        "loss_weight",
+        5,
+        lambda: Loop(settings={"accumulation": 4}, optimizer=sgd(), loss_of=lambda loop, o, b: o.loss / 16),
+    ),
+    "layer_drawn_again": (
+        "weights_replaced",
+        16,
+        lambda: Loop(after_step=drawn_again("bert.encoder.layer.1")),
+    ),
+    "embeddings_drawn_again": (
+        "weights_replaced",
+        16,
+        lambda: Loop(after_step=drawn_again("bert.embeddings.word_embeddings")),
+    ),
+    "maximized": ("step_ascends", 5, lambda: Loop(optimizer=lambda loop: Ascending(loop.model.parameters(), lr=1e-3))),
+    "evaluation_mode": ("evaluation_mode", 2, lambda: Loop(model=classifier().eval())),
+    "evaluation_mode_later": ("evaluation_mode", 11, lambda: Loop(before_forward=evaluation_from(10))),
+    "part_in_evaluation_mode": ("dropout_inactive", 2, lambda: Loop(model=partly_evaluating())),
+    "one_label": ("constant_label", 5, lambda: Loop(data=changed(one_label))),
+    "hardly_any_label": ("labels_ignored", 3, lambda: Loop(masked_lm(), changed(hardly_any_label, masked_words))),
+    "class_ignored": ("class_never_counts", 5, lambda: Loop(loss_of=loss_without_class_0)),
+    "padding_with_labels": ("padding_counts", 3, lambda: Loop(causal_lm(), changed(labels_everywhere))),
+    "end_masked": ("end_never_learned", 5, lambda: Loop(causal_lm(), changed(end_masked))),
+    "nothing_masked": ("target_in_input", 3, lambda: Loop(masked_lm(), changed(words_to_copy))),
+    "not_shifted": (
+        "target_in_input",
+        3,
+        lambda: Loop(causal_lm(), batches(sentences_to_continue), loss_of=loss_unshifted),
+    ),
+    "shifted_twice": ("target_shifted_twice", 3, lambda: Loop(causal_lm(), changed(shifted, sentences_to_continue))),
+    "one_batch": (
+        "repeated_batch",
+        3,
+        lambda: Loop(data=itertools.repeat(ONE_BATCH), settings={"batches_per_epoch": 50}),
+    ),
+    "in_order_of_class": ("sorted_by_class", 6, lambda: Loop(data=in_order_of_class())),
+    "mostly_unknown": ("unknown_tokens", 3, lambda: Loop(data=changed(mostly_unknown))),
+    "cut_to_one_token": ("texts_cut", 3, lambda: Loop(data=changed(cut_to_one_token))),
+    "raw_pictures": ("input_scale", 3, lambda: Loop(Pictures(), raw_pictures())),
+    "same_positions": ("positions_constant", 3, lambda: Loop(data=changed(same_positions))),
+    "softmax_twice": ("outputs_not_logits", 3, lambda: Loop(model=with_last(nn.Softmax(-1)))),
+    "relu_at_the_end": ("outputs_not_logits", 3, lambda: Loop(model=with_last(nn.ReLU()))),
+    "sigmoid_at_the_end": ("outputs_not_logits", 10, lambda: Loop(model=with_last(nn.Sigmoid()))),
+    "one_layer_fresh": ("fresh_weights", 0, lambda: Loop(model=partly_fresh(1))),
+    "one_matrix_constant": ("constant_weights", 0, lambda: Loop(model=filled(0.02))),
+    "layer_copied": ("equal_layers", 0, lambda: Loop(model=equal_layers())),
+}
+
+
+class Ascending(torch.optim.Adam):
+    """Adam whose update has the wrong sign, and no setting tells it."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        before = [p.clone() for p in parameters]
+        super().step(closure)
+        for parameter, old in zip(parameters, before, strict=True):
+            parameter.copy_(2 * old - parameter)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_fault_is_named(name):
+    rule, latest, make = FAULTS[name]
+    loop = make()
+    loop.steps = max(latest + 2, 6)
+    judge = loop.run().judge
+    found = {finding.rule: judge.cases[finding.rule].samples for finding in judge.findings}
+    assert rule in found, found
+    assert found[rule] <= latest
+    assert set(found) <= {rule, "update_ratio_high", "loss_diverging"}
