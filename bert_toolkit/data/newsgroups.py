@@ -6,16 +6,14 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from huggingface_hub import constants
 
-from bert_toolkit.data.corpus_splits import CorpusSplits, split_off_validation
+from bert_toolkit.data.corpus_splits import CorpusSplits, labeled_rows, split_off_validation
+from bert_toolkit.data.hub_tables import download
+from bert_toolkit.data.text_files import is_clutter, reading
 from bert_toolkit.errors import InputError, reason_of
-from bert_toolkit.training.pretrained import hub_answers
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from bert_toolkit.hub import hub_answers
 
 CATEGORIES = ("alt.atheism", "comp.graphics", "sci.space", "talk.religion.misc")
 """The four groups of scikit-learn's examples: two that are alike and two that are not."""
@@ -50,7 +48,7 @@ def load_newsgroups(
         categories: Newsgroups to keep; None keeps all.
         remove: Any of `headers`, `footers` and `quotes`: parts of a post that give its group away, recognised as in
             scikit-learn's `fetch_20newsgroups`. The hub's posts come without all three.
-        validation_fraction: Share of the training posts for validation, stratified by group; None validates on the
+        validation_fraction: Fraction of the training posts for validation, stratified by group; None validates on the
             test posts.
         seed: Seed of that split.
 
@@ -84,7 +82,7 @@ def load_newsgroups(
             remarks.append("The hub's posts come without headers, footers and quotes, whatever `remove` says.")
     else:
         raise InputError(
-            f"20 newsgroups cannot be had: the hub {constants.ENDPOINT} does not answer"
+            f"20 newsgroups could not be found: the hub {constants.ENDPOINT} does not answer"
             + (" and scikit-learn's cache holds no readable files" if source == "auto" else "")
             + "; pass `data_dir` with the by-date folder or 20news-bydate.tar.gz"
         )
@@ -92,7 +90,7 @@ def load_newsgroups(
     empty = sum(not text.strip() for split in columns.values() for text in split["text"])
     if empty:
         remarks.append(f"{empty} posts have no text left; they are kept, as scikit-learn does.")
-    train, test = (_dataset(columns[split], label_names) for split in ("train", "test"))
+    train, test = (labeled_rows(columns[split], label_names) for split in ("train", "test"))
     if validation_fraction is None:
         validation = test
         remarks.append(
@@ -116,7 +114,7 @@ def _select(
         missing = sorted(set(categories or ()) - available)
         if missing:
             raise InputError(
-                f"`categories` names {missing[0]}, of which there are no {split} posts; there are "
+                f"`categories` names {missing[0]}, which has no {split} posts; there are "
                 + ", ".join(sorted(available))
             )
     label_names = sorted(set(categories) if categories else {group for _, group, _ in by_place})
@@ -151,11 +149,9 @@ def _read_posts(path: Path) -> Iterator[Post]:
 def _read_folder(folder: Path) -> Iterator[Post]:
     for split, name in FOLDERS.items():
         for path in folder.glob(f"{name}/*/*"):
-            if path.is_file():
-                try:
-                    yield split, path.parent.name, path.name, path.read_bytes().decode(ENCODING)
-                except OSError as error:
-                    raise InputError(f"{path} cannot be read: {error.strerror}") from None
+            if path.is_file() and not is_clutter(path) and not is_clutter(path.parent):
+                with reading(path):
+                    yield split, path.parent.name, path.name, _text_of_post(path.read_bytes())
 
 
 def _read_archive(path: Path) -> Iterator[Post]:
@@ -167,20 +163,27 @@ def _read_archive(path: Path) -> Iterator[Post]:
                 parts = PurePosixPath(member.name).parts
                 if not member.isreg() or len(parts) != 3 or parts[0] not in splits:
                     continue
+                if any(is_clutter(Path(part)) for part in parts):
+                    continue
                 if member.size > LARGEST_POST:
                     raise InputError(f"{path} holds a post of {member.size} bytes, {member.name}: not 20 newsgroups")
                 content = archive.extractfile(member)
                 assert content is not None  # a regular file has content
-                yield splits[parts[0]], parts[1], parts[2], content.read().decode(ENCODING)
+                yield splits[parts[0]], parts[1], parts[2], _text_of_post(content.read())
             while archive.fileobj.read(2**20):  # on to the end, where the checksum stands
                 pass
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        reason = reason_of(error).rstrip(":")
-        raise InputError(f"{path} is not a whole tar archive: {reason}") from None
+        raise InputError(f"{path} is not a whole tar archive: {reason_of(error).rstrip(':')}") from None
+
+
+def _text_of_post(content: bytes) -> str:
+    """Text with newlines at the ends of lines, on which the removal of headers and footers depends."""
+    text = content.decode(ENCODING).replace("\r\n", "\n")
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def _scikit_learn_cache(required: bool) -> Path | None:
-    """What scikit-learn left behind that can be read without unpickling."""
+    """The files of scikit-learn's cache that can be read without unpickling."""
     home = Path(os.environ.get("SCIKIT_LEARN_DATA", "~/scikit_learn_data")).expanduser()
     for folder in (home / "20news_home", home):
         if all((folder / name).is_dir() for name in FOLDERS.values()) or any(folder.glob("20news-bydate*.tar.gz")):
@@ -197,22 +200,10 @@ def _scikit_learn_cache(required: bool) -> Path | None:
 
 
 def _load_hub() -> Iterator[Post]:
-    import datasets
-
-    try:
-        hub = datasets.load_dataset(HUB_DATASET)
-        posts = [
-            (split, group, f"{number:05}", text)
-            for split in FOLDERS
-            for number, (group, text) in enumerate(
-                zip(hub[split]["label_text"][:], hub[split]["text"][:], strict=True)
-            )
-        ]
-    except Exception as error:
-        raise InputError(
-            f"the hub answered, but {HUB_DATASET} could not be loaded: {reason_of(error)}; pass `data_dir`"
-        ) from error
-    return iter(posts)
+    hub = download(f"the hub answered, but {HUB_DATASET}", "; pass `data_dir`", HUB_DATASET)
+    for split in FOLDERS:
+        rows = zip(hub[split]["label_text"][:], hub[split]["text"][:], strict=True)
+        yield from ((split, group, f"{number:05}", text) for number, (group, text) in enumerate(rows))
 
 
 def remove_headers(text: str) -> str:
@@ -242,18 +233,3 @@ REMOVERS: dict[str, Callable[[str], str]] = {
     "quotes": remove_quotes,
 }
 """In the order in which scikit-learn applies them."""
-
-
-def _dataset(columns: dict[str, list], label_names: list[str]) -> "Dataset":
-    import datasets
-
-    return datasets.Dataset.from_dict(
-        columns,
-        features=datasets.Features(
-            {
-                "text": datasets.Value("string"),
-                "label": datasets.ClassLabel(names=label_names),
-                "source": datasets.Value("string"),
-            }
-        ),
-    )

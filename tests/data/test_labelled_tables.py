@@ -195,7 +195,7 @@ class TestHub:
             "extra": Dataset.from_dict({"sentence": ["c"], "label": [0]}, features=features),
         }
         monkeypatch.setattr(hub_tables, "hub_answers", lambda: True)
-        monkeypatch.setattr(datasets, "load_dataset", lambda name, config: DatasetDict(splits))
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, config=None: DatasetDict(splits))
         return splits
 
     def test_names_of_classes_and_withheld_test_labels(self, hub):
@@ -222,7 +222,7 @@ class TestHub:
             load_labelled_tables(hub_dataset="owner/name")
 
     def test_failure_of_the_library_is_one_line(self, hub, monkeypatch):
-        def fail(name, config):
+        def fail(*dataset):
             raise ConnectionError("no such dataset\nand\nmuch more")
 
         monkeypatch.setattr(datasets, "load_dataset", fail)

@@ -1,0 +1,139 @@
+"""Files as text: packed or not, in which encoding, and where the first byte is that does not fit."""
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from bert_toolkit.errors import InputError, reason_of
+
+PACKED_ENDINGS = (".gz", ".bz2", ".xz")
+_OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+# UTF-32 comes first, as its mark begins like that of UTF-16
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def ending_of(path: Path) -> str:
+    """The ending that says what a file holds, in lower case: `.csv` of `a.CSV` and of `a.csv.gz`."""
+    return Path(path.stem if path.suffix.lower() in PACKED_ENDINGS else path.name).suffix.lower()
+
+
+def is_clutter(path: Path) -> bool:
+    """Whether a system or a program left this beside the data: hidden files, AppleDouble files, thumbnails, locks."""
+    return path.name.startswith((".", "~$")) or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Makes what can go wrong while a file is read the toolkit's error.
+
+    Args:
+        path: The file, for the message.
+
+    Raises:
+        InputError: The file cannot be opened, is packed and damaged, or does not fit into memory.
+    """
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(f"{path} cannot be read: {reason_of(error)}") from None
+        raise InputError(f"{path} is packed and damaged: {reason_of(error)}") from None
+    except MemoryError:
+        raise InputError(f"{path} does not fit into the memory of this process: divide it into files") from None
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """Reads a whole text file, which may be packed with gzip, bzip2 or xz.
+
+    Args:
+        path: A regular file.
+        encoding: Name of its encoding. A byte order mark overrules it and is left out.
+
+    Returns:
+        The text. Where a file has carriage returns and no newline, they are its line ends and become newlines.
+
+    Raises:
+        InputError: Not readable, not in that encoding, empty, or with NUL characters.
+    """
+    with reading(path):
+        with _open(path) as file:
+            content = file.read()
+        text = _decode(path, content, _encoding_of(content, encoding))
+    if not text.strip():
+        raise InputError(f"{path} is empty")
+    return text if "\n" in text else text.replace("\r", "\n")
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Reads the lines of a UTF-8 file one after another, so that it need not fit into memory.
+
+    Args:
+        path: A regular file, which may be packed. UTF-16 and UTF-32 with their mark are taken too, and read whole.
+
+    Yields:
+        Each line, ended by a newline whatever ended it in the file.
+
+    Raises:
+        InputError: As `read_text`, when the line is reached; an empty file has no lines.
+    """
+    offset = 0
+    with reading(path), _open(path) as file:
+        for number, raw in enumerate(file, start=1):
+            if number == 1 and _encoding_of(raw, "utf-8") != "utf-8":
+                yield from io.StringIO(read_text(path), newline=None)
+                return
+            line = _decode(path, raw, "utf-8", number, offset)
+            offset += len(raw)
+            yield from io.StringIO(line, newline=None) if "\r" in line else (line,)
+
+
+def _open(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        begin = file.read(8)
+    if begin.startswith(b"PK\x03\x04"):
+        raise InputError(f"{path} is a zip archive, as spreadsheets are: unpack it, or save the sheet as CSV")
+    opener = next((opener for magic, opener in _OPENERS.items() if begin.startswith(magic)), None)
+    return opener(path) if opener else path.open("rb")
+
+
+def _encoding_of(content: bytes, named: str) -> str:
+    return next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), named)
+
+
+def _decode(path: Path, content: bytes, encoding: str, line: int = 1, offset: int = 0) -> str:
+    """Bytes of a file that begin at a line and an offset, as text without a byte order mark."""
+    try:
+        text = content.decode(encoding).removeprefix("\ufeff")
+    except LookupError:
+        raise InputError(
+            f"`encoding` must be one that Python knows, such as utf-8 or latin-1, got {encoding}"
+        ) from None
+    except UnicodeError as error:
+        start = getattr(error, "start", 0)
+        line += content.count(b"\n", 0, start)
+        column = start - content.rfind(b"\n", 0, start)
+        likely = "utf-16" if b"\0" in content else "latin1"
+        raise InputError(
+            f"{path}:{line} is not {encoding} (byte 0x{content[start : start + 1].hex()} at column {column}, "
+            f"byte {offset + start} of the file): save it as UTF-8, for example with `iconv -f {likely} -t utf-8`, or "
+            "name the `encoding` of a table"
+        ) from None
+    if "\0" in text:
+        line += text.count("\n", 0, text.index("\0"))
+        raise InputError(
+            f"{path}:{line} holds a NUL character: this is no {encoding} text file, or one in UTF-16 without its mark"
+        )
+    return text

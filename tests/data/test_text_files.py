@@ -1,0 +1,134 @@
+"""Bytes as text: encodings, marks, packing, line ends, and the place of what does not fit."""
+
+import errno
+import gzip
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from bert_toolkit.data.text_files import ending_of, is_clutter, read_lines, read_text
+from bert_toolkit.errors import InputError
+
+TEXT = "naïve 日本\nsecond 😀 line\n"
+
+
+def written(tmp_path, content):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le-marked", "utf-16-be-marked", "utf-32-be-marked"]
+)
+@pytest.mark.parametrize("named", ["utf-8", "latin-1", "cp1252"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_mark_overrules_the_named_encoding(tmp_path, encoding, named, packed):
+    if encoding.endswith("-marked"):
+        content = ("\ufeff" + TEXT).encode(encoding.removesuffix("-marked"))
+    else:
+        content = TEXT.encode(encoding)
+    if encoding == "utf-8" and named != "utf-8":
+        assert read_text(written(tmp_path, content), named) != TEXT, "without a mark the name counts"
+        return
+    path = written(tmp_path, gzip.compress(content) if packed else content)
+    assert read_text(path, named) == TEXT
+    assert "".join(read_lines(path)) == TEXT
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_in_newlines(tmp_path, end):
+    path = written(tmp_path, f"one{end}{end}two\u2028\x0b\x85{end}three".encode())
+    assert list(read_lines(path)) == ["one\n", "\n", "two\u2028\x0b\x85\n", "three"]
+
+
+@pytest.mark.parametrize("read", [read_text, lambda path: list(read_lines(path))], ids=["text", "lines"])
+class TestRefused:
+    @pytest.mark.parametrize("before", [0, 1, 136_000, 3_000_000])
+    def test_wrong_byte_is_found_at_its_offset(self, tmp_path, read, before):
+        """Whatever the size of a block that is decoded at once."""
+        content = b"x" * 511 + b"\n"
+        content = content * (before // 512) + b"y" * (before % 512)
+        path = written(tmp_path, content + b"\xe9 and more\n")
+        line, column = before // 512 + 1, before % 512 + 1
+        with pytest.raises(
+            InputError, match=rf"a.txt:{line} is not utf-8 \(byte 0xe9 at column {column}, byte {before} "
+        ):
+            read(path)
+
+    def test_character_that_is_cut_off(self, tmp_path, read):
+        with pytest.raises(InputError, match=r"a.txt:2 is not utf-8 \(byte 0xe6 at column 3, byte 6 of"):
+            read(written(tmp_path, "one\nab日".encode()[:-1]))
+
+    def test_nul(self, tmp_path, read):
+        with pytest.raises(InputError, match="a.txt:2 holds a NUL character: this is no utf-8 text file"):
+            read(written(tmp_path, b"a\nb\0c\n"))
+        with pytest.raises(InputError, match="a.txt:1 holds a NUL .* or one in UTF-16 without its mark"):
+            read(written(tmp_path, "one\n".encode("utf-16-le")))
+        with pytest.raises(InputError, match="a.txt:1 is not utf-8 .*, for example with `iconv -f utf-16 -t utf-8`"):
+            read(written(tmp_path, TEXT.encode("utf-16-le")))
+
+    def test_spreadsheet_under_another_name(self, tmp_path, read):
+        with pytest.raises(InputError, match="a.txt is a zip archive, as spreadsheets are: unpack it"):
+            read(written(tmp_path, b"PK\x03\x04\x14\0\6\0"))
+
+    @pytest.mark.parametrize(
+        "damage", [lambda c: c[:-9], lambda c: c[:20] + b"\xff" * 8 + c[28:]], ids=["cut", "bytes"]
+    )
+    def test_damaged_packing(self, tmp_path, read, damage):
+        with pytest.raises(InputError, match="a.txt is packed and damaged: "):
+            read(written(tmp_path, damage(gzip.compress(TEXT.encode() * 999))))
+
+    def test_disk_that_cannot_be_read(self, tmp_path, read, monkeypatch):
+        path = written(tmp_path, b"a")
+
+        def fail(*arguments, **keywords):
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(type(path), "open", fail)
+        with pytest.raises(InputError, match="a.txt cannot be read: Input/output error"):
+            read(path)
+
+
+def test_file_that_does_not_fit_into_memory_is_one_line(tmp_path):
+    """A gigabyte of zeros packs into a megabyte."""
+    path = tmp_path / "a.csv.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(1024):
+            file.write(b"a," * 2**19)
+    code = (
+        "import resource; from bert_toolkit.data.text_files import read_text; from pathlib import Path;"
+        f"resource.setrlimit(resource.RLIMIT_DATA, ({2**29}, {resource.RLIM_INFINITY}));"
+        f"read_text(Path({str(path)!r}))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stderr.splitlines()[-1].endswith(
+        "does not fit into the memory of this process: divide it into files"
+    )
+
+
+def test_empty_text_is_refused(tmp_path):
+    for content in (b"", b" \r\n", b"\xef\xbb\xbf", b"\xff\xfe", gzip.compress(b"")):
+        with pytest.raises(InputError, match="a.txt is empty"):
+            read_text(written(tmp_path, content))
+    with pytest.raises(
+        InputError, match="`encoding` must be one that Python knows, such as utf-8 or latin-1, got hex"
+    ):
+        read_text(written(tmp_path, b"61"), "hex")
+    with pytest.raises(InputError, match="is not undefined"):
+        read_text(written(tmp_path, b"61"), "undefined")
+
+
+def test_what_the_ending_is(tmp_path):
+    endings = [
+        ending_of(tmp_path / name) for name in ("a.CSV", "a.csv.gz", "a.b.jsonl.XZ", "a.gz", "a", ".gz", "a.csv.zip")
+    ]
+    assert endings == [".csv", ".csv", ".jsonl", "", "", "", ".zip"]
+
+
+def test_what_is_clutter(tmp_path):
+    left = [".DS_Store", "._a.txt", ".git", "Thumbs.db", "desktop.ini", "~$a.csv", "__MACOSX"]
+    assert all(is_clutter(tmp_path / name) for name in left)
+    assert not any(is_clutter(tmp_path / name) for name in ("a.txt", "_a", "thumbs", "50001", "-"))
