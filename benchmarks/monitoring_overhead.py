@@ -197,10 +197,10 @@ def train_step(model: nn.Module, optimizer, batch: dict, way: Way) -> dict:
     added = wait(device) - start
     loss = model(**batch).loss
     for callback in getattr(way, "callbacks", ()):
-        monitor = getattr(callback, "monitor", None) or getattr(callback, "_flow", None)
-        watch = getattr(monitor, "_backward", None)
+        watch = callback._reader.gradient_flow._backward
         if watch is not None:  # what it does at the end of the backward pass is added work too
             _time_calls(watch, "_on_backward_end", marks, device)
+            break  # the callbacks share it
     loss.backward()
     added += sum(marks)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -236,10 +236,10 @@ def time_drawing(callbacks: list, records: int) -> float:
     for callback in callbacks:
         callback.records = (callback.records * records)[:records]
         callback._output.figures = True
-        callback._draw(at_end=True)  # the first time matplotlib is imported and fonts are found
+        callback._draw(records, at_end=True)  # the first time matplotlib is imported and fonts are found
     start = time.perf_counter()
     for callback in callbacks:
-        callback._draw(at_end=True)
+        callback._draw(records, at_end=True)
     return time.perf_counter() - start
 
 

@@ -1,4 +1,4 @@
-"""Where a monitoring callback's numbers go: TensorBoard, the loss record, W&B, PNG files and a record file."""
+"""Where a monitor's numbers go: TensorBoard, W&B, other reporters, PNG files and a record file."""
 
 import json
 import logging
@@ -6,16 +6,15 @@ import os
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
-from zipfile import BadZipFile
 
 import numpy as np
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
-from transformers.training_args import TrainingArguments
 
+from bert_toolkit.callbacks.safe_outputs import SafeOutputs
 from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.parameter_roles import ParameterInfo
 from bert_toolkit.monitoring.record_file import Record, load_records, save_records
@@ -23,83 +22,67 @@ from bert_toolkit.monitoring.record_file import Record, load_records, save_recor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
-    from transformers import Trainer
 
 logger = logging.getLogger(__name__)
 
-# Figures may take this share of a run's time, and come at least this often, however short the run.
-_FIGURE_TIME_SHARE = 0.001
+# Figures may take this fraction of a run's time, and come at least this often, however short the run.
+_FIGURE_TIME_FRACTION = 0.001
 _FEWEST_FIGURES = 5
 
 
-def check_sampling(every_n_steps: int, skip_probability: float) -> None:
-    """Refuse arguments that cannot be meant.
-
-    Raises:
-        InputError: if `every_n_steps` is not a positive integer or `skip_probability` lies outside [0, 1].
-    """
-    if not isinstance(every_n_steps, int) or isinstance(every_n_steps, bool) or every_n_steps < 1:
-        raise InputError(f"every_n_steps must be a whole number of steps, 1 or more, got {every_n_steps!r}")
-    if not 0.0 <= skip_probability <= 1.0:
-        raise InputError(f"skip_probability must lie in [0, 1], got {skip_probability!r}")
-
-
-def is_sampled(step: int, every_n_steps: int) -> bool:
-    """Whether optimizer step `step` (1 for the first) is observed: the first one and every multiple."""
-    return step == 1 or step % every_n_steps == 0
-
-
 class MonitoringOutput(Generic[Record]):
-    """The outputs of one callback; only the main process writes.
+    """The outputs of one monitor in one run; only the main process writes.
+
+    Nothing here raises: an output that fails is told once and left out from then on.
 
     Args:
-        name: names the sub-run folder in TensorBoard and the record file, e.g. `gradient_flow`.
-        kind: class of the records.
+        name: names the record file, e.g. `gradient_flow`.
+        kind: class of the records, None where no file is written.
         figures: whether to draw.
+        safe: runs the outputs.
+        folder: where PNG and record files go; made when first needed.
+        is_main: whether this process writes.
+        steps: steps at which the run begins and ends.
+        writer: gives the TensorBoard writer, when there is something to write; None for no TensorBoard.
+        wandb: send scalars and figures to the W&B run of this process.
+        reporter: takes scalars and their step to further reporters; called on every process.
     """
 
-    def __init__(self, name: str, kind: type[Record], figures: bool):
+    def __init__(
+        self,
+        name: str,
+        kind: type[Record] | None,
+        figures: bool,
+        safe: SafeOutputs,
+        folder: Path,
+        is_main: bool = True,
+        steps: tuple[int, int] = (0, 0),
+        writer: "Callable[[], SummaryWriter] | None" = None,
+        wandb: bool = False,
+        reporter: Callable[[dict[str, float], int], None] | None = None,
+    ):
         self.name = name
         self.kind = kind
         self.figures = figures
-        self._trainer: Trainer | None = None
-        self._writer: SummaryWriter | None = None
-        self._scalars: dict[str, float] = {}
-        self._drawing_seconds = 0.0
-        self._figures_drawn = 0
-
-    def attach(self, callback: TrainerCallback, trainer: "Trainer") -> None:
-        """Share the trainer's TensorBoard writer and put scalars into its loss records.
-
-        Moves the callback to the front of the trainer's callbacks, so that it completes a log record before any
-        reporter sees it, and keeps the additions out of the progress bar's printed line.
-        """
-        handler = trainer.callback_handler
-        if callback in handler.callbacks:
-            handler.callbacks.remove(callback)
-        handler.callbacks.insert(0, callback)
-        printers = [c for c in handler.callbacks if isinstance(c, (PrinterCallback, ProgressCallback))]
-        if printers:
-            handler.callbacks.insert(handler.callbacks.index(printers[0]), _ShortConsoleLine(self.name))
-        self._trainer = trainer
-
-    def begin(self, args: TrainingArguments, state: TrainerState) -> list[Record]:
-        """Start a run: where to write, and the records of the run that is resumed, if it is."""
-        self.folder = Path(str(args.output_dir)) / "monitoring"
-        self.is_main = state.is_world_process_zero
-        self._args = args
+        self.folder = folder
+        self.is_main = is_main
+        self._safe = safe
+        self._first_step, self._last_step = steps
+        self._writer = writer
+        self._wandb = wandb
+        self._reporter = reporter
         self._started, self._started_at = time.perf_counter(), time.time()
-        self._first_step, self._last_step = state.global_step, state.max_steps
         self._drawing_seconds = 0.0
         self._figures_drawn = 0
-        self._scalars = {}
-        return self._earlier_records(state.global_step) if state.global_step > 0 else []
 
-    def _earlier_records(self, last_step: int) -> list[Record]:
+    def earlier_records(self) -> list[Record]:
+        """Return the records of a run that is resumed, up to the step where this one begins."""
+        if self.kind is None or self._first_step == 0:
+            return []
         try:
-            return load_records(self._record_file, self.kind, last_step)
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
-            logger.warning("The %s history starts at step %d: %s", self.name, last_step + 1, error)
+            return load_records(self._record_file, self.kind, self._first_step)
+        except (InputError, OSError) as error:
+            logger.warning("The %s history starts at step %d: %s", self.name, self._first_step + 1, error)
             return []
 
     @property
@@ -107,112 +90,161 @@ class MonitoringOutput(Generic[Record]):
         return self.folder / f"{self.name}.npz"
 
     def save(self, records: Sequence[Record], parameters: dict[str, ParameterInfo]) -> None:
-        """Write the record file."""
-        if self.is_main and records:
-            save_records(self._record_file, records, parameters)
+        """Write the record file.
+
+        Args:
+            records: all records, oldest first.
+            parameters: description of the model's parameters.
+        """
+        if self.is_main and records and self.kind is not None:
+            self._safe.attempt("record file", lambda: save_records(self._record_file, records, parameters))
 
     def write_scalars(self, step: int, scalars: Callable[[], dict[str, float]]) -> None:
-        """Report scalars at once, or keep them for the next loss record when attached."""
-        if self._trainer is not None:
-            self._scalars = scalars()
-        elif self.is_main:
-            writer = self.writer
-            for key, value in scalars().items():
-                writer.add_scalar(key, value, step)
+        """Report scalars at the step at which they were measured.
 
-    def complete_log(self, state: TrainerState, logs: dict[str, Any]) -> None:
-        """Put waiting scalars into a loss record and into the log history; call it from `on_log`."""
-        if self._trainer is None or not self._scalars or "loss" not in logs:
+        Args:
+            step: that step.
+            scalars: makes names and values.
+        """
+        if not self.is_main and self._reporter is None:
             return
-        logs.update(self._scalars)
-        state.log_history[-1].update(self._scalars)
-        self._scalars = {}
+        values = self._safe.attempt("scalars", scalars)
+        if not values:
+            return
+        if self.is_main and self._writer is not None:
+            self._safe.attempt("scalars in TensorBoard", lambda: self._to_tensorboard(step, values))
+        if self.is_main and (wandb := self._running_wandb()) is not None:
+            self._safe.attempt("scalars in W&B", lambda: wandb.log({**values, "train/global_step": step}))
+        if self._reporter is not None:
+            self._reporter(values, step)
+
+    def _to_tensorboard(self, step: int, scalars: dict[str, float]) -> None:
+        assert self._writer is not None
+        writer = self._writer()
+        for key, value in scalars.items():
+            writer.add_scalar(key, value, step)
 
     @property
     def has_time_to_draw(self) -> bool:
-        """Whether drawing has so far kept within its share of the run's time."""
-        return self._drawing_seconds <= _FIGURE_TIME_SHARE * (time.perf_counter() - self._started)
+        """Whether drawing has so far kept within its fraction of the run's time."""
+        return self._drawing_seconds <= _FIGURE_TIME_FRACTION * (time.perf_counter() - self._started)
 
     def figure_is_due(self, step: int) -> bool:
-        """Whether to draw now: within the share of the run's time, and at least a few times in every run."""
+        """Return whether to draw now: within the fraction of the run's time, and a few times in every run.
+
+        Args:
+            step: the step that would be drawn.
+        """
         if not (self.figures and self.is_main):
             return False
         progress = (step - self._first_step) / max(self._last_step - self._first_step, 1)
         return self.has_time_to_draw or progress * _FEWEST_FIGURES >= self._figures_drawn
 
-    def write_figures(self, step: int, figures: dict[str, Callable[[], "Figure"]], png: bool = False) -> None:
-        """Draw figures for TensorBoard and W&B and, at the end of a run, as PNG files."""
+    def write_figures(self, step: int, figures: dict[str, "Callable[[], Figure]"], png: bool = False) -> None:
+        """Draw figures for TensorBoard and W&B and, at the end of a run, as PNG files.
+
+        Args:
+            step: the step that they show.
+            figures: name -> what draws it.
+            png: write files too.
+        """
         if not (self.figures and self.is_main):
             return
         start = time.perf_counter()
         for name, draw in figures.items():
-            figure = draw()
-            image = _pixels(figure)
-            self.writer.add_image(f"monitoring/{name}", image, step, dataformats="HWC")
-            if "wandb" in (self._args.report_to or ()) and getattr(sys.modules.get("wandb"), "run", None) is not None:
-                wandb = sys.modules["wandb"]
-                wandb.log({f"monitoring/{name}": wandb.Image(image), "train/global_step": step})
-            if png:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                figure.savefig(self.folder / f"{name}.png")
-        self.writer.flush()
+            self._write_figure(step, name, draw, png)
         self._drawing_seconds += time.perf_counter() - start
         self._figures_drawn += 1
 
+    def _write_figure(self, step: int, name: str, draw: "Callable[[], Figure]", png: bool) -> None:
+        attempt = self._safe.attempt
+        figure = attempt("figures", draw)
+        if figure is None:
+            return
+        if png:
+            attempt("PNG files", lambda: self._save_png(name, figure))
+        image = attempt("figures", lambda: _pixels(figure))
+        if image is None:
+            return
+        if self._writer is not None:
+            attempt("figures in TensorBoard", lambda: self._image_to_tensorboard(step, name, image))
+        if (wandb := self._running_wandb()) is not None:
+            key = f"monitoring/{name}"
+            attempt("figures in W&B", lambda: wandb.log({key: wandb.Image(image), "train/global_step": step}))
+
+    def _save_png(self, name: str, figure: "Figure") -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self.folder / f"{name}.png")
+
+    def _image_to_tensorboard(self, step: int, name: str, image: np.ndarray) -> None:
+        assert self._writer is not None
+        writer = self._writer()
+        writer.add_image(f"monitoring/{name}", image, step, dataformats="HWC")
+        writer.flush()
+
+    def _running_wandb(self) -> Any:
+        wandb = sys.modules.get("wandb") if self._wandb else None
+        return wandb if getattr(wandb, "run", None) is not None else None
+
     def finding_markers(self) -> list[tuple[int, str]]:
-        """(step, parameter) of the faults that TrainingHealthCallback, if it takes part, has reported in this run."""
+        """Return (step, parameter) of the faults that training health, if it takes part, has reported in this run."""
         file = self.folder / "training_health.jsonl"
         if not file.exists() or file.stat().st_mtime < self._started_at:
             return []
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         return [(line["step"], name) for line in lines if line["event"] == "finding" for name in line["parameters"]]
 
-    @property
-    def writer(self) -> "SummaryWriter":
-        """The trainer's writer when attached and it has one, else one in a sub-run folder beside the run.
+    def close(self) -> None:
+        """Let go of the writer, which closes once no monitor of the run needs it."""
+        self._writer = None
 
-        A second writer in the folder of the run would lose points in a live TensorBoard.
+
+class SubRun:
+    """A TensorBoard run beside Trainer's own, shared by all monitors of one training that write there.
+
+    Trainer keeps its writer to itself, and a second writer in the same folder would lose points in a live TensorBoard.
+    The writer is closed when the last monitor lets go of it.
+
+    Args:
+        output_dir: output folder of the run.
+    """
+
+    _shared: "weakref.WeakValueDictionary[str, SubRun]" = weakref.WeakValueDictionary()
+
+    def __init__(self, output_dir: str):
+        self.output_dir = output_dir
+        self._writer: SummaryWriter | None = None
+
+    @classmethod
+    def of(cls, output_dir: str) -> "SubRun":
+        """Return the one that all monitors of this output folder share.
+
+        Args:
+            output_dir: output folder of the run.
         """
-        if self._trainer is not None:
-            for callback in self._trainer.callback_handler.callbacks:
-                shared = getattr(callback, "tb_writer", None)
-                if shared is not None:
-                    return shared
+        shared = cls._shared.get(output_dir)
+        if shared is None:
+            shared = cls._shared[output_dir] = cls(output_dir)
+        return shared
+
+    def writer(self) -> "SummaryWriter":
+        """Return the writer; the first call makes it."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             # Its thread writes while training goes on: the queue holds the scalars of many steps.
-            folder = str(_run_folder(self._args) / self.name)
+            folder = str(_run_folder(self.output_dir) / "monitoring")
             self._writer = SummaryWriter(folder, max_queue=10_000, flush_secs=10)
+            weakref.finalize(self, self._writer.close)
         return self._writer
 
-    def close(self) -> None:
-        """Close the writer that this output opened."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
-
-class _ShortConsoleLine(TrainerCallback):
-    """Takes scalars of one monitor out of a log record once all reporters have it, before it is printed."""
-
-    def __init__(self, prefix: str):
-        self.prefix = f"{prefix}/"
-
-    def on_log(
-        self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        logs = {} if logs is None else logs
-        for key in [key for key in logs if key.startswith(self.prefix)]:
-            del logs[key]
-
-
-def _run_folder(args: TrainingArguments) -> Path:
-    """The TensorBoard folder that Trainer, or another callback, writes to in this process, else a new one."""
+def _run_folder(output_dir: str) -> Path:
+    """The TensorBoard folder that Trainer, or another monitor, writes to in this process, else a new one."""
     chosen = os.environ.get("TENSORBOARD_LOGGING_DIR")
     if chosen is not None:
         return Path(chosen).expanduser()
-    runs = Path(str(args.output_dir)) / "runs"
+    runs = Path(output_dir) / "runs"
     host = socket.gethostname()
     # An event file is called events.out.tfevents.<time>.<host>.<process>.<count>.
     mine = f"events.out.tfevents.*.{host}.{os.getpid()}.*"

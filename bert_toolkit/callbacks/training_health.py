@@ -8,25 +8,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from bert_toolkit.callbacks.gradient_flow import start_in_trainer
-from bert_toolkit.callbacks.monitoring_output import check_sampling, is_sampled
+from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
 from bert_toolkit.errors import InputError
 from bert_toolkit.health.findings import Finding, message
 from bert_toolkit.health.forward_statistics import ForwardStatistics, ForwardWatch, PendingForward
 from bert_toolkit.health.history import HealthHistory, HealthSample
 from bert_toolkit.health.judge import HealthJudge
-from bert_toolkit.monitoring.gradient_flow import GradientFlowMonitor, PendingGradientFlow
-from bert_toolkit.monitoring.observability import why_unobservable
 from bert_toolkit.monitoring.parameter_roles import named_unique_parameters
-from bert_toolkit.monitoring.update_ratios import UpdateRatioMonitor, UpdateRatioRecord
+from bert_toolkit.monitoring.step_reading import StepReading, UpdateSampling
 
 logger = logging.getLogger(__name__)
 
 
-class TrainingHealthCallback(TrainerCallback):
+class TrainingHealthCallback(MonitoringCallback[None]):
     """Watch gradients, updates, learning rates, loss and predictions, and report faults by name.
 
     The first optimizer step and every multiple of `every_n_steps` are sampled; on other steps it does nothing. On a
@@ -41,7 +38,9 @@ class TrainingHealthCallback(TrainerCallback):
     run goes on where it was.
 
     Costs per sampled step two reads of the gradients (five on an accelerator), at most 4,096 elements of every
-    parameter, three small transfers that are waited for once, and about a millisecond of judging.
+    parameter, three small transfers that are waited for once, and about a millisecond of judging. Where
+    `GradientFlowCallback` or `UpdateRatioCallback` sample the same step, gradients and parameters are read once for
+    all of them.
 
     Args:
         every_n_steps: distance of sampled optimizer steps.
@@ -58,114 +57,134 @@ class TrainingHealthCallback(TrainerCallback):
         InputError: if `every_n_steps` is not positive or `on_finding` is something else.
     """
 
+    name = "training_health"
+    title = "Training health"
+    early_steps = (1,)
+    reads_gradients = True
+
     def __init__(
         self, every_n_steps: int = 10, on_finding: Literal["warn", "stop"] | Callable[[Finding], Any] = "warn"
     ):
-        check_sampling(every_n_steps, 0.0)
+        super().__init__(every_n_steps, figures=False)
         if on_finding not in ("warn", "stop") and not callable(on_finding):
             raise InputError(f"on_finding must be 'warn', 'stop' or a callable, got {on_finding!r}")
-        self.every_n_steps = every_n_steps
         self.on_finding = on_finding
         self.judge = HealthJudge()
         self.history: HealthHistory | None = None
-        self._updates: UpdateRatioRecord | None = None
-        self._gradients: PendingGradientFlow | None = None
+        self._watch: ForwardWatch | None = None
         self._forward: PendingForward | None = None
         self._logged_loss = math.nan
+        self._stop = False
+
+    @property
+    def reads_updates(self) -> UpdateSampling:
+        """An exact copy where another callback makes one anyway, else a sample."""
+        return "any"
 
     @property
     def findings(self) -> list[Finding]:
+        """Faults that nothing else explains, oldest first."""
         return self.judge.findings
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        model, optimizer = kwargs["model"], kwargs.get("optimizer")
-        self._forget()
+        """Start with an empty history, or with that of the run that is resumed."""
         self.judge, self.history, self._logged_loss = HealthJudge(), None, math.nan
+        super().on_train_begin(args, state, control, **kwargs)
+
+    def begin(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module) -> None:
+        """Prepare history and forward watch.
+
+        Args:
+            args: the trainer's arguments.
+            state: the trainer's state.
+            model: the module that is trained.
+        """
         self._folder = Path(args.output_dir or ".") / "monitoring"
-        reason = why_unobservable(model, optimizer)
-        if reason:
-            logger.warning("Training health is not watched: %s", reason)
-            return
-        self._flow = GradientFlowMonitor(model)
-        self._ratios = UpdateRatioMonitor(model, mode="sampled")
         watchable = not args.torch_compile and args.n_gpu <= 1
         self._watch = ForwardWatch(model) if watchable else None
-        self._names = {id(parameter): name for name, parameter in named_unique_parameters(model)}
         self.history = HealthHistory(model, state.max_steps)
         if state.global_step > 0:
             self._resume(state.global_step)
             for entry in state.log_history:
                 self._note_evaluation(int(entry["step"]), entry)
-        if state.is_world_process_zero:
-            self._write()
+        self._write_findings()
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._is_sampled(state.global_step + 1):
-            self._flow.watch_backward()
-            if self._watch is not None:
-                self._watch.start()
+    def before_forward(self, step: int) -> None:
+        """Watch the forward passes of the step.
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if not self._is_sampled(state.global_step + 1):
-            return
+        Args:
+            step: number of the step.
+        """
+        if self._watch is not None:
+            self._watch.start()
+
+    def before_step(self, reading: StepReading) -> None:
+        """Stop watching the forward passes.
+
+        Args:
+            reading: the reading of this step.
+        """
         self._forward = self._watch.stop() if self._watch is not None else None
-        self._gradients = start_in_trainer(self._flow, args, kwargs.get("optimizer"))
-        if self._gradients is None:
-            logger.warning(
-                "Training health is not watched: no parameter has a gradient before the optimizer's step, so the "
-                "optimizer or its wrapper keeps gradients elsewhere"
-            )
-            self.history = None
-            return
-        self._learning_rates = {
-            self._names[id(parameter)]: float(group["lr"])
-            for group in kwargs["optimizer"].param_groups
-            for parameter in group["params"]
-            if id(parameter) in self._names
-        }
-        self._ratios.before_step()
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._gradients is not None:
-            self._updates = self._ratios.after_step(state.global_step + 1)
+    def release(self) -> None:
+        """Stop watching a step that was interrupted."""
+        if self._watch is not None:
+            self._watch.stop()
+        self._forward = None
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._gradients is None or self._updates is None or self.history is None:
+    def measure(self, reading: StepReading) -> None:
+        """Add the step to the history and judge it.
+
+        Args:
+            reading: what was read of this step.
+        """
+        gradients, updates, forward = reading.gradients, reading.updates(), self._forward
+        self._forward = None
+        if gradients is None or updates is None or self.history is None:
             return
-        gradients, updates, forward = self._gradients, self._updates, self._forward
-        self._gradients = self._updates = self._forward = None
+        if {name for name, _ in named_unique_parameters(reading.model)} != set(self.history.names):
+            logger.info("Training health: parameters came or went, its history starts anew at step %d", reading.step)
+            self.history = HealthHistory(reading.model, self.history.last_step)
         self.history.add(
             HealthSample(
-                gradients=gradients.finish(state.global_step),
+                gradients=gradients,
                 updates=updates,
-                learning_rates=self._learning_rates,
+                learning_rates=reading.learning_rates,
                 forward=ForwardStatistics() if forward is None else forward.finish(),
                 logged_loss=self._logged_loss,
             )
         )
         new = self.judge.judge(self.history)
-        stop = False
-        if state.is_world_process_zero:
+        self._stop = self.on_finding == "stop" and bool(new)
+        if self._is_main:
             for finding in new:
                 logger.warning("%s", message(finding, self.judge.symptoms(finding.rule)))
                 if callable(self.on_finding):
-                    stop |= self.on_finding(finding) is True
+                    self._stop |= self._tell(self.on_finding, finding)
             if new:
-                self._write()
-        stop |= self.on_finding == "stop" and bool(new)
-        if self.on_finding != "warn" and _any_rank(stop, args):
+                self._write_findings()
+
+    def _tell(self, on_finding: Callable[[Finding], Any], finding: Finding) -> bool:
+        try:
+            return on_finding(finding) is True
+        except Exception as error:
+            logger.warning(
+                "Training health: on_finding failed for %s. %s: %s", finding.rule, type(error).__name__, error
+            )
+            return False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Judge a sampled step and end training where that is asked for."""
+        sampled = self._reading is not None
+        self._stop = False
+        super().on_step_end(args, state, control, **kwargs)
+        if sampled and self.on_finding != "warn" and _any_rank(self._stop, args):
             control.should_training_stop = True
-            if math.isfinite(self.history.weight[-1][self.history.trainable[-1]].sum()):
+            if self.history is not None and _is_finite(self.history):
                 control.should_save = True
 
     def on_log(
@@ -176,6 +195,7 @@ class TrainingHealthCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Remember the loss that Trainer logs, for models that return none."""
         self._logged_loss = float((logs or {}).get("loss", self._logged_loss))
 
     def on_evaluate(
@@ -186,6 +206,7 @@ class TrainingHealthCallback(TrainerCallback):
         metrics: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Remember the numbers of an evaluation."""
         self._note_evaluation(state.global_step, metrics or {})
 
     def _note_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
@@ -199,18 +220,24 @@ class TrainingHealthCallback(TrainerCallback):
             self.history.evaluations.append((step, numbers))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.history is not None and state.is_world_process_zero:
-            self.history.save(self._samples_file)
-            self._write()
+        """Write what was seen and found, from which a run that is resumed here goes on."""
+        self._write_samples()
+        self._write_findings()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.history is not None and state.is_world_process_zero:
-            self.history.save(self._samples_file)
-            self._write(self.verdict)
-            logger.log(logging.WARNING if self.findings else logging.INFO, self.verdict)
-        self._forget()
+        """Write what was seen and found, and tell the verdict."""
+        if self.history is not None and self._is_main:
+            self._write_samples()
+            self._write_findings(self.verdict)
+            if self.findings:
+                logger.warning("%s", self.verdict)
+            elif logger.isEnabledFor(logging.INFO):
+                logger.info("%s", self.verdict)
+            else:  # loggers are silent below warnings by default, and a healthy run must not look like a fault
+                print(self.verdict)
+        super().on_train_end(args, state, control, **kwargs)
 
     @property
     def verdict(self) -> str:
@@ -232,7 +259,16 @@ class TrainingHealthCallback(TrainerCallback):
     def _findings_file(self) -> Path:
         return self._folder / "training_health.jsonl"
 
-    def _write(self, verdict: str | None = None) -> None:
+    def _write_samples(self) -> None:
+        history = self.history
+        if history is not None and self._is_main:
+            self._safe.attempt("file of samples", lambda: history.save(self._samples_file))
+
+    def _write_findings(self, verdict: str | None = None) -> None:
+        if self.history is not None and self._is_main:
+            self._safe.attempt("file of findings", lambda: self._replace_findings(verdict))
+
+    def _replace_findings(self, verdict: str | None) -> None:
         lines = [{"event": "finding", **entry} for entry in self.judge.report()]
         if verdict is not None:
             lines.append({"event": "verdict", "verdict": verdict})
@@ -241,8 +277,13 @@ class TrainingHealthCallback(TrainerCallback):
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         partial.replace(self._findings_file)
 
-    def _is_sampled(self, step: int) -> bool:
-        return self.history is not None and is_sampled(step, self.every_n_steps)
+    @property
+    def _is_main(self) -> bool:
+        return self._output is not None and self._output.is_main
+
+    def _stop_observing(self, reason: str) -> None:
+        self.history = None
+        super()._stop_observing(reason)
 
     def _resume(self, step: int) -> None:
         """Go on with what was seen up to `step`, on every rank."""
@@ -253,14 +294,10 @@ class TrainingHealthCallback(TrainerCallback):
         except InputError as error:
             logger.warning("Training health starts anew at step %d: %s", step + 1, error)
 
-    def _forget(self) -> None:
-        """Leave nothing behind of a step that was interrupted."""
-        if self.history is not None:
-            self._flow.forget()
-            self._ratios.forget()
-            if self._watch is not None:
-                self._watch.stop()
-        self._gradients = self._updates = self._forward = None
+
+def _is_finite(history: HealthHistory) -> bool:
+    """Whether the weights of the newest sample are finite, so that they may replace a checkpoint."""
+    return len(history) > 0 and math.isfinite(history.weight[-1][history.trainable[-1]].sum())
 
 
 def _any_rank(flag: bool, args: TrainingArguments) -> bool:

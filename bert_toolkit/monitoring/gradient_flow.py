@@ -13,8 +13,7 @@ from torch.distributed.tensor import DTensor
 from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.parameter_roles import (
     ParameterInfo,
-    describe_parameters,
-    named_unique_parameters,
+    WatchedParameters,
     positions_by_block,
 )
 from bert_toolkit.monitoring.tensor_statistics import (
@@ -129,21 +128,18 @@ class GradientFlowMonitor:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.parameters: dict[str, ParameterInfo] = describe_parameters(model)
-        if not any(info.trainable for info in self.parameters.values()):
-            raise InputError(
-                "gradient flow needs a model with at least one trainable parameter (requires_grad=True), got none; "
-                "unfreeze a parameter or remove the monitor"
-            )
+        self._watched = WatchedParameters(model, "gradient flow")
         self._backward: _BackwardWatch | None = None
+
+    @property
+    def parameters(self) -> dict[str, ParameterInfo]:
+        """Description of every parameter by name, those included that were added or removed since the first step."""
+        return self._watched.described
 
     @property
     def frozen(self) -> tuple[str, ...]:
         """Names of the parameters that do not require a gradient."""
-        return tuple(name for name, info in self.parameters.items() if not info.trainable)
-
-    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in named_unique_parameters(self.model) if p.requires_grad]
+        return self._watched.frozen
 
     def watch_backward(self) -> None:
         """Watch the backward passes until the next observation; call it before the forward pass of a step.
@@ -153,7 +149,7 @@ class GradientFlowMonitor:
         clipping can spread them. Needed only where the norm that clipping returns is out of reach, as in Trainer.
         """
         self.forget()
-        self._backward = _BackwardWatch(self._trainable())
+        self._backward = _BackwardWatch(self._watched.now())
 
     def forget(self) -> None:
         """Stop watching without an observation."""
@@ -215,7 +211,7 @@ class GradientFlowMonitor:
         watch, self._backward = self._backward, None
         if watch is not None:
             watch.close()
-        named = self._trainable() if watch is None else watch.named
+        named = self._watched.now() if watch is None else watch.named
         if all(p.grad is None for _, p in named):
             return None
         names = tuple(n for n, _ in named)

@@ -6,8 +6,8 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 
-def why_unobservable(model: nn.Module, optimizer: Any = None) -> str | None:
-    """Say why the values of a model's parameters cannot be observed, or None where they can.
+def unsupported_reason(model: nn.Module, optimizer: Any = None) -> str | None:
+    """Return why the values of a model's parameters cannot be observed, or None where they can.
 
     Args:
         model: the module that is trained.

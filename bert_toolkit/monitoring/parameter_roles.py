@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from bert_toolkit.errors import InputError
+
 Role = Literal["matrix", "embedding", "norm", "bias", "adapter", "other"]
-ROLES: tuple[Role, ...] = get_args(Role)
 
 # Names that wrappers (torch.compile, FSDP, activation checkpointing) insert into a parameter's path.
 _WRAPPER_PARTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
@@ -113,6 +114,44 @@ def describe_parameters(model: nn.Module) -> dict[str, ParameterInfo]:
         )
         for name, parameter in model.named_parameters()
     }
+
+
+class WatchedParameters:
+    """The trainable parameters of a model, with their descriptions, as they come and go during training.
+
+    Args:
+        model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
+        purpose: what they are watched for, for the error, e.g. `gradient flow`.
+
+    Attributes:
+        described: name -> `ParameterInfo` of all parameters in the model's order, then of those that were removed
+            while they were watched.
+
+    Raises:
+        InputError: if no parameter is trainable.
+    """
+
+    def __init__(self, model: nn.Module, purpose: str):
+        self._model = model
+        self.described: dict[str, ParameterInfo] = describe_parameters(model)
+        if not any(info.trainable for info in self.described.values()):
+            raise InputError(
+                f"{purpose} needs a model with at least one trainable parameter (requires_grad=True), got none; "
+                "unfreeze a parameter or remove the monitor"
+            )
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the parameters that did not require a gradient when they were described."""
+        return tuple(name for name, info in self.described.items() if not info.trainable)
+
+    def now(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters that are trainable now, in the model's order; new ones are described first."""
+        named = [(name, p) for name, p in named_unique_parameters(self._model) if p.requires_grad]
+        if any(name not in self.described for name, _ in named):
+            found = describe_parameters(self._model)
+            self.described = found | {name: info for name, info in self.described.items() if name not in found}
+        return named
 
 
 def positions_by_block(names: Sequence[str], parameters: dict[str, ParameterInfo]) -> dict[str, np.ndarray]:

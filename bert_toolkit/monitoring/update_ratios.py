@@ -13,8 +13,7 @@ from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.parameter_roles import (
     ParameterInfo,
     Role,
-    describe_parameters,
-    named_unique_parameters,
+    WatchedParameters,
     positions_by_block,
 )
 from bert_toolkit.monitoring.tensor_statistics import absolute_rows, local_tensor, update_rows, update_statistics
@@ -119,27 +118,25 @@ class UpdateRatioMonitor:
         self.model = model
         self.mode = mode
         self.seed = seed
-        self.parameters: dict[str, ParameterInfo] = describe_parameters(model)
-        if not any(info.trainable for info in self.parameters.values()):
-            raise InputError(
-                "update ratios need a model with at least one trainable parameter (requires_grad=True), got none; "
-                "unfreeze a parameter or remove the monitor"
-            )
+        self._watched = WatchedParameters(model, "update ratio")
         self._before: list[tuple[str, nn.Parameter, Tensor]] = []
-        self._positions: dict[str, Tensor] = {}
+        self._positions: dict[tuple[str, int], Tensor] = {}  # by name and size: a parameter may be replaced
+
+    @property
+    def parameters(self) -> dict[str, ParameterInfo]:
+        """Description of every parameter by name, those included that were added or removed since the first step."""
+        return self._watched.described
 
     @property
     def frozen(self) -> tuple[str, ...]:
         """Names of the parameters that do not require a gradient."""
-        return tuple(name for name, info in self.parameters.items() if not info.trainable)
+        return self._watched.frozen
 
     @torch.no_grad()
     def before_step(self) -> None:
         """Remember the parameters; call it right before `optimizer.step()`."""
         self._before = [
-            (name, parameter, self._values(name, parameter).clone())
-            for name, parameter in named_unique_parameters(self.model)
-            if parameter.requires_grad
+            (name, parameter, self._values(name, parameter).clone()) for name, parameter in self._watched.now()
         ]
 
     def forget(self) -> None:
@@ -192,10 +189,10 @@ class UpdateRatioMonitor:
         values = local_tensor(parameter)
         if self.mode == "exact" or values.numel() <= SAMPLE_SIZE:
             return values
-        positions = self._positions.get(name)
-        if positions is None:
-            positions = self._positions[name] = self._draw(name, values)
-        return values.index_select(0, positions)
+        key = name, values.numel()
+        if key not in self._positions:
+            self._positions[key] = self._draw(name, values)
+        return values.index_select(0, self._positions[key])
 
     def _draw(self, name: str, values: Tensor) -> Tensor:
         """One position from each of 4,096 equal strata: no repeats, and memory is read in order."""

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from bert_toolkit import GradientFlowCallback, InputError, UpdateRatioCallback
+from bert_toolkit.monitoring.step_reading import StepReader
 
 
 def callbacks(every_n_steps=1, **changes):
@@ -121,12 +122,15 @@ def test_no_wait_for_the_device_on_steps_that_are_not_sampled(tmp_path, callback
 def test_exact_copy_is_gone_after_the_step(tmp_path):
     callback = UpdateRatioCallback(every_n_steps=1, figures=False)
     model = Classifier()
-    callback.on_train_begin(arguments(tmp_path), TrainerState(max_steps=9), TrainerControl(), model=model)
-    callback.monitor.before_step()
-    held = sum(value.numel() * value.itemsize for _, _, value in callback.monitor._before)
+    args, state, control = arguments(tmp_path), TrainerState(max_steps=9), TrainerControl()
+    callback.on_train_begin(args, state, control, model=model)
+    callback.on_step_begin(args, state, control, model=model)
+    callback.on_pre_optimizer_step(args, state, control, model=model)
+    monitor = StepReader.of(model)._update_ratios["exact", 0]
+    held = sum(value.numel() * value.itemsize for _, _, value in monitor._before)
     assert held == sum(p.numel() * p.itemsize for p in model.parameters())
-    callback.monitor.after_step(1)
-    assert callback.monitor._before == []
+    callback.on_optimizer_step(args, state, control, model=model)
+    assert monitor._before == []
 
 
 def test_start_takes_less_than_50_milliseconds(tmp_path):
@@ -200,7 +204,8 @@ def test_unknown_mode():
 
 
 @pytest.mark.parametrize("callback", callbacks())
-def test_model_without_trainable_parameter(tmp_path, callback):
+def test_model_without_trainable_parameter(tmp_path, caplog, callback):
     model = Classifier().requires_grad_(False)
-    with pytest.raises(InputError, match="at least one trainable parameter"):
-        callback.on_train_begin(arguments(tmp_path), TrainerState(max_steps=3), TrainerControl(), model=model)
+    callback.on_train_begin(arguments(tmp_path), TrainerState(max_steps=3), TrainerControl(), model=model)
+    (notice,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "at least one trainable parameter" in notice

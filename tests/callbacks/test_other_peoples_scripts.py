@@ -58,7 +58,7 @@ def check(monitors, spy, roles: set[str], blocks: set[str]) -> None:
         check_update(change, step)
         assert 0 < gradients.clip_coefficient <= 1
         assert not gradients.nonfinite and not gradients.skipped
-    seen = [flow.monitor.parameters[name] for name in flow.records[0].names]
+    seen = [flow.parameters[name] for name in flow.records[0].names]
     assert {info.role for info in seen} == roles
     assert {info.block for info in seen} == blocks
 
@@ -197,11 +197,11 @@ def test_peft_model(tmp_path, monitors):
         {"layer.0", "layer.1", "head"},
     )
     flow, _ = monitors
-    assert {info.kind for info in flow.monitor.parameters.values() if info.role == "adapter"} == {
+    assert {info.kind for info in flow.parameters.values() if info.role == "adapter"} == {
         "query.lora_A",
         "query.lora_B",
         "value.lora_A",
         "value.lora_B",
     }
-    trained_whole = [info for info in flow.monitor.parameters.values() if info.role == "matrix" and info.trainable]
+    trained_whole = [info for info in flow.parameters.values() if info.role == "matrix" and info.trainable]
     assert [info.label for info in trained_whole] == ["head classifier"]

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 from bert_toolkit import GradientFlowCallback, UpdateRatioCallback
 from bert_toolkit.callbacks.monitoring_output import MonitoringOutput
+from bert_toolkit.callbacks.safe_outputs import SafeOutputs
 from bert_toolkit.monitoring import GradientFlowRecord, UpdateRatioRecord
 from bert_toolkit.monitoring.record_file import load_records
 
@@ -44,36 +45,37 @@ def run_folder(folder):
     return found
 
 
-def test_sub_runs_beside_the_run(tmp_path):
+def with_prefix(scalars, prefix):
+    return [tag for tag in scalars if tag.startswith(f"{prefix}/")]
+
+
+def test_one_sub_run_beside_the_run(tmp_path):
     trainer, flow, update = run(tmp_path)
-    gradients = events(run_folder(tmp_path) / "gradient_flow")
-    scalars = gradients.Tags()["scalars"]
+    assert [path.name for path in run_folder(tmp_path).iterdir() if path.is_dir()] == ["monitoring"]
+    reader = events(run_folder(tmp_path) / "monitoring")
+    scalars = with_prefix(reader.Tags()["scalars"], "gradient_flow")
     for block in BLOCKS:
         for statistic in ("mean", "max", "std", "zero_share"):
             assert f"gradient_flow/{statistic}/{block}" in scalars
     assert len(scalars) == 4 * len(BLOCKS) + 1
-    at = [
-        parameter.block == "layer.1" and parameter.role == "matrix" for parameter in flow.monitor.parameters.values()
-    ]
-    written = gradients.Scalars("gradient_flow/mean/layer.1")
+    at = [parameter.block == "layer.1" and parameter.role == "matrix" for parameter in flow.parameters.values()]
+    written = reader.Scalars("gradient_flow/mean/layer.1")
     assert [event.step for event in written] == [1, 2, 4, 6, 8]
     np.testing.assert_allclose([e.value for e in written], [r.mean[at][0] for r in flow.records], rtol=1e-6)
-    ratios = events(run_folder(tmp_path) / "update_ratio")
-    assert sorted(ratios.Tags()["scalars"]) == sorted(f"update_ratio/{block}" for block in BLOCKS)
-    written = ratios.Scalars("update_ratio/layer.1")
+    scalars = with_prefix(reader.Tags()["scalars"], "update_ratio")
+    assert sorted(scalars) == sorted(f"update_ratio/{block}" for block in BLOCKS)
+    written = reader.Scalars("update_ratio/layer.1")
     np.testing.assert_allclose([e.value for e in written], [r.ratio[at][0] for r in update.records], rtol=1e-6)
     own = events(run_folder(tmp_path))
     assert "train/loss" in own.Tags()["scalars"] and "train/learning_rate" in own.Tags()["scalars"]
     assert not any("gradient_flow" in tag for tag in own.Tags()["scalars"])
+    assert len(list(run_folder(tmp_path).rglob("events.out.tfevents.*"))) == 2, "Trainer's and ours"
 
 
 def test_figures_at_their_steps_in_tensorboard_and_as_files(tmp_path):
     run(tmp_path, figures=True)
-    for folder, single, over_time in (
-        ("gradient_flow", "gradients", "gradients_over_time"),
-        ("update_ratio", "update_ratios", "update_ratios_over_time"),
-    ):
-        reader = events(run_folder(tmp_path) / folder)
+    reader = events(run_folder(tmp_path) / "monitoring")
+    for single, over_time in (("gradients", "gradients_over_time"), ("update_ratios", "update_ratios_over_time")):
         images = reader.Images(f"monitoring/{single}")
         assert {1, 8} <= {image.step for image in images} <= {1, 2, 4, 6, 8}
         assert images[0].width > 500 and images[0].height > 300
@@ -85,13 +87,13 @@ def test_figures_at_their_steps_in_tensorboard_and_as_files(tmp_path):
 
 def test_without_tensorboard_in_report_to(tmp_path):
     run(tmp_path, report_to="none")
-    assert "gradient_flow/mean/layer.0" in events(run_folder(tmp_path) / "gradient_flow").Tags()["scalars"]
+    assert "gradient_flow/mean/layer.0" in events(run_folder(tmp_path) / "monitoring").Tags()["scalars"]
 
 
 def test_tensorboard_folder_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "elsewhere"))
     run(tmp_path)
-    assert "update_ratio/head" in events(tmp_path / "elsewhere" / "update_ratio").Tags()["scalars"]
+    assert "update_ratio/head" in events(tmp_path / "elsewhere" / "monitoring").Tags()["scalars"]
 
 
 class Console(TrainerCallback):
@@ -104,32 +106,37 @@ class Console(TrainerCallback):
         self.seen.append(dict(logs))
 
 
-def test_attached_scalars_share_the_loss_record(tmp_path, capsys):
+def test_attached_scalars_stand_at_their_step_under_their_names(tmp_path, capsys):
     reporter = Console()
-    trainer, flow, update = run(tmp_path, attach=True, extra=[reporter], figures=True, logging_steps=2)
-    records = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert [entry["step"] for entry in records] == [2, 4, 6, 8]
-    for entry, seen in zip(records, reporter.seen, strict=False):
-        gradients = next(r for r in flow.records if r.step == entry["step"])
-        matrix = gradients.names.index("layers.0.weight")
-        assert entry["gradient_flow/mean/layer.0"] == gradients.mean[matrix]
-        assert entry["gradient_flow/clip_coefficient"] == gradients.clip_coefficient
-        assert "update_ratio/layer.0" in entry and "loss" in entry and "learning_rate" in entry
-        assert all(type(value) in (float, int) for value in entry.values()), "plain numbers only"
-        assert seen["update_ratio/head"] == entry["update_ratio/head"], "every reporter has them"
+    trainer, flow, update = run(tmp_path, attach=True, extra=[reporter], figures=True, logging_steps=3)
+    steps = [1, 2, 4, 6, 8]
     reader = events(run_folder(tmp_path))
-    written = reader.Scalars("train/update_ratio/layer.1")
-    assert [event.step for event in written] == [2, 4, 6, 8]
+    for block in BLOCKS:
+        assert [event.step for event in reader.Scalars(f"update_ratio/{block}")] == steps
+        assert [event.step for event in reader.Scalars(f"gradient_flow/max/{block}")] == steps
+    matrix = flow.records[0].names.index("layers.0.weight")
+    written = [event.value for event in reader.Scalars("gradient_flow/mean/layer.0")]
+    np.testing.assert_allclose(written, [record.mean[matrix] for record in flow.records], rtol=1e-6)
+    assert [event.step for event in reader.Scalars("train/loss")] == [3, 6], "Trainer's own log is as it was"
+    assert not any(tag.startswith("train/") and "/" in tag[6:] for tag in reader.Tags()["scalars"])
     assert reader.Images("monitoring/gradients") and reader.Images("monitoring/update_ratios_over_time")
     assert [p.name for p in run_folder(tmp_path).iterdir() if p.is_dir()] == [], "no second writer"
     assert "gradient_flow" not in capsys.readouterr().out, "the printed line stays short"
+    for name, records in (("gradient_flow/mean/layer.0", flow.records), ("update_ratio/layer.0", update.records)):
+        entries = [entry for entry in trainer.state.log_history if name in entry]
+        assert [entry["step"] for entry in entries] == steps
+        assert all(type(value) in (float, int) for entry in entries for value in entry.values()), "plain numbers only"
+        seen = [logs for logs in reporter.seen if name in logs]
+        assert [logs[name] for logs in seen] == [entry[name] for entry in entries], "every reporter has them"
+        assert len(entries) == len(records)
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [3, 6]
 
 
 def test_attached_without_tensorboard(tmp_path):
     trainer, *_ = run(tmp_path, attach=True, figures=True, report_to="none")
-    assert "gradient_flow/mean/head" in trainer.state.log_history[1]
-    reader = events(run_folder(tmp_path) / "gradient_flow")
-    assert reader.Tags()["scalars"] == [] and reader.Images("monitoring/gradients")
+    assert any("gradient_flow/mean/head" in entry for entry in trainer.state.log_history)
+    reader = events(run_folder(tmp_path) / "monitoring")
+    assert "gradient_flow/mean/head" in reader.Tags()["scalars"] and reader.Images("monitoring/gradients")
 
 
 def test_attach_adds_a_callback_that_is_not_there_yet(tmp_path):
@@ -148,7 +155,7 @@ def test_scalars_per_parameter(tmp_path):
         UpdateRatioCallback(every_n_steps=2, per_parameter_scalars=True, figures=False),
     ]
     trainer, flow, update = run(tmp_path, callbacks=callbacks)
-    reader = events(run_folder(tmp_path) / "gradient_flow")
+    reader = events(run_folder(tmp_path) / "monitoring")
     for i, name in enumerate(flow.records[0].names):
         written = reader.Scalars(f"gradient_flow/max/{name}")
         np.testing.assert_allclose([e.value for e in written], [r.max[i] for r in flow.records], rtol=1e-6)
@@ -157,30 +164,30 @@ def test_scalars_per_parameter(tmp_path):
 def test_without_figures_nothing_is_drawn(tmp_path):
     callbacks = [GradientFlowCallback(every_n_steps=1, figures=False)]
     run(tmp_path, callbacks=callbacks)
-    assert events(run_folder(tmp_path) / "gradient_flow").Tags()["images"] == []
+    assert events(run_folder(tmp_path) / "monitoring").Tags()["images"] == []
     assert [p.name for p in (tmp_path / "monitoring").iterdir()] == ["gradient_flow.npz"]
 
 
-def test_figures_reach_wandb_when_it_is_the_tracker(tmp_path, monkeypatch):
+def test_figures_and_scalars_reach_wandb_when_it_is_the_tracker(tmp_path, monkeypatch):
     logged = []
     wandb = types.ModuleType("wandb")
     wandb.run = object()
     wandb.Image = lambda pixels: ("image", pixels.shape)
     wandb.log = logged.append
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    output = MonitoringOutput("gradient_flow", GradientFlowRecord, figures=True)
-    args = arguments(tmp_path)
-    args.report_to = ["wandb"]
-    from transformers import TrainerState
-
-    output.begin(args, TrainerState(max_steps=3, is_world_process_zero=True))
     from matplotlib.figure import Figure
 
-    output.write_figures(3, {"gradients": Figure})
-    args.report_to = []
-    output.write_figures(4, {"gradients": Figure})
-    output.close()
-    assert [sorted(entry) for entry in logged] == [["monitoring/gradients", "train/global_step"]]
+    for step, wanted in ((3, True), (4, False)):
+        output = MonitoringOutput(
+            "gradient_flow", GradientFlowRecord, True, SafeOutputs("Gradient flow"), tmp_path, wandb=wanted
+        )
+        output.write_figures(step, {"gradients": Figure})
+        output.write_scalars(step, lambda: {"gradient_flow/max/head": 0.5})
+        output.close()
+    assert [sorted(entry) for entry in logged] == [
+        ["monitoring/gradients", "train/global_step"],
+        ["gradient_flow/max/head", "train/global_step"],
+    ]
     assert logged[0]["train/global_step"] == 3 and logged[0]["monitoring/gradients"][0] == "image"
 
 
@@ -261,9 +268,9 @@ def test_findings_of_training_health_are_marked(tmp_path):
             )
 
     _, flow, _ = run(tmp_path, extra=[Health()])
-    assert flow._output.finding_markers() == [(4, "layers.0.weight")]
+    assert flow.finding_markers() == [(4, "layers.0.weight")]
     _, flow, _ = run(tmp_path)
-    assert flow._output.finding_markers() == [], "a file of an earlier run says nothing about this one"
+    assert flow.finding_markers() == [], "a file of an earlier run says nothing about this one"
 
 
 def assert_equal(one, other) -> None:
@@ -283,7 +290,10 @@ def test_torch_generator_is_left_alone(tmp_path):
     callback = UpdateRatioCallback(every_n_steps=1, mode="sampled", figures=False)
     from transformers import TrainerState
 
-    callback.on_train_begin(arguments(tmp_path), TrainerState(max_steps=1), None, model=Classifier(width=80))
-    callback.monitor.before_step()
-    callback.monitor.after_step(1)
+    args, state, model = arguments(tmp_path), TrainerState(max_steps=1), Classifier(width=80)
+    for event in ("on_train_begin", "on_step_begin", "on_pre_optimizer_step", "on_optimizer_step"):
+        getattr(callback, event)(args, state, None, model=model)
+    state.global_step = 1
+    callback.on_step_end(args, state, None, model=model)
+    assert len(callback.records) == 1
     torch.testing.assert_close(torch.rand(3), expected)

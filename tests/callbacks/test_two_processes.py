@@ -80,8 +80,4 @@ def test_only_rank_0_writes(runs):
             "update_ratios_over_time.png",
         ]
         events = [p.parent.name for p in (folder / "run" / "runs").rglob("events.out.tfevents.*")]
-        assert sorted(name for name in events if "_" in name and not name[0].isupper()) == [
-            "gradient_flow",
-            "update_ratio",
-        ]
-        assert len(events) == 3, "Trainer's own file and one from each callback"
+        assert len(events) == 2 and "monitoring" in events, "Trainer's own file and one that both callbacks share"

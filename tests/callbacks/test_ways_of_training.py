@@ -211,7 +211,7 @@ def test_tied_weights_counted_once(tmp_path):
     check_all(trainer, spy, flow, update)
     assert sum(name.endswith("embed.weight") for name in flow.records[0].names) == 1
     assert "head.weight" not in flow.records[0].names
-    assert flow.monitor.parameters["embed.weight"].role == "embedding"
+    assert flow.parameters["embed.weight"].role == "embedding"
 
 
 def test_frozen_parameters_named_once(tmp_path, caplog):
@@ -249,7 +249,7 @@ def test_peft_lora(tmp_path):
     flow, update = monitors()
     trainer, spy = train(tmp_path, [flow, update], model=model)
     names = flow.records[0].names
-    assert len(names) == 4 and all(flow.monitor.parameters[name].role == "adapter" for name in names)
+    assert len(names) == 4 and all(flow.parameters[name].role == "adapter" for name in names)
     for record, change in zip(flow.records, update.records, strict=True):
         step = spy.steps[record.step]
         check_gradients(record, step.gradients)

@@ -1,0 +1,408 @@
+"""What all monitoring callbacks share: which steps they sample, one reading of each, outputs, and resuming."""
+
+import copy
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
+
+import torch
+from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers.trainer_callback import (
+    DefaultFlowCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+from transformers.training_args import TrainingArguments
+
+from bert_toolkit.callbacks.monitoring_output import MonitoringOutput, SubRun
+from bert_toolkit.callbacks.safe_outputs import SafeOutputs
+from bert_toolkit.errors import InputError
+from bert_toolkit.monitoring.observability import unsupported_reason
+from bert_toolkit.monitoring.parameter_roles import ParameterInfo
+from bert_toolkit.monitoring.record_file import Record
+from bert_toolkit.monitoring.step_reading import StepReader, StepReading, UpdateSampling
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from transformers import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class MonitoringCallback(TrainerCallback, Generic[Record]):
+    """Base of callbacks that look at some optimizer steps and keep a record of each.
+
+    A subclass says with class attributes what it wants to see and fills in `measure`, and `scalars` and `draw` where
+    it has something to show. The base samples steps, reads gradients and updates once for all callbacks of the model,
+    writes TensorBoard, W&B, PNG files and the record file, and goes on where a resumed run was. Whatever fails is told
+    in one warning and left out from then on; training goes on.
+
+    | event | what happens on a sampled step |
+    |---|---|
+    | `on_step_begin` | `before_forward(step)` |
+    | `on_pre_optimizer_step` | gradients are read, parameters are copied; `before_step(reading)` |
+    | `on_optimizer_step` | parameters are compared with the copy |
+    | `on_step_end` | `measure(reading)`, `scalars(record)`, now and then `draw(at_end=False)` |
+    | `on_save` | the record file is written |
+    | `on_train_end` | record file and PNG files are written, `draw(at_end=True)` |
+
+    On other steps it does nothing.
+
+    Args:
+        every_n_steps: distance of sampled optimizer steps. Of the first steps those of `early_steps` are sampled too.
+        include_biases: draw biases too; records always hold them.
+        skip_probability: fraction of the parameters to leave out of figures, chosen by `seed`.
+        seed: seed of that choice and of sampled positions.
+        figures: draw figures.
+        per_parameter_scalars: log a scalar per parameter instead of per block.
+
+    Attributes:
+        name: names the record file `output_dir/monitoring/<name>.npz`.
+        title: what a person calls it, for messages.
+        early_steps: steps that are sampled while they are smaller than `every_n_steps`.
+        reads_gradients: whether `reading.gradients` is wanted.
+        reads_updates: which `reading.updates()` is wanted; see `StepReading.join`.
+        record_class: dataclass of the records, None where there is no record file; see `save_records`.
+        records: what `measure` returned, oldest first; those of a resumed run included.
+        parameters: name -> `ParameterInfo`; empty before training and where nothing can be observed.
+
+    Raises:
+        InputError: if `every_n_steps` is not positive or `skip_probability` lies outside [0, 1].
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    early_steps: ClassVar[tuple[int, ...]] = (1, 2, 5, 10, 20, 50)
+    reads_gradients: ClassVar[bool] = False
+    record_class: ClassVar[type | None] = None
+
+    def __init__(
+        self,
+        every_n_steps: int = 50,
+        include_biases: bool = False,
+        skip_probability: float = 0.0,
+        seed: int = 0,
+        figures: bool = True,
+        per_parameter_scalars: bool = False,
+    ):
+        check_sampling(every_n_steps, skip_probability)
+        self.every_n_steps = every_n_steps
+        self.include_biases = include_biases
+        self.skip_probability = skip_probability
+        self.seed = seed
+        self.figures = figures
+        self.per_parameter_scalars = per_parameter_scalars
+        self.records: list[Record] = []
+        self.parameters: dict[str, ParameterInfo] = {}
+        self._trainer: Trainer | None = None
+        self._reader: StepReader | None = None
+        self._reading: StepReading | None = None
+        self._safe = SafeOutputs(self.title)
+        self._output: MonitoringOutput[Record] | None = None
+
+    # --- what a subclass fills in ---
+
+    @property
+    def reads_updates(self) -> UpdateSampling | None:
+        """Which update ratios are wanted, None for none."""
+        return None
+
+    def begin(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module) -> None:
+        """Start a run whose model can be observed.
+
+        Args:
+            args: the trainer's arguments.
+            state: the trainer's state; `global_step` is not 0 where a run is resumed.
+            model: the module that is trained.
+        """
+
+    def before_forward(self, step: int) -> None:
+        """Do what is due before the forward pass of a sampled step.
+
+        Args:
+            step: number of the step.
+        """
+
+    def before_step(self, reading: StepReading) -> None:
+        """Do what is due right before the optimizer's step, once gradients are read.
+
+        Args:
+            reading: the reading of this step.
+        """
+
+    def release(self) -> None:
+        """Free what `before_forward` has set up, where the step was interrupted and when the run ends."""
+
+    def measure(self, reading: StepReading) -> Record | None:
+        """Make the record of a sampled step; called on every process.
+
+        Args:
+            reading: holds the model and what was read around the optimizer's step.
+
+        Returns:
+            The record to keep, or None for no record.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define measure(reading)")
+
+    def scalars(self, record: Record) -> dict[str, float]:
+        """Return what is logged of a record.
+
+        Args:
+            record: the newest record.
+
+        Returns:
+            Names, beginning with the group `<name>/`, and finite values.
+        """
+        return {}
+
+    def draw(self, at_end: bool) -> "dict[str, Callable[[], Figure]]":
+        """Return the figures that are due.
+
+        Args:
+            at_end: the run is over, or there is time enough for figures of the whole run.
+
+        Returns:
+            Name -> function that draws it.
+        """
+        return {}
+
+    # --- attaching ---
+
+    def attach(self, trainer: "Trainer") -> None:
+        """Write to the trainer's own TensorBoard run, and to all its other reporters and `state.log_history`.
+
+        Args:
+            trainer: the trainer to follow; the callback is added to it if it is not there yet.
+        """
+        callbacks = trainer.callback_handler.callbacks
+        if any(callback is self for callback in callbacks):
+            callbacks.remove(self)
+        # Ahead of the reporter that closes the writer at the end of training, but not of the one that decides about
+        # logs and checkpoints, which other callbacks want to come first.
+        flows = [position for position, callback in enumerate(callbacks) if isinstance(callback, DefaultFlowCallback)]
+        callbacks.insert(max(flows, default=-1) + 1, self)
+        self._trainer = trainer
+
+    # --- Trainer's events ---
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find out whether the model can be observed, and read the records of a run that is resumed."""
+        self._end()
+        self._safe = SafeOutputs(self.title)
+        self.records, self.parameters = [], {}
+        self._safe.attempt("measurements", lambda: self._begin(args, state, kwargs["model"], kwargs.get("optimizer")))
+
+    def _begin(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module, optimizer: Any) -> None:
+        sub_run = SubRun.of(str(args.output_dir or "."))
+        self._output = MonitoringOutput(
+            self.name,
+            self.record_class,
+            self.figures,
+            self._safe,
+            Path(args.output_dir or ".") / "monitoring",
+            is_main=state.is_world_process_zero,
+            steps=(state.global_step, state.max_steps),
+            writer=lambda: self._trainers_writer() or sub_run.writer(),
+            wandb="wandb" in (args.report_to or ()),
+            reporter=None if self._trainer is None else self._report,
+        )
+        reason = unsupported_reason(model, optimizer)
+        if reason:
+            self._stop_observing(reason)
+            return
+        reader = StepReader.of(model)
+        reader.forget()
+        self._reader = reader
+        self.parameters = reader.parameters
+        if reader.gradient_flow.frozen:
+            logger.info("%s leaves out frozen parameters: %s", self.title, ", ".join(reader.gradient_flow.frozen))
+        self.records = self._output.earlier_records()
+        self.begin(args, state, model)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Prepare the reading of a sampled step."""
+        step = state.global_step + 1
+        if self._reader is not None and self.is_sampled(step):
+            self._observe(lambda: self._open(step))
+
+    def _open(self, step: int) -> None:
+        assert self._reader is not None
+        reading = self._reader.begin(step)
+        reading.join(self.reads_gradients, self.reads_updates, self.seed)
+        self._reading = reading
+        self.before_forward(step)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Read gradients and copy parameters of a sampled step."""
+        if self._reading is not None:
+            self._observe(lambda: self._read_before(args, kwargs.get("optimizer")))
+
+    def _read_before(self, args: TrainingArguments, optimizer: Any) -> None:
+        reading = self._reading
+        assert reading is not None
+        # Accelerate's wrapper of the optimizer carries the gradient scaler.
+        scaler = getattr(optimizer, "scaler", None)
+        device = next(reading.model.parameters()).device
+        reading.before_step(
+            optimizer,
+            max_norm=args.max_grad_norm if args.max_grad_norm else None,
+            backward_scale=None if scaler is None else scaler.scale(torch.ones((), device=device)),
+        )
+        self.before_step(reading)
+        if self.reads_gradients and not reading.has_gradients:
+            self._stop_observing(
+                "no parameter has a gradient before the optimizer's step, so the optimizer or its wrapper keeps "
+                "gradients elsewhere"
+            )
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Compare the parameters of a sampled step with their copy."""
+        reading = self._reading
+        if reading is not None:
+            self._observe(reading.after_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep and report the record of a sampled step."""
+        reading, self._reading = self._reading, None
+        if reading is None or self._reader is None or self._output is None:
+            return
+        record = self._observe(lambda: self.measure(reading))
+        reading.leave()
+        if record is None or self._reader is None:
+            return
+        self.parameters = self._reader.parameters
+        self.records.append(record)
+        self._output.write_scalars(reading.step, lambda: self.scalars(record))
+        if self._output.figure_is_due(reading.step):
+            self._draw(reading.step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the record file, from which a run that is resumed here goes on."""
+        if self._output is not None:
+            self._output.save(self.records, self.parameters)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the record file and the figures of the whole run."""
+        if self._output is not None and self.records:
+            self._output.save(self.records, self.parameters)
+            self._draw(state.global_step, at_end=True)
+        self._end()
+
+    def finding_markers(self) -> list[tuple[int, str]]:
+        """Return (step, parameter) of the faults that training health, if it takes part, has reported in this run."""
+        return [] if self._output is None else self._output.finding_markers()
+
+    # --- shared work ---
+
+    def is_sampled(self, step: int) -> bool:
+        """Return whether optimizer step `step` is observed.
+
+        Args:
+            step: number of the step, 1 for the first.
+        """
+        return step % self.every_n_steps == 0 or (step < self.every_n_steps and step in self.early_steps)
+
+    def _observe(self, action: Callable[[], Any]) -> Any:
+        """Run a part of the observation; if it fails, nothing more is observed in this run."""
+        result = self._safe.attempt("measurements", action)
+        if "measurements" in self._safe.failed:
+            self._let_go()
+        return result
+
+    def _stop_observing(self, reason: str) -> None:
+        logger.warning("%s: nothing is observed. %s", self.title, reason)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Free what a step that was interrupted has left; the reader goes with the last callback that holds it."""
+        if self._reading is not None:
+            self._reading.leave()
+        self._reader = self._reading = None
+        self.release()
+
+    def _end(self) -> None:
+        self._let_go()
+        if self._output is not None:
+            self._output.close()
+
+    def _draw(self, step: int, at_end: bool = False) -> None:
+        output = self._output
+        if output is None or not (output.figures and output.is_main):
+            return
+        figures = self._safe.attempt("figures", lambda: self.draw(at_end or output.has_time_to_draw))
+        output.write_figures(step, figures or {}, png=at_end)
+
+    def _trainers_writer(self) -> Any:
+        if self._trainer is None:
+            return None
+        writers = (getattr(c, "tb_writer", None) for c in self._trainer.callback_handler.callbacks)
+        return next((writer for writer in writers if writer is not None), None)
+
+    def _report(self, scalars: dict[str, float], step: int) -> None:
+        """Hand scalars to the trainer's other reporters, as `Trainer.log` would, and to the log history."""
+        trainer = self._trainer
+        assert trainer is not None
+        handler, state = trainer.callback_handler, trainer.state
+        epoch = {} if state.epoch is None else {"epoch": state.epoch}
+        state.log_history.append({**scalars, **epoch, "step": step})
+        for callback in handler.callbacks:
+            if isinstance(callback, _NOT_REPORTED_TO):
+                continue
+            on_log = partial(
+                callback.on_log,
+                trainer.args,
+                state,
+                copy.copy(trainer.control),  # flags that Trainer's own log needs are left alone
+                logs={**scalars, **epoch},
+                model=handler.model,
+                processing_class=handler.processing_class,
+                optimizer=handler.optimizer,
+                lr_scheduler=handler.lr_scheduler,
+                train_dataloader=handler.train_dataloader,
+                eval_dataloader=handler.eval_dataloader,
+            )
+            self._safe.attempt(f"scalars for {type(callback).__name__}", on_log)
+
+
+# TensorBoard and W&B have the scalars under their own names; the printed line stays short.
+_NOT_REPORTED_TO = (
+    DefaultFlowCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TensorBoardCallback,
+    WandbCallback,
+    MonitoringCallback,
+)
+
+
+def check_sampling(every_n_steps: int, skip_probability: float = 0.0) -> None:
+    """Refuse arguments that cannot be meant.
+
+    Args:
+        every_n_steps: distance of sampled steps.
+        skip_probability: fraction of the parameters to leave out.
+
+    Raises:
+        InputError: if `every_n_steps` is not a positive integer or `skip_probability` lies outside [0, 1].
+    """
+    if not isinstance(every_n_steps, int) or isinstance(every_n_steps, bool) or every_n_steps < 1:
+        raise InputError(f"every_n_steps must be a whole number of steps, 1 or more, got {every_n_steps!r}")
+    if not 0.0 <= skip_probability <= 1.0:
+        raise InputError(f"skip_probability must lie in [0, 1], got {skip_probability!r}")

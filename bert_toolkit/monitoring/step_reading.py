@@ -1,0 +1,238 @@
+"""One reading of gradients and parameters for each sampled optimizer step, shared by all who observe that step."""
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from bert_toolkit.monitoring.gradient_flow import GradientFlowMonitor, GradientFlowRecord, PendingGradientFlow
+from bert_toolkit.monitoring.parameter_roles import ParameterInfo, named_unique_parameters, unwrap
+from bert_toolkit.monitoring.update_ratios import Mode, UpdateRatioMonitor, UpdateRatioRecord
+
+# What an observer wants to know of updates; `any` takes what another observer measures, or the cheap sample.
+UpdateSampling = Literal["exact", "sampled", "any"]
+
+
+class StepReader:
+    """Read a model's gradients and updates once per step, however many observers want them.
+
+    Observers of one model get the same reader from `StepReader.of(model)` and keep it for as long as they observe;
+    it goes with the last of them. Between two readings it holds no tensor but the positions of sampled updates.
+
+    Args:
+        model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
+
+    Raises:
+        InputError: if no parameter of the model is trainable.
+
+    Example:
+        ```python
+        reader = StepReader.of(model)
+        reading = reader.begin(step)
+        reading.join(gradients=True, updates="exact")
+        loss = model(**batch).loss
+        loss.backward()
+        reading.before_step()
+        optimizer.step()
+        reading.after_step()
+        print(reading.gradients.norm, reading.updates().ratio)
+        reading.leave()
+        ```
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = unwrap(model)
+        self.gradient_flow = GradientFlowMonitor(self.model)
+        self._update_ratios: dict[tuple[Mode, int], UpdateRatioMonitor] = {}
+        self._open: weakref.ref[StepReading] | None = None
+
+    @staticmethod
+    def of(model: nn.Module) -> "StepReader":
+        """Return the reader that all observers of this model share.
+
+        Args:
+            model: the module that is trained, wrapped or not.
+
+        Returns:
+            The reader that another observer of the model holds, else a new one.
+
+        Raises:
+            InputError: if no parameter of the model is trainable.
+        """
+        model = unwrap(model)
+        held = _READERS.get(model)
+        reader = None if held is None else held()
+        if reader is None:
+            reader = StepReader(model)
+            _READERS[model] = weakref.ref(reader)
+        return reader
+
+    @property
+    def parameters(self) -> dict[str, ParameterInfo]:
+        """Description of every parameter by name, those included that were added or removed while training."""
+        return self.gradient_flow.parameters
+
+    def begin(self, step: int) -> "StepReading":
+        """Return the reading of optimizer step `step`; the first observer that asks opens it.
+
+        Args:
+            step: number of the step, 1 for the first.
+
+        Returns:
+            The reading; ask before the forward pass, and say with `join` what you want of it.
+        """
+        reading = None if self._open is None else self._open()
+        if reading is None or reading.step != step:
+            self.forget()
+            reading = StepReading(self, step)
+            self._open = weakref.ref(reading)
+        return reading
+
+    def forget(self) -> None:
+        """Free what a step that was interrupted has left."""
+        self.gradient_flow.forget()
+        for monitor in self._update_ratios.values():
+            monitor.forget()
+        self._open = None
+
+    def _update_monitor(self, mode: Mode, seed: int) -> UpdateRatioMonitor:
+        key = mode, seed
+        if key not in self._update_ratios:
+            self._update_ratios[key] = UpdateRatioMonitor(self.model, mode, seed)
+            self._update_ratios[key]._watched = self.gradient_flow._watched  # one description for all
+        return self._update_ratios[key]
+
+
+class StepReading:
+    """What the observers of one optimizer step read together; every method may be called by each of them.
+
+    Args:
+        reader: made by `StepReader.begin`.
+        step: number of the step, 1 for the first.
+
+    Attributes:
+        model: the module that is trained, unwrapped.
+        learning_rates: parameter name -> learning rate of this step, for parameters that the optimizer holds; empty
+            before `before_step` and where it was given no optimizer.
+    """
+
+    def __init__(self, reader: StepReader, step: int):
+        self.step = step
+        self.model = reader.model
+        self.learning_rates: dict[str, float] = {}
+        self._reader = reader
+        self._observers = 0
+        self._wants_gradients = False
+        self._wants_updates: list[tuple[UpdateSampling, int]] = []
+        self._read_before = False
+        self._failure: Exception | None = None
+        self._pending: PendingGradientFlow | None = None
+        self._gradients: GradientFlowRecord | None = None
+        self._copies: dict[tuple[Mode, int], UpdateRatioMonitor] = {}
+        self._updates: dict[tuple[Mode, int], UpdateRatioRecord] = {}
+
+    def join(self, gradients: bool = False, updates: UpdateSampling | None = None, seed: int = 0) -> None:
+        """Say what one observer wants; call it once for each, before the forward pass.
+
+        Args:
+            gradients: statistics of the gradients.
+            updates: `"exact"`, `"sampled"`, or `"any"` for what other observers measure anyway, else a sample.
+            seed: seed of the sampled positions.
+        """
+        self._observers += 1
+        if gradients and not self._wants_gradients:
+            self._wants_gradients = True
+            self._reader.gradient_flow.watch_backward()
+        if updates is not None:
+            self._wants_updates.append((updates, seed))
+
+    def leave(self) -> None:
+        """Say that one observer is done; with the last of them everything that was read is freed."""
+        self._observers -= 1
+        if self._observers == 0:
+            self._reader.forget()
+
+    def before_step(
+        self, optimizer: Any = None, max_norm: float | None = None, backward_scale: Tensor | None = None
+    ) -> None:
+        """Read gradients and copy parameters; call it after clipping, right before the optimizer's step.
+
+        Args:
+            optimizer: what will take the step, for its learning rates.
+            max_norm: limit to which gradients were clipped, None if they were not.
+            backward_scale: loss scale of the backward pass that has been removed since; see
+                `GradientFlowMonitor.start`.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._read_before:
+            return
+        self._read_before = True
+        try:
+            self._read(optimizer, max_norm, backward_scale)
+        except Exception as error:
+            self._failure = error  # every observer must hear of it
+            raise
+
+    def _read(self, optimizer: Any, max_norm: float | None, backward_scale: Tensor | None) -> None:
+        groups: Sequence[dict[str, Any]] = getattr(optimizer, "param_groups", ())
+        if groups:
+            names = {id(parameter): name for name, parameter in named_unique_parameters(self.model)}
+            self.learning_rates = {
+                names[id(parameter)]: float(group["lr"])
+                for group in groups
+                for parameter in group["params"]
+                if id(parameter) in names
+            }
+        if self._wants_gradients:
+            self._pending = self._reader.gradient_flow.start(max_norm=max_norm, backward_scale=backward_scale)
+        for mode, seed in self._needed():
+            monitor = self._reader._update_monitor(mode, seed)
+            monitor.before_step()
+            self._copies[mode, seed] = monitor
+
+    def after_step(self) -> None:
+        """Compare the parameters with their copies and free these; call it after the step, before `zero_grad()`."""
+        copies, self._copies = self._copies, {}
+        for key, monitor in copies.items():
+            self._updates[key] = monitor.after_step(self.step)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a parameter had a gradient in `before_step`."""
+        return self._pending is not None or self._gradients is not None
+
+    @property
+    def gradients(self) -> GradientFlowRecord | None:
+        """Statistics of the gradients, once the device has sent them; None where no parameter had a gradient."""
+        if self._pending is not None:
+            self._gradients, self._pending = self._pending.finish(self.step), None
+        return self._gradients
+
+    def updates(self, mode: UpdateSampling = "any", seed: int = 0) -> UpdateRatioRecord | None:
+        """Return how far the step moved the parameters.
+
+        Args:
+            mode: what was asked for in `join`; an exact record serves all.
+            seed: what was asked for in `join`.
+
+        Returns:
+            The record, or None before `after_step` and where nobody asked for one.
+        """
+        for key, record in self._updates.items():
+            if mode == "any" or key[0] == "exact" or key == (mode, seed):
+                return record
+        return None
+
+    def _needed(self) -> list[tuple[Mode, int]]:
+        """The fewest copies of the parameters that serve all observers."""
+        if any(mode == "exact" for mode, _ in self._wants_updates):
+            return [("exact", 0)]
+        seeds = dict.fromkeys(seed for mode, seed in self._wants_updates if mode == "sampled")
+        if self._wants_updates and not seeds:
+            seeds = {0: None}
+        return [("sampled", seed) for seed in seeds]
+
+
+_READERS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[StepReader]] = weakref.WeakKeyDictionary()
