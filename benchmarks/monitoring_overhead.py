@@ -69,7 +69,7 @@ class Ours(Way):
         self.state, self.control = TrainerState(max_steps=NEVER), TrainerControl()
         self.kwargs = {"model": model, "optimizer": optimizer}
         self.event("on_train_begin")
-        self.state.global_step = 1
+        self.state.global_step = 100  # past the first steps, which are sampled more densely
         self.marks: list[float] = []  # seconds of what the callbacks do within the forward and backward pass
         for callback in callbacks:
             if getattr(callback, "_watch", None) is not None:

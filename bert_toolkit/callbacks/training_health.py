@@ -13,6 +13,7 @@ from transformers.training_args import TrainingArguments
 
 from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
 from bert_toolkit.errors import InputError
+from bert_toolkit.files import replaced_at_once
 from bert_toolkit.health.findings import Finding, message
 from bert_toolkit.health.forward_statistics import ForwardStatistics, ForwardWatch, PendingForward
 from bert_toolkit.health.history import HealthHistory, HealthSample
@@ -272,10 +273,8 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         lines = [{"event": "finding", **entry} for entry in self.judge.report()]
         if verdict is not None:
             lines.append({"event": "verdict", "verdict": verdict})
-        self._folder.mkdir(parents=True, exist_ok=True)
-        partial = self._findings_file.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        partial.replace(self._findings_file)
+        with replaced_at_once(self._findings_file) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     @property
     def _is_main(self) -> bool:

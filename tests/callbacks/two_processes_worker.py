@@ -39,8 +39,8 @@ def main(out: Path, way: str) -> None:
     flow, update = GradientFlowCallback(every_n_steps=1), UpdateRatioCallback(every_n_steps=1)
     trainer = Trainer(model, args, train_dataset=rows(), callbacks=[flow, update])
     trainer.train()
-    save_records(out / f"rank{rank}" / "gradients.npz", flow.records, flow.monitor.parameters)
-    save_records(out / f"rank{rank}" / "updates.npz", update.records, update.monitor.parameters)
+    save_records(out / f"rank{rank}" / "gradients.npz", flow.records, flow.parameters)
+    save_records(out / f"rank{rank}" / "updates.npz", update.records, update.parameters)
     # A live DDP object at exit aborts the process now and then.
     del trainer, model, flow, update
     gc.collect()
