@@ -19,6 +19,7 @@ from transformers.trainer_callback import (
 )
 from transformers.training_args import TrainingArguments
 
+from bert_toolkit.callbacks.monitored_run import MonitoredRun
 from bert_toolkit.callbacks.monitoring_output import MonitoringOutput, SubRun
 from bert_toolkit.callbacks.safe_outputs import SafeOutputs
 from bert_toolkit.errors import InputError
@@ -42,15 +43,17 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
     writes TensorBoard, W&B, PNG files and the record file, and goes on where a resumed run was. Whatever fails is told
     in one warning and left out from then on; training goes on.
 
-    | event | what happens on a sampled step |
-    |---|---|
-    | `on_step_begin` | `before_forward(step)` |
-    | `on_pre_optimizer_step` | gradients are read, parameters are copied; `before_step(reading)` |
-    | `on_optimizer_step` | parameters are compared with the copy |
-    | `on_step_end` | `measure(reading)`, `scalars(record)`, now and then `draw(at_end=False)` |
-    | `on_save` | the record file is written |
-    | `on_train_end` | record file and PNG files are written, `draw(at_end=True)` |
+    | Trainer's event | what happens on a sampled step | what a subclass fills in |
+    |---|---|---|
+    | `on_train_begin` | records of a resumed run are read | `begin(run)` |
+    | `on_step_begin` | the backward pass is watched | `before_forward(step)` |
+    | `on_pre_optimizer_step` | gradients are read, parameters are copied | `before_step(reading, optimizer)` |
+    | `on_optimizer_step` | parameters are compared with the copy | `after_step(reading)` |
+    | `on_step_end` | the record is kept and reported | `measure(reading)`, `scalars(record)`, `draw(False)` |
+    | `on_save` | the record file is written | |
+    | `on_train_end` | record file and PNG files are written | `draw(True)` |
 
+    `watch_loop` calls the same methods in a loop without Trainer.
     On other steps it does nothing.
 
     Args:
@@ -103,6 +106,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         self._reader: StepReader | None = None
         self._reading: StepReading | None = None
         self._safe = SafeOutputs(self.title)
+        self._run: MonitoredRun | None = None
         self._output: MonitoringOutput[Record] | None = None
 
     # --- what a subclass fills in ---
@@ -112,13 +116,11 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         """Which update ratios are wanted, None for none."""
         return None
 
-    def begin(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module) -> None:
+    def begin(self, run: MonitoredRun) -> None:
         """Start a run whose model can be observed.
 
         Args:
-            args: the trainer's arguments.
-            state: the trainer's state; `global_step` is not 0 where a run is resumed.
-            model: the module that is trained.
+            run: the run; `first_step` is not 0 where one is resumed.
         """
 
     def before_forward(self, step: int) -> None:
@@ -128,8 +130,16 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
             step: number of the step.
         """
 
-    def before_step(self, reading: StepReading) -> None:
+    def before_step(self, reading: StepReading, optimizer: Any) -> None:
         """Do what is due right before the optimizer's step, once gradients are read.
+
+        Args:
+            reading: the reading of this step.
+            optimizer: the optimizer, or Accelerate's wrapper of it.
+        """
+
+    def after_step(self, reading: StepReading) -> None:
+        """Do what is due right after the optimizer's step, while gradients are still there.
 
         Args:
             reading: the reading of this step.
@@ -188,98 +198,105 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         callbacks.insert(max(flows, default=-1) + 1, self)
         self._trainer = trainer
 
-    # --- Trainer's events ---
+    # --- a run, whoever runs it ---
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Find out whether the model can be observed, and read the records of a run that is resumed."""
+    @property
+    def wants_stop(self) -> bool:
+        """Whether the step that ended last is reason to end training."""
+        return False
+
+    def start_run(self, run: MonitoredRun) -> None:
+        """Find out whether the model can be observed, and read the records of a run that is resumed.
+
+        Args:
+            run: the run that begins.
+        """
         self._end()
         self._safe = SafeOutputs(self.title)
         self.records, self.parameters = [], {}
-        self._safe.attempt("measurements", lambda: self._begin(args, state, kwargs["model"], kwargs.get("optimizer")))
+        self._safe.attempt("measurements", lambda: self._start_run(run))
 
-    def _begin(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module, optimizer: Any) -> None:
-        sub_run = SubRun.of(str(args.output_dir or "."))
-        self._output = MonitoringOutput(
-            self.name,
-            self.record_class,
-            self.figures,
-            self._safe,
-            Path(args.output_dir or ".") / "monitoring",
-            is_main=state.is_world_process_zero,
-            steps=(state.global_step, state.max_steps),
-            writer=lambda: self._trainers_writer() or sub_run.writer(),
-            wandb="wandb" in (args.report_to or ()),
-            reporter=None if self._trainer is None else self._report,
-        )
-        reason = unsupported_reason(model, optimizer)
+    def _start_run(self, run: MonitoredRun) -> None:
+        self._run = run
+        self._output = MonitoringOutput(self.name, self.record_class, self.figures, self._safe, run)
+        reason = unsupported_reason(run.model, run.optimizer)
         if reason:
             self._stop_observing(reason)
             return
-        reader = StepReader.of(model)
+        reader = StepReader.of(run.model)
         reader.forget()
         self._reader = reader
         self.parameters = reader.parameters
         if reader.gradient_flow.frozen:
             logger.info("%s leaves out frozen parameters: %s", self.title, ", ".join(reader.gradient_flow.frozen))
         self.records = self._output.earlier_records()
-        self.begin(args, state, model)
+        self.begin(run)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Prepare the reading of a sampled step."""
-        step = state.global_step + 1
+    def open_step(self, step: int) -> None:
+        """Prepare the reading of a step if it is sampled; called before its forward pass.
+
+        Args:
+            step: number of the step, 1 for the first.
+        """
         if self._reader is not None and self.is_sampled(step):
-            self._observe(lambda: self._open(step))
+            self._observe(lambda: self._open_step(step))
 
-    def _open(self, step: int) -> None:
+    def _open_step(self, step: int) -> None:
         assert self._reader is not None
         reading = self._reader.begin(step)
         reading.join(self.reads_gradients, self.reads_updates, self.seed)
         self._reading = reading
         self.before_forward(step)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    def read_before(
+        self,
+        optimizer: Any,
+        max_norm: float | None = None,
+        backward_scale: torch.Tensor | None = None,
+        loss_scale: float = 1.0,
     ) -> None:
-        """Read gradients and copy parameters of a sampled step."""
-        if self._reading is not None:
-            self._observe(lambda: self._read_before(args, kwargs.get("optimizer")))
+        """Read gradients and copy parameters of a sampled step; called right before the optimizer's step.
 
-    def _read_before(self, args: TrainingArguments, optimizer: Any) -> None:
+        Args:
+            optimizer: the optimizer, or Accelerate's wrapper of it.
+            max_norm: see `StepReading.before_step`.
+            backward_scale: see `StepReading.before_step`.
+            loss_scale: see `StepReading.before_step`.
+        """
         reading = self._reading
-        assert reading is not None
-        # Accelerate's wrapper of the optimizer carries the gradient scaler.
-        scaler = getattr(optimizer, "scaler", None)
-        device = next(reading.model.parameters()).device
-        reading.before_step(
-            optimizer,
-            max_norm=args.max_grad_norm if args.max_grad_norm else None,
-            backward_scale=None if scaler is None else scaler.scale(torch.ones((), device=device)),
-        )
-        self.before_step(reading)
+        if reading is not None:
+            self._observe(lambda: self._read_before(reading, optimizer, max_norm, backward_scale, loss_scale))
+
+    def _read_before(
+        self,
+        reading: StepReading,
+        optimizer: Any,
+        max_norm: float | None,
+        backward_scale: torch.Tensor | None,
+        loss_scale: float,
+    ) -> None:
+        reading.before_step(optimizer, max_norm, backward_scale, loss_scale)
+        self.before_step(reading, optimizer)
         if self.reads_gradients and not reading.has_gradients:
             self._stop_observing(
                 "no parameter has a gradient before the optimizer's step, so the optimizer or its wrapper keeps "
                 "gradients elsewhere"
             )
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Compare the parameters of a sampled step with their copy."""
+    def read_after(self) -> None:
+        """Compare the parameters of a sampled step with their copy; called right after the optimizer's step."""
         reading = self._reading
         if reading is not None:
-            self._observe(reading.after_step)
+            self._observe(lambda: self._read_after(reading))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def _read_after(self, reading: StepReading) -> None:
+        reading.after_step()
+        self.after_step(reading)
+
+    def close_step(self) -> None:
         """Keep and report the record of a sampled step."""
         reading, self._reading = self._reading, None
-        if reading is None or self._reader is None or self._output is None:
+        if reading is None or self._output is None:
             return
         record = self._observe(lambda: self.measure(reading))
         reading.leave()
@@ -291,19 +308,88 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         if self._output.figure_is_due(reading.step):
             self._draw(reading.step)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def save(self) -> None:
         """Write the record file, from which a run that is resumed here goes on."""
         if self._output is not None:
             self._output.save(self.records, self.parameters)
 
+    def end_run(self, step: int) -> None:
+        """Write the record file and the figures of the whole run.
+
+        Args:
+            step: number of the last step.
+        """
+        if self._output is not None and self.records:
+            self._output.save(self.records, self.parameters)
+            self._draw(step, at_end=True)
+        self._end()
+
+    # --- Trainer's events ---
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start a run; see `start_run`."""
+        output_dir = str(args.output_dir or ".")
+        sub_run = SubRun.of(output_dir)
+        self.start_run(
+            MonitoredRun(
+                model=kwargs["model"],
+                optimizer=kwargs.get("optimizer"),
+                output_dir=Path(output_dir),
+                is_main=state.is_world_process_zero,
+                first_step=state.global_step,
+                last_step=state.max_steps,
+                writer=lambda: self._trainers_writer() or sub_run.writer(),
+                wandb="wandb" in (args.report_to or ()),
+                reporter=None if self._trainer is None else self._report,
+                schedule=kwargs.get("lr_scheduler"),
+                tokenizer=kwargs.get("processing_class"),
+                arguments=args,
+                log_history=state.log_history,
+                watch_forward=not args.torch_compile and args.n_gpu <= 1,
+            )
+        )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Prepare the reading of a sampled step; see `open_step`."""
+        self.open_step(state.global_step + 1)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Read gradients and copy parameters of a sampled step; see `read_before`."""
+        if self._reading is not None:
+            optimizer = kwargs.get("optimizer")
+            # Accelerate's wrapper of the optimizer carries the gradient scaler.
+            scaler = getattr(optimizer, "scaler", None)
+            device = next(self._reading.model.parameters()).device
+            scale = None if scaler is None else scaler.scale(torch.ones((), device=device))
+            self.read_before(optimizer, args.max_grad_norm or None, scale)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Compare the parameters of a sampled step with their copy; see `read_after`."""
+        self.read_after()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep and report the record of a sampled step; see `close_step`."""
+        self.close_step()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the record file; see `save`."""
+        self.save()
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write the record file and the figures of the whole run."""
-        if self._output is not None and self.records:
-            self._output.save(self.records, self.parameters)
-            self._draw(state.global_step, at_end=True)
-        self._end()
+        """Write the record file and the figures of the whole run; see `end_run`."""
+        self.end_run(state.global_step)
 
     def finding_markers(self) -> list[tuple[int, str]]:
         """Return (step, parameter) of the faults that training health, if it takes part, has reported in this run."""

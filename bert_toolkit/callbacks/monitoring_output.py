@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 
+from bert_toolkit.callbacks.monitored_run import MonitoredRun
 from bert_toolkit.callbacks.safe_outputs import SafeOutputs
 from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.parameter_roles import ParameterInfo
@@ -40,37 +41,20 @@ class MonitoringOutput(Generic[Record]):
         kind: class of the records, None where no file is written.
         figures: whether to draw.
         safe: runs the outputs.
-        folder: where PNG and record files go; made when first needed.
-        is_main: whether this process writes.
-        steps: steps at which the run begins and ends.
-        writer: gives the TensorBoard writer, when there is something to write; None for no TensorBoard.
-        wandb: send scalars and figures to the W&B run of this process.
-        reporter: takes scalars and their step to further reporters; called on every process.
+        run: the run, with its folder, its steps and where to report.
     """
 
-    def __init__(
-        self,
-        name: str,
-        kind: type[Record] | None,
-        figures: bool,
-        safe: SafeOutputs,
-        folder: Path,
-        is_main: bool = True,
-        steps: tuple[int, int] = (0, 0),
-        writer: "Callable[[], SummaryWriter] | None" = None,
-        wandb: bool = False,
-        reporter: Callable[[dict[str, float], int], None] | None = None,
-    ):
+    def __init__(self, name: str, kind: type[Record] | None, figures: bool, safe: SafeOutputs, run: MonitoredRun):
         self.name = name
         self.kind = kind
         self.figures = figures
-        self.folder = folder
-        self.is_main = is_main
+        self.folder = run.folder
+        self.is_main = run.is_main
         self._safe = safe
-        self._first_step, self._last_step = steps
-        self._writer = writer
-        self._wandb = wandb
-        self._reporter = reporter
+        self._first_step, self._last_step = run.first_step, run.last_step
+        self._writer = run.writer
+        self._wandb = run.wandb
+        self._reporter = run.reporter
         self._started, self._started_at = time.perf_counter(), time.time()
         self._drawing_seconds = 0.0
         self._figures_drawn = 0

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from bert_toolkit.callbacks.monitored_run import MonitoredRun
 from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
 from bert_toolkit.errors import InputError
 from bert_toolkit.files import replaced_at_once
@@ -87,29 +87,34 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         """Faults that nothing else explains, oldest first."""
         return self.judge.findings
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start with an empty history, or with that of the run that is resumed."""
-        self.judge, self.history, self._logged_loss = HealthJudge(), None, math.nan
-        super().on_train_begin(args, state, control, **kwargs)
+    @property
+    def wants_stop(self) -> bool:
+        """Whether the step that ended last is reason to end training."""
+        return self._stop
 
-    def begin(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module) -> None:
+    def start_run(self, run: MonitoredRun) -> None:
+        """Start with an empty history, or with that of the run that is resumed.
+
+        Args:
+            run: the run that begins.
+        """
+        self.judge, self.history, self._logged_loss = HealthJudge(), None, math.nan
+        self._watch, self._stop = None, False
+        super().start_run(run)
+
+    def begin(self, run: MonitoredRun) -> None:
         """Prepare history and forward watch.
 
         Args:
-            args: the trainer's arguments.
-            state: the trainer's state.
-            model: the module that is trained.
+            run: the run that begins.
         """
-        self._folder = Path(args.output_dir or ".") / "monitoring"
-        watchable = not args.torch_compile and args.n_gpu <= 1
-        self._watch = ForwardWatch(model) if watchable else None
-        self.history = HealthHistory(model, state.max_steps)
-        if state.global_step > 0:
-            self._resume(state.global_step)
-            for entry in state.log_history:
-                self._note_evaluation(int(entry["step"]), entry)
+        self._folder = run.folder
+        self._watch = ForwardWatch(run.model) if run.watch_forward else None
+        self.history = HealthHistory(run.model, run.last_step)
+        if run.first_step > 0:
+            self._resume(run.first_step)
+            for entry in run.log_history:
+                self.note_evaluation(int(entry["step"]), entry)
         self._write_findings()
 
     def before_forward(self, step: int) -> None:
@@ -121,11 +126,12 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         if self._watch is not None:
             self._watch.start()
 
-    def before_step(self, reading: StepReading) -> None:
+    def before_step(self, reading: StepReading, optimizer: Any) -> None:
         """Stop watching the forward passes.
 
         Args:
             reading: the reading of this step.
+            optimizer: the optimizer.
         """
         self._forward = self._watch.stop() if self._watch is not None else None
 
@@ -176,14 +182,65 @@ class TrainingHealthCallback(MonitoringCallback[None]):
             )
             return False
 
+    def close_step(self) -> None:
+        """Judge a sampled step, and find out whether any process wants to end training."""
+        sampled = self._reading is not None
+        self._stop = False
+        super().close_step()
+        if sampled and self.on_finding != "warn" and self._run is not None:
+            self._stop = self._run.any_rank(self._stop)
+
+    def save(self) -> None:
+        """Write what was seen and found, from which a run that is resumed here goes on."""
+        self._write_samples()
+        self._write_findings()
+
+    def end_run(self, step: int) -> None:
+        """Write what was seen and found, and tell the verdict.
+
+        Args:
+            step: number of the last step.
+        """
+        if self.history is not None and self._is_main:
+            self._write_samples()
+            self._write_findings(self.verdict)
+            if self.findings:
+                logger.warning("%s", self.verdict)
+            elif logger.isEnabledFor(logging.INFO):
+                logger.info("%s", self.verdict)
+            else:  # loggers are silent below warnings by default, and a healthy run must not look like a fault
+                print(self.verdict)
+        super().end_run(step)
+
+    def note_loss(self, loss: float) -> None:
+        """Remember the loss that the training loop reports, for models that return none.
+
+        Args:
+            loss: mean loss of a batch.
+        """
+        self._logged_loss = loss
+
+    def note_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
+        """Remember the numbers of an evaluation.
+
+        Args:
+            step: optimizer step after which it was made.
+            metrics: its numbers, by names that begin with `eval_`; others are left out.
+        """
+        numbers = {
+            key: float(value)
+            for key, value in metrics.items()
+            if key.startswith("eval_") and isinstance(value, (int, float))
+        }
+        if self.history is not None and numbers:
+            self.history.evaluations.append((step, numbers))
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Judge a sampled step and end training where that is asked for."""
-        sampled = self._reading is not None
-        self._stop = False
         super().on_step_end(args, state, control, **kwargs)
-        if sampled and self.on_finding != "warn" and _any_rank(self._stop, args):
+        if self._stop:
             control.should_training_stop = True
             if self.history is not None and _is_finite(self.history):
                 control.should_save = True
@@ -196,8 +253,9 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Remember the loss that Trainer logs, for models that return none."""
-        self._logged_loss = float((logs or {}).get("loss", self._logged_loss))
+        """Remember the loss that Trainer logs."""
+        if isinstance(loss := (logs or {}).get("loss"), (int, float)):
+            self.note_loss(float(loss))
 
     def on_evaluate(
         self,
@@ -208,37 +266,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         **kwargs: Any,
     ) -> None:
         """Remember the numbers of an evaluation."""
-        self._note_evaluation(state.global_step, metrics or {})
-
-    def _note_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
-        """Keep the numbers of an evaluation; a record of the training loss holds none."""
-        numbers = {
-            key: float(value)
-            for key, value in metrics.items()
-            if key.startswith("eval_") and isinstance(value, (int, float))
-        }
-        if self.history is not None and numbers:
-            self.history.evaluations.append((step, numbers))
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write what was seen and found, from which a run that is resumed here goes on."""
-        self._write_samples()
-        self._write_findings()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Write what was seen and found, and tell the verdict."""
-        if self.history is not None and self._is_main:
-            self._write_samples()
-            self._write_findings(self.verdict)
-            if self.findings:
-                logger.warning("%s", self.verdict)
-            elif logger.isEnabledFor(logging.INFO):
-                logger.info("%s", self.verdict)
-            else:  # loggers are silent below warnings by default, and a healthy run must not look like a fault
-                print(self.verdict)
-        super().on_train_end(args, state, control, **kwargs)
+        self.note_evaluation(state.global_step, metrics or {})
 
     @property
     def verdict(self) -> str:
@@ -297,11 +325,3 @@ class TrainingHealthCallback(MonitoringCallback[None]):
 def _is_finite(history: HealthHistory) -> bool:
     """Whether the weights of the newest sample are finite, so that they may replace a checkpoint."""
     return len(history) > 0 and math.isfinite(history.weight[-1][history.trainable[-1]].sum())
-
-
-def _any_rank(flag: bool, args: TrainingArguments) -> bool:
-    if args.world_size == 1:
-        return flag
-    answer = torch.tensor(float(flag), device=args.device)
-    torch.distributed.all_reduce(answer, op=torch.distributed.ReduceOp.MAX)
-    return bool(answer.item())

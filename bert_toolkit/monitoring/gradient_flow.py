@@ -201,9 +201,11 @@ class GradientFlowMonitor:
         """Queue the work of an observation on the device without waiting for it.
 
         Args:
-            total_norm, max_norm, loss_scale: as for `observe`.
-            backward_scale: the loss scale that was active during the watched backward pass and has been removed
-                since, as a tensor (`scaler.scale(torch.ones(()))`).
+            total_norm: as for `observe`.
+            max_norm: as for `observe`; 0 where gradients may have been clipped to a limit that is not known.
+            loss_scale: as for `observe`.
+            backward_scale: the loss scale that was active during the watched backward pass, as a tensor
+                (`scaler.scale(torch.ones(()))`).
 
         Returns:
             What `finish(step)` turns into a record, or None if no parameter has a gradient.

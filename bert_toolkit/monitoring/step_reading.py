@@ -154,15 +154,19 @@ class StepReading:
             self._reader.forget()
 
     def before_step(
-        self, optimizer: Any = None, max_norm: float | None = None, backward_scale: Tensor | None = None
+        self,
+        optimizer: Any = None,
+        max_norm: float | None = None,
+        backward_scale: Tensor | None = None,
+        loss_scale: float = 1.0,
     ) -> None:
         """Read gradients and copy parameters; call it after clipping, right before the optimizer's step.
 
         Args:
             optimizer: what will take the step, for its learning rates.
-            max_norm: limit to which gradients were clipped, None if they were not.
-            backward_scale: loss scale of the backward pass that has been removed since; see
-                `GradientFlowMonitor.start`.
+            max_norm: limit to which gradients were clipped, None if they were not, 0 where it is not known.
+            backward_scale: loss scale of the backward pass, as a tensor; see `GradientFlowMonitor.start`.
+            loss_scale: by how much gradients are still multiplied.
         """
         if self._failure is not None:
             raise self._failure
@@ -170,12 +174,12 @@ class StepReading:
             return
         self._read_before = True
         try:
-            self._read(optimizer, max_norm, backward_scale)
+            self._read(optimizer, max_norm, backward_scale, loss_scale)
         except Exception as error:
             self._failure = error  # every observer must hear of it
             raise
 
-    def _read(self, optimizer: Any, max_norm: float | None, backward_scale: Tensor | None) -> None:
+    def _read(self, optimizer: Any, max_norm: float | None, backward_scale: Tensor | None, loss_scale: float) -> None:
         groups: Sequence[dict[str, Any]] = getattr(optimizer, "param_groups", ())
         if groups:
             names = {id(parameter): name for name, parameter in named_unique_parameters(self.model)}
@@ -186,7 +190,9 @@ class StepReading:
                 if id(parameter) in names
             }
         if self._wants_gradients:
-            self._pending = self._reader.gradient_flow.start(max_norm=max_norm, backward_scale=backward_scale)
+            self._pending = self._reader.gradient_flow.start(
+                max_norm=max_norm, loss_scale=loss_scale, backward_scale=backward_scale
+            )
         for mode, seed in self._needed():
             monitor = self._reader._update_monitor(mode, seed)
             monitor.before_step()

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import Trainer, TrainerCallback
 
 from bert_toolkit import GradientFlowCallback, UpdateRatioCallback
+from bert_toolkit.callbacks.monitored_run import MonitoredRun
 from bert_toolkit.callbacks.monitoring_output import MonitoringOutput
 from bert_toolkit.callbacks.safe_outputs import SafeOutputs
 from bert_toolkit.monitoring import GradientFlowRecord, UpdateRatioRecord
@@ -178,9 +179,8 @@ def test_figures_and_scalars_reach_wandb_when_it_is_the_tracker(tmp_path, monkey
     from matplotlib.figure import Figure
 
     for step, wanted in ((3, True), (4, False)):
-        output = MonitoringOutput(
-            "gradient_flow", GradientFlowRecord, True, SafeOutputs("Gradient flow"), tmp_path, wandb=wanted
-        )
+        watched = MonitoredRun(Classifier(), None, tmp_path, wandb=wanted)
+        output = MonitoringOutput("gradient_flow", GradientFlowRecord, True, SafeOutputs("Gradient flow"), watched)
         output.write_figures(step, {"gradients": Figure})
         output.write_scalars(step, lambda: {"gradient_flow/max/head": 0.5})
         output.close()

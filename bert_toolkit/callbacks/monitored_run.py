@@ -1,0 +1,70 @@
+"""What a monitor knows of the training that it watches, whoever runs it: Trainer or a plain loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.training_args import TrainingArguments
+
+
+@dataclass
+class MonitoredRun:
+    """One training.
+
+    Args:
+        model: the module that is trained.
+        optimizer: its optimizer, None where it is not known yet.
+        output_dir: folder of the run; monitoring writes to `output_dir/monitoring`.
+        is_main: whether this process writes.
+        first_step: optimizer steps that were taken before; not 0 where a run is resumed.
+        last_step: the optimizer step at which the run will end, 0 where unknown.
+        writer: gives the TensorBoard writer, None for no TensorBoard.
+        wandb: W&B is the tracker.
+        reporter: takes scalars and their step to further reporters; called on every process.
+        schedule: scheduler of the learning rate, where known.
+        tokenizer: processing class of the data, where known.
+        arguments: the trainer's arguments, None without Trainer.
+        log_history: what was logged before a run was resumed, each entry with its `step`.
+        watch_forward: forward passes can be watched by hooks.
+    """
+
+    model: nn.Module
+    optimizer: Any
+    output_dir: Path
+    is_main: bool = True
+    first_step: int = 0
+    last_step: int = 0
+    writer: Callable[[], SummaryWriter] | None = None
+    wandb: bool = False
+    reporter: Callable[[dict[str, float], int], None] | None = None
+    schedule: Any = None
+    tokenizer: Any = None
+    arguments: TrainingArguments | None = None
+    log_history: Sequence[dict[str, Any]] = ()
+    watch_forward: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Where files of the monitoring go."""
+        return self.output_dir / "monitoring"
+
+    def any_rank(self, flag: bool) -> bool:
+        """Return whether a flag is set on any process; every process must call it.
+
+        Args:
+            flag: the flag of this process.
+        """
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+            return flag
+        answer = torch.tensor(float(flag), device=next(self.model.parameters()).device)
+        distributed.all_reduce(answer, op=distributed.ReduceOp.MAX)
+        return bool(answer.item())
