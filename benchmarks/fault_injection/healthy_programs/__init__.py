@@ -1,0 +1,1 @@
+"""Small complete trainings that are healthy, as different as people write them: does training health stay silent?"""

@@ -1,0 +1,19 @@
+"""Every program; importing this registers them all."""
+
+from benchmarks.fault_injection.healthy_programs import (  # noqa: F401
+    adapters,
+    games_and_margins,
+    language_models,
+    optimizers,
+    preferences,
+    regressions,
+    rows_and_labels,
+    sentence_encoders,
+    sequence_to_sequence,
+    sequences_and_graphs,
+    text_classification,
+    vision,
+)
+from benchmarks.fault_injection.healthy_programs.program import PROGRAMS
+
+__all__ = ["PROGRAMS"]
