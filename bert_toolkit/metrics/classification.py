@@ -23,7 +23,7 @@ IGNORED_LABEL = -100
 
 
 def flat_accuracy(predictions: Any, labels: Any) -> float:
-    """Share of labeled positions whose class is predicted right.
+    """Fraction of labeled positions whose class is predicted right.
 
     Args:
         predictions: Logits `(..., classes)` or class ids shaped like `labels`; NumPy, torch (any device, any float
@@ -35,6 +35,12 @@ def flat_accuracy(predictions: Any, labels: Any) -> float:
 
     Raises:
         InputError: NaN logits, shapes that do not fit, nothing labeled, or values that are not classes.
+
+    Example:
+        >>> flat_accuracy([[2.0, -1.0], [0.3, 0.1], [-1.0, 1.0], [0.0, 4.0]], [0, 1, 1, -100])
+        0.6666666666666666
+        >>> flat_accuracy([0, 1, 1, 0], [0, 1, 0, 0])
+        0.75
     """
     return ClassificationCounts.of(predictions, labels).accuracy
 
@@ -55,6 +61,12 @@ def matthews_correlation(predictions: Any, labels: Any) -> float:
 
     Raises:
         InputError: NaN logits, shapes that do not fit, nothing labeled, or values that are not classes.
+
+    Example:
+        >>> matthews_correlation([0, 1, 1, 0, 1], [0, 1, 0, 0, 1])
+        0.6666666666666666
+        >>> matthews_correlation([1, 1, 1, 1, 1], [0, 1, 1, 1, 1])  # right four times of five, and knows nothing
+        0.0
     """
     return ClassificationCounts.of(predictions, labels).matthews_correlation
 
@@ -71,7 +83,7 @@ def matthews_correlation_interval(
     Args:
         predictions: Logits `(..., classes)` or class ids shaped like `labels`; see `flat_accuracy`.
         labels: Class ids, `(examples,)` or `(examples, length)`; positions labeled -100 do not count.
-        confidence: Share of resamples inside the interval, in (0, 1).
+        confidence: Fraction of resamples inside the interval, in (0, 1).
         resamples: Number of bootstrap resamples, at least 1.
         seed: Seed of the resampling; the same seed gives the same interval.
 
@@ -126,9 +138,19 @@ class ClassificationMetrics:
 
     Pass an instance as `Trainer(compute_metrics=ClassificationMetrics())`. It holds one count per class and starts
     afresh after the batch that Trainer marks as the last.
+
+    Example:
+        >>> import torch
+        >>> from transformers import EvalPrediction
+        >>> metrics = ClassificationMetrics()
+        >>> metrics(EvalPrediction(torch.tensor([[2.0, -1.0], [0.3, 0.1]]), torch.tensor([0, 1])))
+        {}
+        >>> metrics(EvalPrediction(torch.tensor([[-1.0, 1.0], [0.5, 0.2]]), torch.tensor([1, 0])), compute_result=True)
+        {'accuracy': 0.75, 'matthews_correlation': 0.5773502691896258}
     """
 
     def __init__(self) -> None:
+        """Starts with no batch."""
         self.counts = ClassificationCounts()
 
     def __call__(self, eval_prediction: "EvalPrediction", compute_result: bool = False) -> dict[str, float]:
@@ -177,11 +199,23 @@ class ClassificationCounts:
 
     @classmethod
     def of(cls, predictions: Any, labels: Any) -> "ClassificationCounts":
-        """Count logits or class ids against labels; see `flat_accuracy` for the arguments."""
+        """Count logits or class ids against labels.
+
+        Args:
+            predictions: As for `flat_accuracy`.
+            labels: As for `flat_accuracy`.
+
+        Returns:
+            The counts.
+
+        Raises:
+            InputError: As `flat_accuracy`, except that nothing labeled is accepted.
+        """
         predicted, actual = _class_id_pairs(predictions, labels)
         return cls(_occurrences(predicted), _occurrences(actual), int((predicted == actual).sum()))
 
     def __add__(self, other: "ClassificationCounts") -> "ClassificationCounts":
+        """The counts of both sets together."""
         return ClassificationCounts(
             Counter(self.predicted) + Counter(other.predicted),
             Counter(self.actual) + Counter(other.actual),
@@ -195,11 +229,13 @@ class ClassificationCounts:
 
     @property
     def accuracy(self) -> float:
+        """Fraction of labeled positions that are predicted right; `InputError` if nothing is labeled."""
         _require_labeled(self.total)
         return self.correct / self.total
 
     @property
     def matthews_correlation(self) -> float:
+        """As the function of this name; `InputError` if nothing is labeled."""
         _require_labeled(self.total)
         # Python integers: exact at any number of examples
         n = self.total
@@ -211,7 +247,14 @@ class ClassificationCounts:
         return covariance / math.sqrt(predicted_variance * actual_variance)
 
     def metrics(self) -> dict[str, float]:
-        """Both metrics under the names that Trainer logs."""
+        """Both metrics under the names that Trainer logs.
+
+        Returns:
+            `{"accuracy": ..., "matthews_correlation": ...}`.
+
+        Raises:
+            InputError: Nothing is labeled.
+        """
         return {"accuracy": self.accuracy, "matthews_correlation": self.matthews_correlation}
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bert_toolkit.data.labels import MULTI, REGRESSION, SINGLE
 from bert_toolkit.errors import InputError
 from bert_toolkit.metrics import compute_classification_metrics
 
@@ -16,13 +15,16 @@ if TYPE_CHECKING:
 
 
 def compute_multi_label_metrics(eval_prediction: EvalPrediction) -> dict[str, float]:
-    """F1 over all decisions (micro), mean F1 of the labels (macro), and the share of rows with every label right.
+    """F1 over all decisions (micro), mean F1 of the labels (macro), and the fraction of rows with every label right.
 
     A label holds where its logit is at least 0, a probability of one half. The F1 of a label that no row has and
     none was given is 0.
 
     Args:
         eval_prediction: Logits (n, labels) and labels of 0 and 1 (n, labels).
+
+    Returns:
+        `f1_micro`, `f1_macro` and `exact_match`, each in [0, 1].
 
     Raises:
         InputError: Logits that are not finite.
@@ -39,12 +41,16 @@ def compute_multi_label_metrics(eval_prediction: EvalPrediction) -> dict[str, fl
 
 
 def compute_regression_metrics(eval_prediction: EvalPrediction) -> dict[str, float]:
-    """R² (share of the variance explained), both correlations, and errors in the unit of the labels.
+    """R² (fraction of the variance explained), both correlations, and errors in the unit of the labels.
 
     A correlation with constant predictions or labels is undefined and counts as 0.
 
     Args:
         eval_prediction: Predictions (n, 1) and labels (n,).
+
+    Returns:
+        `r2`, `pearson`, `spearman`, `root_mean_squared_error` and `mean_absolute_error`. `r2` is 0 where all labels
+        are equal.
 
     Raises:
         InputError: Predictions that are not finite.
@@ -64,11 +70,16 @@ def compute_regression_metrics(eval_prediction: EvalPrediction) -> dict[str, flo
     }
 
 
-# What Trainer computes, the score that chooses the best checkpoint, and the scores to draw: of each more is better.
+# By `problem_type` of a transformers configuration: what Trainer computes, the score that chooses the best checkpoint,
+# and the scores to draw; more is better.
 METRICS = {
-    SINGLE: (compute_classification_metrics, "matthews_correlation", ["matthews_correlation", "accuracy"]),
-    MULTI: (compute_multi_label_metrics, "f1_micro", ["f1_micro", "f1_macro", "exact_match"]),
-    REGRESSION: (compute_regression_metrics, "r2", ["r2", "pearson", "spearman"]),
+    "single_label_classification": (
+        compute_classification_metrics,
+        "matthews_correlation",
+        ["matthews_correlation", "accuracy"],
+    ),
+    "multi_label_classification": (compute_multi_label_metrics, "f1_micro", ["f1_micro", "f1_macro", "exact_match"]),
+    "regression": (compute_regression_metrics, "r2", ["r2", "pearson", "spearman"]),
 }
 
 
@@ -79,6 +90,9 @@ def class_scores(labels: np.ndarray, predicted: np.ndarray, label_names: Sequenc
         labels: True class ids (n,), or 0 and 1 for each label (n, classes).
         predicted: Likewise.
         label_names: Name of each class.
+
+    Returns:
+        Class name to `precision`, `recall`, `f1` and `rows`.
     """
     from sklearn.metrics import precision_recall_fscore_support
 

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bert_toolkit.errors import InputError
+from bert_toolkit.pretraining.checks import require_fractions, require_special_tokens
 from bert_toolkit.pretraining.keyed_random import random_bits, stream_key
 from bert_toolkit.pretraining.masking import choose_tokens, choose_words, replace_tokens
 from bert_toolkit.pretraining.sentence_pairs import Pair, PairBatch
@@ -31,9 +32,9 @@ class DataCollatorForPreTraining:
 
     Args:
         tokenizer: Gives the ids of [MASK] and padding, the special tokens and the vocabulary.
-        mlm_probability: Share of tokens to predict, in (0, 1).
-        mask_replace_prob: Share of these that become [MASK].
-        random_replace_prob: Share of these that become a random token; the rest stays.
+        mlm_probability: Fraction of tokens to predict, in (0, 1).
+        mask_replace_prob: Fraction of these that become [MASK].
+        random_replace_prob: Fraction of these that become a random token; the rest stays.
         whole_word_mask: Predict all pieces of a word or none. Pieces are told by the tokenizer's continuing prefix
             (`##`), or by `word_ids` in the examples.
         pad_to_multiple_of: Round the padded length up to a multiple of this.
@@ -41,8 +42,19 @@ class DataCollatorForPreTraining:
         next_sentence_labels: Give `next_sentence_label` where the examples have it; False for masked LM alone.
 
     Raises:
-        InputError: A share is out of range, the tokenizer has no [MASK] or no padding token, or whole words cannot be
-            told.
+        InputError: A fraction is out of range, the tokenizer has no [MASK], no padding token or nothing but special
+            tokens, or whole words cannot be told.
+
+    Example:
+        >>> from transformers import BertTokenizer
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "cat", "sleeps", "wakes"]
+        >>> tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+        >>> collator = DataCollatorForPreTraining(tokenizer, mlm_probability=0.4, seed=1)
+        >>> batch = collator([{**tokenizer("The dog sleeps", "The cat wakes"), "example_index": 0}])
+        >>> tokenizer.decode(batch["input_ids"][0])
+        '[CLS] the dog [MASK] [SEP] the [MASK] wakes [SEP]'
+        >>> batch["labels"][0].tolist()
+        [-100, -100, -100, 8, -100, -100, 7, -100, -100]
     """
 
     def __init__(
@@ -55,26 +67,17 @@ class DataCollatorForPreTraining:
         pad_to_multiple_of: int | None = None,
         seed: int = 0,
         next_sentence_labels: bool = True,
-    ):
+    ) -> None:
+        """Looks up the tokenizer's vocabulary; see the class for the arguments."""
         if not 0 < mlm_probability < 1:
             raise InputError(f"`mlm_probability` must lie in (0, 1), got {mlm_probability}")
-        for name, value in (
-            ("mask_replace_prob", mask_replace_prob),
-            ("random_replace_prob", random_replace_prob),
-        ):
-            if not 0 <= value <= 1:
-                raise InputError(f"`{name}` must lie in [0, 1], got {value}")
+        require_fractions(mask_replace_prob=mask_replace_prob, random_replace_prob=random_replace_prob)
         if mask_replace_prob + random_replace_prob > 1 + 1e-9:
             raise InputError(
                 "`mask_replace_prob` + `random_replace_prob` must not exceed 1, got "
                 f"{mask_replace_prob} + {random_replace_prob}"
             )
-        for name in ("mask_token", "pad_token"):
-            if getattr(tokenizer, name) is None:
-                raise InputError(
-                    f"the tokenizer has no `{name}`, which masked language modeling needs: "
-                    f"set it with tokenizer.add_special_tokens({{'{name}': ...}})"
-                )
+        require_special_tokens(tokenizer, ("mask_token", "pad_token"), "masked language modeling")
         self.tokenizer = tokenizer
         self.mlm_probability = mlm_probability
         self.mask_replace_prob = mask_replace_prob
@@ -109,6 +112,9 @@ class DataCollatorForPreTraining:
         Returns:
             `input_ids`, `token_type_ids`, `attention_mask`, `labels` (-100 where nothing is predicted), each
             (batch_size, sequence_length) int64, and, where the examples have it, `next_sentence_label` (batch_size,).
+
+        Raises:
+            InputError: Whole words are asked for and cannot be told.
         """
         first = features[0]
         if isinstance(first, Pair) and _is_whole_batch(first.batch, features):

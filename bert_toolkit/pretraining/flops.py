@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
+from transformers import PretrainedConfig
 
 # Dense peak of the tensor cores in bf16/fp16 without sparsity, FLOP/s, from the vendors' data sheets.
 GPU_PEAKS = {
@@ -22,7 +23,9 @@ GPU_PEAKS = {
 }
 
 
-def pretraining_flops(config, tokens: float, length: float, predictions: float, sequences: float) -> float:
+def pretraining_flops(
+    config: PretrainedConfig, tokens: float, length: float, predictions: float, sequences: float
+) -> float:
     """FLOPs that one training step needs: a multiplication and an addition each, backward = twice forward.
 
     Counted: matrix products of the layers, attention scores and their products with the values, the masked-LM head on
@@ -34,6 +37,9 @@ def pretraining_flops(config, tokens: float, length: float, predictions: float, 
         length: Tokens that each of them attends to.
         predictions: Predicted tokens.
         sequences: Sequences.
+
+    Returns:
+        FLOPs, not FLOP/s.
     """
     size, layers = config.hidden_size, config.num_hidden_layers
     per_token = layers * (4 * size**2 + 2 * size * config.intermediate_size + 2 * size * length)

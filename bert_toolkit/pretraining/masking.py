@@ -2,25 +2,19 @@
 
 Devlin et al. (2019), section 3.1: 15 % of the tokens are predicted; of these 80 % become [MASK], 10 % a random token,
 and 10 % stay.
+
+Shapes: B sequences, T tokens.
 """
 
 import numpy as np
 
-from bert_toolkit.pretraining.keyed_random import random_below, random_bits, random_share
+from bert_toolkit.pretraining.keyed_random import random_below, random_bits, random_fraction
 
+# A priority is a random number whose lowest 16 bits are a position, so that no two of a sequence are equal.
 _POSITION_BITS = np.uint64(0xFFFF)
 _LAST = np.uint64(2**64 - 1)
+# purposes, so that no two kinds of decision share a random number
 _CHOICE, _ACTION, _WORD = range(3)
-
-
-def _position_bits(keys: np.ndarray, positions: np.ndarray, purpose: int) -> np.ndarray:
-    return random_bits(keys, positions.astype(np.uint64) * np.uint64(3) + np.uint64(purpose))
-
-
-def _target_counts(candidates: np.ndarray, probability: float) -> np.ndarray:
-    """max(1, round(probability * n)) per sequence, 0 where there is no candidate: (B,) int64."""
-    available = candidates.sum(axis=1)
-    return np.minimum(np.maximum(np.rint(probability * available).astype(np.int64), 1), available)
 
 
 def choose_tokens(candidates: np.ndarray, keys: np.ndarray, probability: float) -> np.ndarray:
@@ -29,27 +23,18 @@ def choose_tokens(candidates: np.ndarray, keys: np.ndarray, probability: float) 
     Args:
         candidates: (batch_size, sequence_length) bool, tokens that may be predicted.
         keys: (batch_size,) uint64, one random stream per sequence.
-        probability: Share to choose, in (0, 1).
+        probability: Fraction to choose, in (0, 1).
 
     Returns:
         (batch_size, sequence_length) bool, a subset of `candidates`; empty where a sequence has no candidate.
     """
-    counts = _target_counts(candidates, probability)
-    priority = _priorities(candidates, keys)
     if not candidates.shape[1]:
         return candidates.copy()
-    chosen_up_to = np.take_along_axis(np.sort(priority, axis=1), np.maximum(counts - 1, 0)[:, None], axis=1)
-    return candidates & (priority <= chosen_up_to)
-
-
-def _priorities(candidates: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Random order of the candidates; no two of a sequence are equal, and the others come last."""
-    positions = np.arange(candidates.shape[1], dtype=np.uint64)
-    priority = _position_bits(keys[:, None], positions[None, :], _CHOICE)
-    priority &= ~_POSITION_BITS
-    priority |= positions & _POSITION_BITS
-    priority[~candidates] = _LAST
-    return priority
+    # rank the candidates at random, find the rank of the last one to choose, and take all up to it
+    priority = _priorities(candidates, keys)
+    last_rank = np.maximum(_target_counts(candidates, probability) - 1, 0)
+    threshold = np.take_along_axis(np.sort(priority, axis=1), last_rank[:, None], axis=1)
+    return candidates & (priority <= threshold)
 
 
 def choose_words(
@@ -64,7 +49,7 @@ def choose_words(
         candidates: (batch_size, sequence_length) bool, tokens that may be predicted.
         continues_word: (batch_size, sequence_length) bool, True for every piece of a word but its first.
         keys: (batch_size,) uint64, one random stream per sequence.
-        probability: Share of tokens to choose, in (0, 1).
+        probability: Fraction of tokens to choose, in (0, 1).
 
     Returns:
         (batch_size, sequence_length) bool, a subset of `candidates`.
@@ -73,10 +58,11 @@ def choose_words(
     if not width:
         return candidates.copy()
     columns = np.arange(width)
-    # a piece behind a token that may not be chosen begins a word of its own
+    # Find where words begin. A piece after a token that may not be chosen begins a word of its own.
     begins_word = candidates.copy()
     begins_word[:, 1:] &= ~(continues_word[:, 1:] & candidates[:, :-1])
-    # every token gets the priority of its word, and its own position in the lowest bits
+    # Put the tokens into the random order of their words: every token gets the priority of its word's first token,
+    # with its own position in the lowest bits, so that sorting keeps the pieces of a word together and in order.
     word_begin = np.maximum.accumulate(np.where(begins_word, columns, 0), axis=1)
     priority = np.take_along_axis(_priorities(begins_word, keys), word_begin, axis=1)
     priority &= ~_POSITION_BITS
@@ -84,18 +70,18 @@ def choose_words(
     priority[~candidates] = _LAST
     priority.sort(axis=1)
     order = (priority & _POSITION_BITS).astype(np.int64)
+    # Mark the places of this order at which a word begins; the place after the last word counts as well.
     available = candidates.sum(axis=1)
-    left = _target_counts(candidates, probability)
-    # places of the order at which a word begins; the place behind the last one counts as well
     begins = np.ones((len(candidates), width + 1), dtype=bool)
     begins[:, 1:width] = (priority[:, 1:] ^ priority[:, :-1]) > _POSITION_BITS
     begins[:, 1:] |= columns + 1 == available[:, None]
-    # all the words that end within the number to choose
+    # Choose all the words that end within the number to choose.
+    left = _target_counts(candidates, probability)
     places = np.arange(width + 1)
     taken = np.where(begins & (places <= left[:, None]), places, 0).max(axis=1)
     chosen = columns < taken[:, None]
     left -= taken
-    # then, one at a time, the next word that fits into what is left
+    # Then choose, one at a time, the next word that fits into what is left. `rows` are those with something left.
     rows = np.flatnonzero(left > 0)
     sizes = _word_sizes(begins[rows], available[rows])
     while len(rows):
@@ -103,29 +89,23 @@ def choose_words(
         found = fits.any(axis=1)
         rows, sizes, first = rows[found], sizes[found], fits[found].argmax(axis=1)
         size = np.take_along_axis(sizes, first[:, None], axis=1)[:, 0]
-        chosen[rows] |= (columns >= first[:, None]) & (columns < (first + size)[:, None])
+        chosen[rows] |= _stretch(columns, first, size)
         left[rows] -= size
         taken[rows] = first + size
-        open_rows = left[rows] > 0
-        rows, sizes = rows[open_rows], sizes[open_rows]
+        unfilled = left[rows] > 0
+        rows, sizes = rows[unfilled], sizes[unfilled]
+    # Where no word fits at all, choose the shortest one.
     nothing = np.flatnonzero(~chosen.any(axis=1) & (available > 0))
     if len(nothing):
         sizes = _word_sizes(begins[nothing], available[nothing])
         first = np.where(sizes > 0, sizes, width + 1).argmin(axis=1)
         size = np.take_along_axis(sizes, first[:, None], axis=1)[:, 0]
-        chosen[nothing] = (columns >= first[:, None]) & (columns < (first + size)[:, None])
+        chosen[nothing] = _stretch(columns, first, size)
+    # Turn the chosen places of the order back into positions of the sequence.
     targets = np.zeros_like(candidates)
     row_of_chosen, place_of_chosen = np.nonzero(chosen)
     targets[row_of_chosen, order[row_of_chosen, place_of_chosen]] = True
     return targets
-
-
-def _word_sizes(begins: np.ndarray, available: np.ndarray) -> np.ndarray:
-    """Tokens of the word that begins at each place, 0 where none begins: (B, W) from (B, W + 1) begins."""
-    places = np.arange(begins.shape[1])
-    following = np.minimum.accumulate(np.where(begins, places, len(places))[:, ::-1], axis=1)[:, ::-1]
-    is_word = begins[:, :-1] & (places[:-1] < available[:, None])
-    return np.where(is_word, following[:, 1:] - places[:-1], 0)
 
 
 def replace_tokens(
@@ -134,8 +114,8 @@ def replace_tokens(
     keys: np.ndarray,
     mask_token_id: int,
     replacement_ids: np.ndarray,
-    mask_share: float,
-    random_share_of_targets: float,
+    mask_probability: float,
+    random_probability: float,
 ) -> np.ndarray:
     """Replace targets by [MASK], by a random token, or leave them, independently for each.
 
@@ -145,17 +125,54 @@ def replace_tokens(
         keys: (batch_size,) uint64, one random stream per sequence.
         mask_token_id: Id of [MASK].
         replacement_ids: Ids that a random replacement is drawn from, uniformly.
-        mask_share: Share of the targets that become [MASK].
-        random_share_of_targets: Share of the targets that become a random token.
+        mask_probability: Fraction of the targets that become [MASK].
+        random_probability: Fraction of the targets that become a random token.
 
     Returns:
         (batch_size, sequence_length) int64, a new array.
     """
     rows, columns = np.nonzero(targets)
-    action = random_share(_position_bits(keys[rows], columns, _ACTION))
+    # draw what happens to each target, and a word for each, whether it is used or not
+    action = random_fraction(_position_bits(keys[rows], columns, _ACTION))
     word = random_below(_position_bits(keys[rows], columns, _WORD), len(replacement_ids))
-    replaced = np.where(action < mask_share + random_share_of_targets, replacement_ids[word], input_ids[rows, columns])
-    replaced[action < mask_share] = mask_token_id
+    # below the first threshold [MASK], below the second the word, above both the token stays
+    changes = action < mask_probability + random_probability
+    replaced = np.where(changes, replacement_ids[word], input_ids[rows, columns])
+    replaced[action < mask_probability] = mask_token_id
     masked = input_ids.copy()
     masked[rows, columns] = replaced
     return masked
+
+
+def _position_bits(keys: np.ndarray, positions: np.ndarray, purpose: int) -> np.ndarray:
+    """64 random bits of each position for one purpose; `keys` and `positions` broadcast."""
+    return random_bits(keys, positions.astype(np.uint64) * np.uint64(3) + np.uint64(purpose))
+
+
+def _target_counts(candidates: np.ndarray, probability: float) -> np.ndarray:
+    """max(1, round(probability * n)) per sequence, 0 where there is no candidate: (B,) int64."""
+    available = candidates.sum(axis=1)
+    return np.minimum(np.maximum(np.rint(probability * available).astype(np.int64), 1), available)
+
+
+def _priorities(candidates: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Random order of the candidates, (B, T) uint64; no two of a sequence are equal, and the others come last."""
+    positions = np.arange(candidates.shape[1], dtype=np.uint64)
+    priority = _position_bits(keys[:, None], positions[None, :], _CHOICE)
+    priority &= ~_POSITION_BITS
+    priority |= positions & _POSITION_BITS
+    priority[~candidates] = _LAST
+    return priority
+
+
+def _word_sizes(begins: np.ndarray, available: np.ndarray) -> np.ndarray:
+    """Tokens of the word that begins at each place, 0 where none begins: (B, T) from (B, T + 1) begins."""
+    places = np.arange(begins.shape[1])
+    following = np.minimum.accumulate(np.where(begins, places, len(places))[:, ::-1], axis=1)[:, ::-1]
+    is_word = begins[:, :-1] & (places[:-1] < available[:, None])
+    return np.where(is_word, following[:, 1:] - places[:-1], 0)
+
+
+def _stretch(columns: np.ndarray, first: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """True for `size` columns from `first` on, in every row: (B, T) bool."""
+    return (columns >= first[:, None]) & (columns < (first + size)[:, None])

@@ -1,26 +1,20 @@
 """Documents tokenized once, as three flat arrays that may lie in memory or in memory-mapped files."""
 
-import hashlib
-import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from bert_toolkit.errors import InputError
+from bert_toolkit.errors import InputError, reason_of
+from bert_toolkit.pretraining.sentence_encoder import EncodedBatch, SentenceEncoder, offsets_of, tokenizer_fingerprint
 
 try:
     import fcntl
@@ -32,7 +26,6 @@ FORMAT_VERSION = 1
 DTYPES = [
     {"tokens": tokens, "sentence_starts": "int64", "document_starts": "int64"} for tokens in ("uint16", "uint32")
 ]
-_BATCH_CHARACTERS = 1_000_000
 
 
 class TokenizedDocuments:
@@ -44,6 +37,19 @@ class TokenizedDocuments:
         document_starts: (n_documents + 1,) int64 offsets into sentences; the last is n_sentences.
         tokenizer_fingerprint: Digest of the tokenizer that made the ids.
         directory: Where the arrays are mapped from, None when they lie in memory.
+
+    Example:
+        >>> from transformers import BertTokenizer
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "sleeps"]
+        >>> tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+        >>> corpus = TokenizedDocuments.from_documents([["The dog sleeps", "The dog"], ["Sleeps"]], tokenizer)
+        >>> corpus.tokens.tolist(), corpus.sentence_starts.tolist(), corpus.document_starts.tolist()
+        ([5, 6, 7, 5, 6, 7], [0, 3, 5, 6], [0, 2, 3])
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     on_disk = TokenizedDocuments.build(f"{folder}/corpus", [["The dog"]], tokenizer, show_progress=False)
+        ...     len(on_disk), on_disk.tokens.tolist()
+        (1, [5, 6])
     """
 
     def __init__(
@@ -53,7 +59,16 @@ class TokenizedDocuments:
         document_starts: np.ndarray,
         tokenizer_fingerprint: str,
         directory: Path | None = None,
-    ):
+    ) -> None:
+        """Takes the arrays as they are; `from_documents`, `build` and `open` make them.
+
+        Args:
+            tokens: See the class, as for the others.
+            sentence_starts: Likewise.
+            document_starts: Likewise.
+            tokenizer_fingerprint: Likewise.
+            directory: Likewise.
+        """
         self.tokens = tokens
         self.sentence_starts = sentence_starts
         self.document_starts = document_starts
@@ -64,16 +79,24 @@ class TokenizedDocuments:
         """Number of documents."""
         return len(self.document_starts) - 1
 
-    def __reduce__(self) -> tuple:
-        # a pickled np.memmap would carry the whole corpus to every spawned worker
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles a mapped corpus as its folder: a pickled np.memmap would carry it to every spawned worker."""
         if self.directory is not None:
             return TokenizedDocuments.open, (self.directory,)
-        return TokenizedDocuments, (
-            self.tokens,
-            self.sentence_starts,
-            self.document_starts,
-            self.tokenizer_fingerprint,
-        )
+        arrays = (self.tokens, self.sentence_starts, self.document_starts)
+        return TokenizedDocuments, (*arrays, self.tokenizer_fingerprint)
+
+    def bounds_of_document(self, sentence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The document that a sentence belongs to.
+
+        Args:
+            sentence: (n,) int64 numbers of sentences.
+
+        Returns:
+            Its first sentence, and the sentence after its last: (n,) int64 each.
+        """
+        following = np.searchsorted(self.document_starts, sentence, side="right")
+        return self.document_starts[following - 1], self.document_starts[following]
 
     @classmethod
     def from_documents(
@@ -91,28 +114,24 @@ class TokenizedDocuments:
             The tokenized documents; sentences without tokens and documents without sentences are left out.
 
         Raises:
-            InputError: A document is not a list of strings.
+            InputError: A document is not a list of strings, or the tokenizer has no fast backend.
         """
-        encoder = _SentenceEncoder(_backend_text(tokenizer), None)
-        tokens: list[np.ndarray] = []
-        sentence_lengths: list[np.ndarray] = []
-        document_lengths: list[np.ndarray] = []
-        for batch in _batches_of_text(documents):
-            batch_tokens, batch_sentences, batch_documents = encoder(batch)
-            tokens.append(batch_tokens)
-            sentence_lengths.append(batch_sentences)
-            document_lengths.append(batch_documents)
-        empty = np.zeros(0, dtype=np.int64)
-        return cls(
-            np.concatenate(tokens or [empty]),
-            _offsets(np.concatenate(sentence_lengths or [empty])),
-            _offsets(np.concatenate(document_lengths or [empty])),
-            tokenizer_fingerprint(tokenizer),
-        )
+        encoder = SentenceEncoder(tokenizer)
+        nothing = encoder([])
+        batches = [nothing, *encoder.stream(documents, processes=1, progress=tqdm(disable=True))]
+        tokens, sentence_lengths, document_lengths = map(np.concatenate, zip(*batches, strict=True))
+        fingerprint = tokenizer_fingerprint(tokenizer)
+        return cls(tokens, offsets_of(sentence_lengths), offsets_of(document_lengths), fingerprint)
 
     @classmethod
     def open(cls, directory: str | os.PathLike) -> "TokenizedDocuments":
         """Map the arrays that `build` wrote; nothing is read until it is used.
+
+        Args:
+            directory: The folder that `build` made.
+
+        Returns:
+            The corpus.
 
         Raises:
             InputError: There is no complete corpus of this format in `directory`.
@@ -181,30 +200,22 @@ class TokenizedDocuments:
             The corpus, opened as by `open`.
 
         Raises:
-            InputError: The disk is full, `directory` exists and is no corpus, or a document is malformed.
+            InputError: The disk is full, `directory` exists and is no corpus, a document is malformed, or no document
+                has a token.
         """
         directory = Path(directory)
+        encoder = SentenceEncoder(tokenizer, split_sentences)
         directory.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(directory)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.unfinished.", dir=directory.parent))
         lock = _locked(unfinished)
+        shown: dict[str, Any] = {"desc": "tokenizing", "disable": not show_progress, "mininterval": 1.0}
         try:
-            encoder = _SentenceEncoder(_backend_text(tokenizer), split_sentences)
-            progress = tqdm(
-                total=total_bytes,
-                unit="B",
-                unit_scale=True,
-                desc="tokenizing",
-                disable=not show_progress,
-                mininterval=1.0,
-            )
-            with progress:
-                batches = _batches_of_text(documents, raw=split_sentences is not None)
-                encoded = _encode_batches(encoder, batches, processes, progress)
-                dtypes = _write_arrays(unfinished, encoded)
+            with tqdm(total=total_bytes, unit="B", unit_scale=True, **shown) as progress:
+                _write_arrays(unfinished, encoder.stream(documents, processes, progress))
             description = {
                 "format_version": FORMAT_VERSION,
-                "dtypes": dtypes,
+                "dtypes": {"tokens": encoder.dtype.name, "sentence_starts": "int64", "document_starts": "int64"},
                 "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
             }
             (unfinished / "corpus.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
@@ -214,7 +225,7 @@ class TokenizedDocuments:
             unfinished.rename(directory)
         except OSError as error:
             raise InputError(
-                f"could not write the tokenized corpus {directory}: {error.strerror or error}; nothing of it was "
+                f"could not write the tokenized corpus {directory}: {reason_of(error)}; nothing of it was "
                 "kept, free space or choose another folder, then run again"
             ) from error
         finally:
@@ -225,7 +236,7 @@ class TokenizedDocuments:
 
 
 def _locked(folder: Path) -> int | None:
-    """A lock on a folder, which the system lifts when this process ends, however it ends; None if it cannot be had."""
+    """A lock on a folder, which the system lifts when this process ends, however it ends; None if there is none."""
     if fcntl is None:
         return None
     descriptor = os.open(folder, os.O_RDONLY)
@@ -251,140 +262,9 @@ def _damaged(directory: Path, reason: str) -> InputError:
     )
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest of all that decides the ids of a sentence: vocabulary, normalizer and pre-tokenizer."""
-    return hashlib.blake2b(_backend_text(tokenizer).encode(), digest_size=16).hexdigest()
-
-
-def _backend_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"pre-training needs a tokenizer with a fast backend, got {type(tokenizer).__name__}: "
-            "load it with AutoTokenizer or save it as tokenizer.json"
-        )
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    # settings that an earlier call may have left there, such as the 128 tokens of sentence-transformers
-    backend.no_truncation()
-    backend.no_padding()
-    return backend.to_str()
-
-
-class _SentenceEncoder:
-    """Turns a batch of items into token ids, tokens per sentence and sentences per document."""
-
-    def __init__(self, backend_text: str, split_sentences: Callable[[Any], list[str]] | None):
-        self.backend = Tokenizer.from_str(backend_text)
-        self.dtype = np.uint16 if self.backend.get_vocab_size() <= 2**16 else np.uint32
-        self.split_sentences = split_sentences
-
-    def __call__(self, batch: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        documents = batch if self.split_sentences is None else [self.split_sentences(item) for item in batch]
-        sentences = list(itertools.chain.from_iterable(documents))
-        encodings = self.backend.encode_batch_fast(sentences, add_special_tokens=False)
-        ids = [encoding.ids for encoding in encodings]
-        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-        tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype=self.dtype, count=int(lengths.sum()))
-        bounds = _offsets(np.fromiter(map(len, documents), dtype=np.int64, count=len(documents)))
-        filled = _offsets((lengths > 0).astype(np.int64))
-        per_document = filled[bounds[1:]] - filled[bounds[:-1]]
-        return tokens, lengths[lengths > 0], per_document[per_document > 0]
-
-
-def _offsets(lengths: np.ndarray) -> np.ndarray:
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
-
-
-def _batches_of_text(documents: Iterable[Any], raw: bool = False) -> Iterator[list[Any]]:
-    """Group documents into batches of about a million characters; `raw` items are left as they are."""
-    batch: list[Any] = []
-    characters = 0
-    for number, document in enumerate(documents):
-        if not raw:
-            document = _checked_sentences(document, number)
-        batch.append(document)
-        characters += len(document) if isinstance(document, str) else sum(map(len, document))
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _checked_sentences(document: Any, number: int) -> list[str]:
-    if isinstance(document, Mapping) and "sentences" in document:
-        document = document["sentences"]
-    many = isinstance(document, Iterable) and not isinstance(document, str)
-    if not many or not all(isinstance(sentence, str) for sentence in document):
-        single = "one string" if isinstance(document, str) else type(document).__name__
-        found = "something other than strings in it" if many else single
-        raise InputError(
-            f"document {number} must be a list of sentences (str), got {found}: "
-            "split the text first, for example with bert_toolkit.data.documents.split_sentences"
-        )
-    return list(document)
-
-
-_process_encoder: _SentenceEncoder
-
-
-def _start_process(encoder: _SentenceEncoder) -> None:
-    global _process_encoder
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _process_encoder = encoder
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process once its parent has gone, which a killed one cannot ask for."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _encode_in_process(batch: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return _process_encoder(batch)
-
-
-def _encode_batches(
-    encoder: _SentenceEncoder, batches: Iterator[list[Any]], processes: int, progress: tqdm
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Encode batches in order; at most two batches per process are in flight, so memory does not grow."""
-    if processes == 1:
-        for batch in batches:
-            yield encoder(batch)
-            progress.update(_utf8_size(batch))
-        return
-    waiting: deque[tuple[Future, int]] = deque()
-    # forked workers share the parent's memory and start at once; where there is no fork they are spawned
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(processes, context, _start_process, (encoder,)) as pool:
-        more = True
-        while more or waiting:
-            following = next(batches, None)
-            more = following is not None
-            if following is not None:
-                waiting.append((pool.submit(_encode_in_process, following), _utf8_size(following)))
-            if waiting and (not more or len(waiting) >= 2 * processes):
-                result, size = waiting.popleft()
-                yield result.result()
-                progress.update(size)
-
-
-def _utf8_size(batch: list[Any]) -> int:
-    return sum(
-        len(text.encode("utf-8", "surrogatepass"))
-        for document in batch
-        for text in ([document] if isinstance(document, str) else document)
-    )
-
-
-def _write_arrays(directory: Path, encoded: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, str]:
-    """Append the batches to the three files and return their types."""
+def _write_arrays(directory: Path, batches: Iterator[EncodedBatch]) -> None:
+    """Appends the batches to the three files."""
     n_tokens = n_sentences = 0
-    token_type = "uint16"
     with (
         (directory / "tokens.bin").open("wb") as tokens_file,
         (directory / "sentence_starts.bin").open("wb") as sentences_file,
@@ -392,8 +272,7 @@ def _write_arrays(directory: Path, encoded: Iterator[tuple[np.ndarray, np.ndarra
     ):
         sentences_file.write(np.zeros(1, dtype=np.int64).tobytes())
         documents_file.write(np.zeros(1, dtype=np.int64).tobytes())
-        for tokens, sentence_lengths, document_lengths in encoded:
-            token_type = tokens.dtype.name
+        for tokens, sentence_lengths, document_lengths in batches:
             tokens_file.write(tokens.tobytes())
             sentences_file.write((n_tokens + np.cumsum(sentence_lengths)).tobytes())
             documents_file.write((n_sentences + np.cumsum(document_lengths)).tobytes())
@@ -404,4 +283,3 @@ def _write_arrays(directory: Path, encoded: Iterator[tuple[np.ndarray, np.ndarra
         for file in (tokens_file, sentences_file, documents_file):
             file.flush()
             os.fsync(file.fileno())
-    return {"tokens": token_type, "sentence_starts": "int64", "document_starts": "int64"}

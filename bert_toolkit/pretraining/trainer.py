@@ -23,17 +23,29 @@ class PreTrainingTrainer(Trainer):
     Args:
         next_sentence_weight: Factor of the next-sentence term in training and evaluation, 1 as in BERT; at most the
             number of sequences of an optimizer step.
-        args, kwargs: As for `transformers.Trainer`.
+        args: As for `transformers.Trainer`.
+        kwargs: As for `transformers.Trainer`.
     """
 
     def __init__(self, *args: Any, next_sentence_weight: float = 1.0, **kwargs: Any) -> None:
+        """Hands all other arguments to `transformers.Trainer`; see the class."""
         super().__init__(*args, **kwargs)
         self.next_sentence_weight = next_sentence_weight
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
-        """Fetch the batches of one optimizer step, as Trainer does, each with the number of sequences of them all."""
+        """Fetch the batches of one optimizer step, as Trainer does, each with the number of sequences of them all.
+
+        Args:
+            epoch_iterator: Of batches.
+            num_batches: Batches to fetch; there may be fewer left.
+            device: Where the model is.
+
+        Returns:
+            The batches, with `num_sequences_in_batch` (sequences of the step on all processes, divided by the weight),
+            and the number of labels as Trainer counts them.
+        """
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         sequences: torch.Tensor | int = sum(len(batch["next_sentence_label"]) for batch in batches)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -41,7 +53,17 @@ class PreTrainingTrainer(Trainer):
         return [self._with_divisor(batch, sequences) for batch in batches], num_items_in_batch
 
     def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Evaluate a batch by the loss that is trained, so that both curves can be compared."""
+        """Evaluate a batch by the loss that is trained, so that both curves can be compared.
+
+        Args:
+            model: The model.
+            inputs: The batch.
+            args: As for `transformers.Trainer`.
+            kwargs: As for `transformers.Trainer`.
+
+        Returns:
+            Loss, logits and labels, as `transformers.Trainer` does.
+        """
         if "next_sentence_label" in inputs:
             inputs = self._with_divisor(inputs, len(inputs["next_sentence_label"]))
         return super().prediction_step(model, inputs, *args, **kwargs)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bert_toolkit.pretraining.keyed_random import random_below, random_bits, random_share, stream_key
+from bert_toolkit.pretraining.keyed_random import random_below, random_bits, random_fraction, stream_key
 
 # P(chi-square above this quantile) = 1e-6: a right generator fails one test in a million.
 CONFIDENCE = 1 - 1e-6
@@ -55,6 +55,6 @@ def test_keys_of_different_parts_do_not_collide():
 
 def test_share_and_bound_stay_in_range():
     extremes = np.array([0, 2**64 - 1], dtype=np.uint64)
-    assert random_share(extremes).tolist() == [0.0, 1 - 2.0**-53]
+    assert random_fraction(extremes).tolist() == [0.0, 1 - 2.0**-53]
     assert random_below(extremes, 7).tolist() == [0, 6]
     assert random_below(extremes, 1).tolist() == [0, 0]

@@ -11,6 +11,7 @@ from scipy import stats
 from transformers import BertTokenizer
 
 from bert_toolkit import InputError, NextSentencePairs, TokenizedDocuments
+from bert_toolkit.pretraining import sentence_pairs
 
 LONG = [40] * 30
 
@@ -93,7 +94,7 @@ def test_random_b_is_uniform_over_the_other_documents_sentences(tokenizer, make_
     counts = np.zeros((5, 5))
     for epoch in range(150):
         pairs.set_epoch(epoch)
-        begin, _, other, _, _ = pairs._segments(pairs._starts, pairs._random_next, epoch)
+        begin, _, other, _ = pairs._cutter.segments(pairs._starts, pairs._random_next, epoch)
         tokens = pairs.documents.tokens
         at = pairs.documents.sentence_starts[pairs.documents.document_starts]
         owner = np.searchsorted(at, begin, side="right") - 1
@@ -112,7 +113,7 @@ def test_random_b_is_uniform_over_the_other_documents_sentences(tokenizer, make_
 def test_sentences_behind_a_are_put_back_when_b_is_random(tokenizer, make_documents):
     documents = make_documents(LONG)
     pairs = NextSentencePairs(documents, tokenizer, seed=5, max_length=100)
-    begin, split, end = pairs._chunks(np.sort(pairs._starts), 0)
+    begin, split, end = pairs._cutter.chunks(np.sort(pairs._starts), 0)
     order = np.argsort(pairs._starts)
     random_next = pairs._random_next[order]
     starts = pairs._starts[order]
@@ -127,7 +128,7 @@ def test_sentences_behind_a_are_put_back_when_b_is_random(tokenizer, make_docume
 def test_every_sentence_is_used_in_every_epoch(tokenizer, make_documents):
     documents = make_documents([7, 2, 30, 11, 3])
     pairs = NextSentencePairs(documents, tokenizer, max_length=60, random_next_probability=0.0)
-    begin, _, end = pairs._chunks(pairs._starts, 0)
+    begin, _, end = pairs._cutter.chunks(pairs._starts, 0)
     used = {s for b, e in zip(begin, end, strict=True) for s in range(b, e)}
     assert used == set(range(7 + 2 + 30 + 11 + 3))
 
@@ -182,6 +183,19 @@ def test_length_is_the_same_in_all_epochs_and_iteration_ends(tokenizer, make_doc
         assert len(list(pairs)) == len(pairs)
     with pytest.raises(IndexError, match="out of range"):
         pairs[len(pairs)]
+
+
+def test_pairs_do_not_depend_on_how_many_are_planned_at_once(tokenizer, make_documents, monkeypatch):
+    documents = make_documents([9, 4, 17, 1, 30])
+    planned = {}
+    for block in (6, 1 << 18):
+        monkeypatch.setattr(sentence_pairs, "_BLOCK", block)
+        pairs = NextSentencePairs(documents, tokenizer, max_length=40, random_next_probability=0.4, group_size=4)
+        planned[block] = []
+        for epoch in range(3):
+            pairs.set_epoch(epoch)
+            planned[block] += [dict(pair) for pair in pairs] + pairs.lengths().tolist()
+    assert len(planned[6]) > 3 * 2 * 12 and planned[6] == planned[1 << 18]
 
 
 def test_groups_have_nearly_equal_lengths(tokenizer, make_documents):

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from bert_toolkit import InputError, TokenizedDocuments
-from bert_toolkit.pretraining import tokenized_documents
-from bert_toolkit.pretraining.tokenized_documents import tokenizer_fingerprint
+from bert_toolkit.pretraining import sentence_encoder, tokenized_documents
+from bert_toolkit.pretraining.sentence_encoder import tokenizer_fingerprint
 
 
 def split_at_bars(text):
@@ -52,7 +52,7 @@ def test_settings_left_in_the_tokenizer_do_not_cut_sentences(tokenizer):
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_disk_and_memory_hold_the_same(tokenizer, make_documents, tmp_path, monkeypatch, processes):
-    monkeypatch.setattr(tokenized_documents, "_BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(sentence_encoder, "_BATCH_CHARACTERS", 500)
     documents = make_documents([7] * 40)
     texts = ["|".join(document) for document in documents]
     corpus = TokenizedDocuments.build(
@@ -66,7 +66,7 @@ def test_disk_and_memory_hold_the_same(tokenizer, make_documents, tmp_path, monk
 
 
 def test_memory_does_not_grow_with_the_corpus(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenized_documents, "_BATCH_CHARACTERS", 50_000)
+    monkeypatch.setattr(sentence_encoder, "_BATCH_CHARACTERS", 50_000)
 
     def peak(size):
         texts = ("w1 w2 w3|" * 1000 for _ in range(size))
@@ -106,7 +106,7 @@ class FullDisk:
 
 
 def test_full_disk_leaves_nothing_that_is_reused(tokenizer, make_documents, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenized_documents, "_BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(sentence_encoder, "_BATCH_CHARACTERS", 500)
     documents, target = make_documents([5] * 30), tmp_path / "corpus"
     real_open = tokenized_documents.Path.open
 

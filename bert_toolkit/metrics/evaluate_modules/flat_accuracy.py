@@ -19,7 +19,7 @@ class FlatAccuracy(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Share of labeled positions whose class is predicted right.",
+            description="Fraction of labeled positions whose class is predicted right.",
             citation="",
             inputs_description=INPUTS,
             # float64 also for class ids: an int64 column would silently cut 0.5 down to class 0
