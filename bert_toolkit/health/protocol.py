@@ -21,10 +21,12 @@ class ProtocolWatch:
 
     Args:
         model: The module that is trained.
+        unheld: Parameters that the optimizer does not hold; nobody clears their gradients, and nobody uses them.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, unheld: tuple[str, ...] = ()) -> None:
         self._model = model
+        self._unheld = frozenset(unheld)
         self._handles: list[Any] = []
         self._watched: list[nn.Parameter] = []
         self._incoming: dict[int, Tensor] = {}
@@ -36,8 +38,12 @@ class ProtocolWatch:
         self.stop()
         candidates = [
             p
-            for _, p in named_unique_parameters(self._model)
-            if p.requires_grad and 0 < p.numel() <= _LARGEST and not isinstance(p, DTensor) and p.is_floating_point()
+            for name, p in named_unique_parameters(self._model)
+            if p.requires_grad
+            and 0 < p.numel() <= _LARGEST
+            and not isinstance(p, DTensor)
+            and p.is_floating_point()
+            and name not in self._unheld
         ]
         # Spread over the model: a head that is used, a layer, an embedding.
         step = max(1, len(candidates) // _PARAMETERS_WATCHED)

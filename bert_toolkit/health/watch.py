@@ -60,7 +60,7 @@ class HealthWatch:
         self._model = model
         self._schedule = schedule
         self._forward = ForwardWatch(model, run.special_tokens) if forward else None
-        self._protocol = ProtocolWatch(model)
+        self._protocol = ProtocolWatch(model, run.unheld)
         self._values = SampledValues(model, self.history.names)
         self._replicated = not any(isinstance(p, DTensor) for _, p in named_unique_parameters(model))
         self._facts: dict[str, Tensor | float] = {}

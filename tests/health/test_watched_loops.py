@@ -34,6 +34,12 @@ HEALTHY: dict[str, Callable[[], Loop]] = {
     "log_probabilities": lambda: Loop(model=with_last(nn.LogSoftmax(-1))),
     "head_of_zeros": lambda: Loop(model=zeroed("classifier.weight")),
     "frozen_body": lambda: Loop(model=frozen_body()),
+    "unused_pooler": lambda: Loop(BareBody()),
+    "lstm_read_at_the_end": lambda: Loop(LastStep()),
+    "rectified_adam": lambda: Loop(optimizer=lambda loop: RectifiedLater(loop.model.parameters(), lr=1e-3)),
+    "head_alone_in_the_optimizer": lambda: Loop(
+        optimizer=lambda loop: torch.optim.AdamW(loop.model.classifier.parameters(), lr=1e-2)
+    ),
     "one_batch_is_an_epoch": lambda: Loop(data=itertools.repeat(ONE_BATCH), settings={"batches_per_epoch": 1}),
 }
 
@@ -53,6 +59,57 @@ def zeroed(name: str) -> nn.Module:
     model = classifier()
     model.get_parameter(name).zero_()
     return model
+
+
+def detached(name: str) -> nn.Module:
+    """The output of this module is cut from the graph."""
+    model = classifier()
+
+    def cut(module, inputs, output):
+        return (output[0].detach(), *output[1:]) if isinstance(output, tuple) else output.detach()
+
+    model.get_submodule(name).register_forward_hook(cut)
+    return model
+
+
+class BareBody(nn.Module):
+    """A body whose pooler nobody reads, as sentence-transformers use it."""
+
+    def __init__(self):
+        super().__init__()
+        self.bert = classifier().bert
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, input_ids, attention_mask, labels):
+        hidden = self.bert(input_ids, attention_mask=attention_mask).last_hidden_state
+        logits = self.head((hidden * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class LastStep(nn.Module):
+    """A bidirectional LSTM that reads the last step: the recurrence of the way back takes no part."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(40, 16)
+        self.lstm = nn.LSTM(16, 16, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, input_ids, attention_mask, labels):
+        logits = self.head(self.lstm(self.words(input_ids))[0][:, -1])
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class RectifiedLater(torch.optim.AdamW):
+    """Makes no step at first, as rectified Adam does."""
+
+    def step(self, closure=None):
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().step(closure) if self.calls > 5 else None
+
+
+RectifiedLater.__name__ = "RAdamScheduleFree"
 
 
 def frozen_body() -> nn.Module:
@@ -290,6 +347,10 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
     "softmax_twice": ("outputs_not_logits", 3, lambda: Loop(model=with_last(nn.Softmax(-1)))),
     "relu_at_the_end": ("outputs_not_logits", 3, lambda: Loop(model=with_last(nn.ReLU()))),
     "sigmoid_at_the_end": ("outputs_not_logits", 10, lambda: Loop(model=with_last(nn.Sigmoid()))),
+    "cut_below_layer_2": ("no_gradient", 5, lambda: Loop(model=detached("bert.encoder.layer.1"))),
+    "cut_below_the_head": ("no_gradient", 5, lambda: Loop(model=detached("bert.pooler"))),
+    "cut_after_the_words": ("no_gradient", 5, lambda: Loop(model=detached("bert.embeddings"))),
+    "cut_branch": ("no_gradient", 5, lambda: Loop(model=detached("bert.encoder.layer.1.attention.self.query"))),
     "one_layer_fresh": ("fresh_weights", 0, lambda: Loop(model=partly_fresh(1))),
     "one_matrix_constant": ("constant_weights", 0, lambda: Loop(model=filled(0.02))),
     "layer_copied": ("equal_layers", 0, lambda: Loop(model=equal_layers())),

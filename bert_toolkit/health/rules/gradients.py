@@ -41,6 +41,9 @@ def dead_units(
     alive = lowest < 0.5
     alive_above = np.cumsum(alive[::-1])[::-1] - alive > 0
     dead &= alive_above & (history.in_layer[positions] | (not history.stacks))
+    # A recurrence that is read at one end, and an expert that no token takes, have no units to lose.
+    named = [history.names[p] for p in positions]
+    dead &= ~np.array(["_hh_" in name or "expert" in name for name in named], dtype=bool)
     if not dead.any():
         return None
     # The layer nearest the loss: those below it get no gradient through it.

@@ -6,7 +6,7 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import after_warmup, loss_levels, warmed_up
+from bert_toolkit.health.rules.questions import after_warmup, falls, is_late, loss_levels, warmed_up
 from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
 
 
@@ -78,7 +78,7 @@ def constant_prediction(
         value, seen = 0.0, "the Matthews correlation was exactly 0 in two evaluations in a row"
     else:
         recent = slice(-samples, None)
-        if len(history) < samples or history.step[-1] - history.step[recent][0] < steps:
+        if len(history) < samples or history.step[-1] - history.step[recent][0] < steps or not is_late(history, 0.5):
             return None
         if not (history.top_share[recent] >= 0.999).all() or history.prior_loss[-1] < -math.log(majority):
             return None
@@ -91,24 +91,35 @@ def constant_prediction(
 @rule(
     group=OUTCOME,
     needs="forward",
+    severity="warning",
     cause="labels do not belong to the inputs (shuffled, shifted, off by one), inputs lack the information, or the "
     "learning rate is far too low or too high",
     remedy="read ten examples with their labels; check that 20 examples can be learned by heart; vary the learning "
     "rate",
 )
 def loss_flat(
-    history: HealthHistory, *, samples: int = 40, steps: int = 150, recent: int = 30, share: float = 0.97
+    history: HealthHistory,
+    *,
+    samples: int = 30,
+    steps: int = 100,
+    progress: float = 0.6,
+    recent: int = 30,
+    share: float = 0.97,
 ) -> Finding | None:
-    """After `samples` samples and `steps` steps the model knows no more than how frequent the classes are.
+    """Late in the run the model still knows no more than how frequent the classes are, and its loss does not fall.
+
+    Plateaus before learning are healthy (fine-tuning, parity-like tasks, long warm-ups), so nothing is said before
+    `progress` of the planned steps, or 2,000 steps after the warm-up, and only a warning then.
 
     With one class label per example the last `recent` losses are compared with the entropy of the labels seen; with
     token labels with `share` of the logarithm of the vocabulary, since the plateau of word frequencies is healthy.
-    Judged after the warm-up, and not while the loss falls from the first to the second half of these samples. Other
-    losses, and sums of several, have no level to compare with and are not judged.
+    A loss falls where it does from the first to the second half of these samples, or on the whole since the warm-up,
+    beyond twice its own noise. Other losses, and sums of several, have no level to compare with and are not judged.
     """
     if len(history) < samples or history.step[-1] - history.step[0] < steps:
         return None
-    if after_warmup(history).sum() < recent // 2:
+    warm = after_warmup(history)
+    if warm.sum() < recent // 2 or not is_late(history, progress):
         return None
     loss = history.loss[-recent:]
     if not np.isfinite(loss).all() or history.classes[-1] < 2:
@@ -117,6 +128,8 @@ def loss_flat(
         return None
     halves = np.array_split(loss, 2)
     if halves[0].mean() - halves[1].mean() > 2 * math.hypot(*(half.std() / math.sqrt(len(half)) for half in halves)):
+        return None
+    if falls(history.step[warm], history.loss[warm]):
         return None
     loss = np.sort(loss)[recent // 10 : -(recent // 10)]  # without the extremes of single batches
     if math.isfinite(history.prior_loss[-1]):

@@ -1,8 +1,10 @@
 """Rules on parameters that do not take part: without gradient, frozen, never moved."""
 
+import re
+
 import numpy as np
 
-from bert_toolkit.health.findings import Finding
+from bert_toolkit.health.findings import Finding, Severity
 from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.rules.questions import usable_samples
 from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, rule
@@ -83,6 +85,9 @@ def not_updated(history: HealthHistory, *, samples: int = 4) -> Finding | None:
     if not on.all():
         return None
     stuck = (history.gradient[recent] > 0).all(axis=0) & (history.ratio[recent] == 0).all(axis=0)
+    moving = (history.ratio[recent] > 0).any()
+    if not moving and "RAdam" in history.settings.optimizer and history.step[-1] < 12:
+        return None  # rectified Adam and its schedule-free form make no step before their variance is known
     unheld = np.isnan(rates).all(axis=0) & ~np.isnan(rates).all()
     off = (rates == 0).all(axis=0)
     # Late in a decay even fp32 rounds steps away, from normalisation weights of 1 first.
@@ -122,7 +127,10 @@ def not_updated(history: HealthHistory, *, samples: int = 4) -> Finding | None:
 def no_gradient(history: HealthHistory, *, samples: int = 5) -> Finding | None:
     """A trainable parameter has had no gradient, or one of only zeros, since the start of training.
 
-    `samples` samples: LoRA's A and gates that start at zero have a zero gradient at the first step only.
+    `samples` samples: LoRA's A and gates that start at zero have a zero gradient at the first step only. It is an
+    error where a layer above it, or the same kind of parameter in other layers, gets gradients: then the path to the
+    loss is cut. Unused poolers and heads, mask tokens, idle experts, upper layers whose output nobody reads, and what
+    the optimizer does not hold are notes.
     """
     usable = ~np.isnan(history.gradient_norm)
     if usable.sum() < samples:
@@ -131,11 +139,50 @@ def no_gradient(history: HealthHistory, *, samples: int = 5) -> Finding | None:
     never = history.trainable[usable].all(axis=0) & ~ever
     if not never.any():
         return None
-    positions = np.flatnonzero(never)
+    cut, severity = _cut_off(history, never, ever)
+    positions = np.flatnonzero(never) if cut is None else cut
     return no_gradient.finding(
         history,
         parameters=positions,
         value=usable.sum(),
         threshold=samples,
         seen=f"{len(positions)} trainable parameters had no gradient in any of {usable.sum()} samples",
+        severity=severity,
     )
+
+
+def _cut_off(history: HealthHistory, never: np.ndarray, ever: np.ndarray) -> tuple[np.ndarray | None, Severity]:
+    """Which of the parameters without gradient should have one, and how sure that is; None where none should."""
+    unheld = np.isin(history.names, history.settings.unheld)
+    experts = np.array(["expert" in name for name in history.names])
+    judged = ~unheld & ~experts & ~history.where("adapter")
+    blocks = np.array(history.blocks)
+    errors: list[int] = []
+    warnings: list[int] = []
+    for stack in history.stacks:
+        layers = [history.blocks[p] for p in stack[0]]
+        alive = np.array([ever[blocks == layer].any() for layer in layers])
+        whole = np.array([never[blocks == layer].any() and not ever[blocks == layer].any() for layer in layers])
+        if not alive.any():  # something outside the stack learns, nothing in it: a cut between the two
+            found = np.flatnonzero(np.isin(blocks, layers) & never & judged).tolist() if ever.any() else []
+            (errors if len(history.stacks) == 1 else warnings).extend(found)
+            continue
+        highest = int(np.flatnonzero(alive)[-1])
+        below = [layer for layer, dead in zip(layers[:highest], whole[:highest], strict=True) if dead]
+        errors += np.flatnonzero(np.isin(blocks, below) & never & judged).tolist()
+        living = [column for column, layer in enumerate(layers) if alive[column]]
+        for kind in stack[:, living]:
+            silent = kind[never[kind] & judged[kind]]
+            if len(silent) == len(kind) and len(kind) > 1:
+                warnings += silent[history.is_matrix[silent]].tolist()
+            else:
+                errors += silent.tolist()
+    words = np.flatnonzero(history.where("embedding"))
+    if len(words) and np.isfinite(history.fact("ordinary_tokens")).any() and ever[history.in_layer].any():
+        largest = words[np.argmax(history.count[words])]
+        errors += [int(largest)] if never[largest] and judged[largest] else []
+        positions = [p for p in words if never[p] and judged[p] and re.search(r"position|wpe", history.names[p])]
+        warnings += [int(p) for p in positions]
+    if errors:
+        return np.unique(errors), "error"
+    return (np.unique(warnings), "warning") if warnings else (None, "note")

@@ -77,6 +77,26 @@ def has_not_fallen(history: HealthHistory, samples: int = 10) -> bool:
     return bool(np.median(last) > start - max(2 * error, 0.01 * abs(start)))
 
 
+def is_late(history: HealthHistory, progress: float, steps: int = 2000) -> bool:
+    """Whether this part of the planned steps is done, or `steps` steps where the plan is longer or unknown."""
+    now = history.now
+    planned = history.last_step if history.last_step > 0 else math.inf
+    return now >= progress * planned or now >= steps
+
+
+def falls(steps: np.ndarray, loss: np.ndarray, errors: float = 2.0) -> bool:
+    """Whether a straight line through these losses falls by more than `errors` standard errors of its slope."""
+    known = np.isfinite(loss)
+    x, y = steps[known].astype(float), loss[known]
+    if len(x) < 5 or x.std() == 0:
+        return False
+    x = x - x.mean()
+    slope = float(x @ y / (x @ x))
+    residual = y - y.mean() - slope * x
+    error = math.sqrt(float(residual @ residual) / max(len(x) - 2, 1) / float(x @ x))
+    return slope < -errors * error
+
+
 def latest(history: HealthHistory, fact: str, samples: int) -> np.ndarray:
     """The last `samples` values of a scalar fact where the newest sample has it, without gaps; else none."""
     values = history.fact(fact)
