@@ -32,6 +32,7 @@ class MonitoredRun:
         schedule: scheduler of the learning rate, where known.
         tokenizer: processing class of the data, where known.
         arguments: the trainer's arguments, None without Trainer.
+        batches_per_epoch: length of the data loader, None where unknown.
         log_history: what was logged before a run was resumed, each entry with its `step`.
         watch_forward: forward passes can be watched by hooks.
     """
@@ -48,6 +49,7 @@ class MonitoredRun:
     schedule: Any = None
     tokenizer: Any = None
     arguments: TrainingArguments | None = None
+    batches_per_epoch: int | None = None
     log_history: Sequence[dict[str, Any]] = ()
     watch_forward: bool = True
 

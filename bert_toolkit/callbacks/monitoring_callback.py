@@ -69,6 +69,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         title: what a person calls it, for messages.
         early_steps: steps that are sampled while they are smaller than `every_n_steps`.
         reads_gradients: whether `reading.gradients` is wanted.
+        needs_gradients: whether nothing is observed where no parameter has a gradient before the optimizer's step.
         reads_updates: which `reading.updates()` is wanted; see `StepReading.join`.
         record_class: dataclass of the records, None where there is no record file; see `save_records`.
         records: what `measure` returned, oldest first; those of a resumed run included.
@@ -82,6 +83,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
     title: ClassVar[str]
     early_steps: ClassVar[tuple[int, ...]] = (1, 2, 5, 10, 20, 50)
     reads_gradients: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = True
     record_class: ClassVar[type | None] = None
 
     def __init__(
@@ -277,7 +279,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
     ) -> None:
         reading.before_step(optimizer, max_norm, backward_scale, loss_scale)
         self.before_step(reading, optimizer)
-        if self.reads_gradients and not reading.has_gradients:
+        if self.reads_gradients and self.needs_gradients and not reading.has_gradients:
             self._stop_observing(
                 "no parameter has a gradient before the optimizer's step, so the optimizer or its wrapper keeps "
                 "gradients elsewhere"
@@ -346,6 +348,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
                 schedule=kwargs.get("lr_scheduler"),
                 tokenizer=kwargs.get("processing_class"),
                 arguments=args,
+                batches_per_epoch=_length(kwargs.get("train_dataloader")),
                 log_history=state.log_history,
                 watch_forward=not args.torch_compile and args.n_gpu <= 1,
             )
@@ -476,6 +479,14 @@ _NOT_REPORTED_TO = (
     WandbCallback,
     MonitoringCallback,
 )
+
+
+def _length(loader: Any) -> int | None:
+    """Number of batches of a data loader, None where it is a stream."""
+    try:
+        return len(loader) or None
+    except TypeError:
+        return None
 
 
 def check_sampling(every_n_steps: int, skip_probability: float = 0.0) -> None:

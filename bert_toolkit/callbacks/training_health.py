@@ -15,9 +15,10 @@ from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
 from bert_toolkit.errors import InputError
 from bert_toolkit.files import replaced_at_once
 from bert_toolkit.health.findings import Finding, message
-from bert_toolkit.health.forward_statistics import ForwardStatistics, ForwardWatch, PendingForward
-from bert_toolkit.health.history import HealthHistory, HealthSample
+from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.judge import HealthJudge
+from bert_toolkit.health.watch import HealthWatch
+from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import named_unique_parameters
 from bert_toolkit.monitoring.step_reading import StepReading, UpdateSampling
 
@@ -50,9 +51,9 @@ class TrainingHealthCallback(MonitoringCallback[None]):
             each new `Finding` on the main process and ends training by returning True.
 
     Attributes:
-        findings: faults that nothing else explains, oldest first.
+        findings: errors and warnings that nothing else explains, oldest first.
         history: the `HealthHistory` of the run, None before training or where nothing can be observed.
-        judge: the `HealthJudge` that holds the cases, symptoms included.
+        judge: the `HealthJudge` that holds the cases, symptoms and notes included.
 
     Raises:
         InputError: if `every_n_steps` is not positive or `on_finding` is something else.
@@ -62,6 +63,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
     title = "Training health"
     early_steps = (1,)
     reads_gradients = True
+    needs_gradients = False
 
     def __init__(
         self, every_n_steps: int = 10, on_finding: Literal["warn", "stop"] | Callable[[Finding], Any] = "warn"
@@ -70,10 +72,8 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         if on_finding not in ("warn", "stop") and not callable(on_finding):
             raise InputError(f"on_finding must be 'warn', 'stop' or a callable, got {on_finding!r}")
         self.on_finding = on_finding
-        self.judge = HealthJudge()
-        self.history: HealthHistory | None = None
-        self._watch: ForwardWatch | None = None
-        self._forward: PendingForward | None = None
+        self._judge = HealthJudge()
+        self._watch: HealthWatch | None = None
         self._logged_loss = math.nan
         self._stop = False
 
@@ -83,8 +83,18 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         return "any"
 
     @property
+    def judge(self) -> HealthJudge:
+        """The cases of the run, symptoms and notes included."""
+        return self._judge
+
+    @property
+    def history(self) -> HealthHistory | None:
+        """What was seen so far; None before training and where nothing can be observed."""
+        return None if self._watch is None else self._watch.history
+
+    @property
     def findings(self) -> list[Finding]:
-        """Faults that nothing else explains, oldest first."""
+        """Errors and warnings that nothing else explains, oldest first."""
         return self.judge.findings
 
     @property
@@ -93,32 +103,49 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         return self._stop
 
     def start_run(self, run: MonitoredRun) -> None:
-        """Start with an empty history, or with that of the run that is resumed.
+        """Start with an empty history, or with that of the run that is resumed, and judge settings and weights.
 
         Args:
             run: the run that begins.
         """
-        self.judge, self.history, self._logged_loss = HealthJudge(), None, math.nan
-        self._watch, self._stop = None, False
+        self._judge, self._watch, self._logged_loss, self._stop = HealthJudge(), None, math.nan, False
         super().start_run(run)
 
     def begin(self, run: MonitoredRun) -> None:
-        """Prepare history and forward watch.
+        """Prepare history and watch, and judge what is known before the first step.
 
         Args:
             run: the run that begins.
         """
         self._folder = run.folder
-        self._watch = ForwardWatch(run.model) if run.watch_forward else None
-        self.history = HealthHistory(run.model, run.last_step)
+        self._watch = self._new_watch(run)
         if run.first_step > 0:
             self._resume(run.first_step)
             for entry in run.log_history:
                 self.note_evaluation(int(entry["step"]), entry)
+        else:
+            self._tell_new(self._watch.begin())
         self._write_findings()
 
+    def _new_watch(self, run: MonitoredRun) -> HealthWatch:
+        settings: dict[str, Any] = {"batches_per_epoch": run.batches_per_epoch}
+        if run.arguments is not None:
+            settings["label_smoothing"] = float(run.arguments.label_smoothing_factor)
+            settings["max_grad_norm"] = run.arguments.max_grad_norm or None
+            settings["accumulation"] = run.arguments.gradient_accumulation_steps
+        return HealthWatch(
+            run.model,
+            run.optimizer,
+            run.schedule,
+            run.tokenizer,
+            run.last_step,
+            forward=run.watch_forward,
+            judge=self._judge,
+            **settings,
+        )
+
     def before_forward(self, step: int) -> None:
-        """Watch the forward passes of the step.
+        """Watch the step.
 
         Args:
             step: number of the step.
@@ -127,19 +154,28 @@ class TrainingHealthCallback(MonitoringCallback[None]):
             self._watch.start()
 
     def before_step(self, reading: StepReading, optimizer: Any) -> None:
-        """Stop watching the forward passes.
+        """Read what the backward pass has left.
 
         Args:
             reading: the reading of this step.
             optimizer: the optimizer.
         """
-        self._forward = self._watch.stop() if self._watch is not None else None
+        if self._watch is not None:
+            self._watch.before_step(optimizer)
+
+    def after_step(self, reading: StepReading) -> None:
+        """Read what the optimizer has done.
+
+        Args:
+            reading: the reading of this step.
+        """
+        if self._watch is not None:
+            self._watch.after_step()
 
     def release(self) -> None:
         """Stop watching a step that was interrupted."""
         if self._watch is not None:
-            self._watch.stop()
-        self._forward = None
+            self._watch.forget()
 
     def measure(self, reading: StepReading) -> None:
         """Add the step to the history and judge it.
@@ -147,31 +183,26 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         Args:
             reading: what was read of this step.
         """
-        gradients, updates, forward = reading.gradients, reading.updates(), self._forward
-        self._forward = None
-        if gradients is None or updates is None or self.history is None:
+        updates = reading.updates()
+        if updates is None or self._watch is None or self._run is None:
             return
-        if {name for name, _ in named_unique_parameters(reading.model)} != set(self.history.names):
+        if {name for name, _ in named_unique_parameters(reading.model)} != set(self._watch.history.names):
             logger.info("Training health: parameters came or went, its history starts anew at step %d", reading.step)
-            self.history = HealthHistory(reading.model, self.history.last_step)
-        self.history.add(
-            HealthSample(
-                gradients=gradients,
-                updates=updates,
-                learning_rates=reading.learning_rates,
-                forward=ForwardStatistics() if forward is None else forward.finish(),
-                logged_loss=self._logged_loss,
-            )
-        )
-        new = self.judge.judge(self.history)
+            self._watch = self._new_watch(self._run)
+            return
+        gradients = reading.gradients or GradientFlowRecord.empty(reading.step)
+        self._tell_new(self._watch.finish(gradients, updates, self._logged_loss))
+
+    def _tell_new(self, new: list[Finding]) -> None:
         self._stop = self.on_finding == "stop" and bool(new)
-        if self._is_main:
-            for finding in new:
-                logger.warning("%s", message(finding, self.judge.symptoms(finding.rule)))
-                if callable(self.on_finding):
-                    self._stop |= self._tell(self.on_finding, finding)
-            if new:
-                self._write_findings()
+        if not self._is_main:
+            return
+        for finding in new:
+            logger.warning("%s", message(finding, self.judge.symptoms(finding.rule)))
+            if callable(self.on_finding):
+                self._stop |= self._tell(self.on_finding, finding)
+        if new:
+            self._write_findings()
 
     def _tell(self, on_finding: Callable[[Finding], Any], finding: Finding) -> bool:
         try:
@@ -234,6 +265,22 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         }
         if self.history is not None and numbers:
             self.history.evaluations.append((step, numbers))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start a run, and end it at once where settings or weights are reason to."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.on_finding != "warn" and self._run is not None and self._run.any_rank(self._stop):
+            control.should_training_stop = True
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember an evaluation of a model in training mode."""
+        model = kwargs.get("model")
+        if self.history is not None and model is not None and model.training:
+            self.history.evaluated_in_training_mode = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -309,8 +356,8 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         return self._output is not None and self._output.is_main
 
     def _stop_observing(self, reason: str) -> None:
-        self.history = None
         super()._stop_observing(reason)
+        self._watch = None
 
     def _resume(self, step: int) -> None:
         """Go on with what was seen up to `step`, on every rank."""

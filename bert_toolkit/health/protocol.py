@@ -32,6 +32,7 @@ class ProtocolWatch:
         self._incoming: dict[int, Tensor] = {}
         self._stale: dict[int, Tensor] = {}
         self._arrived: dict[int, Tensor] = {}
+        self._values: list[Tensor] = []
 
     def start(self) -> None:
         """Watch the backward passes from now on; call it before the forward pass of a step."""
@@ -48,6 +49,7 @@ class ProtocolWatch:
         # Spread over the model: a head that is used, a layer, an embedding.
         step = max(1, len(candidates) // _PARAMETERS_WATCHED)
         self._watched = candidates[::-1][::step][:_PARAMETERS_WATCHED]
+        self._values = [p.detach().clone() for p in self._watched]
         for parameter in self._watched:
             self._handles.append(parameter.register_hook(self._before(parameter)))
             self._handles.append(parameter.register_post_accumulate_grad_hook(self._after))
@@ -57,7 +59,7 @@ class ProtocolWatch:
         for handle in self._handles:
             handle.remove()
         self._handles, self._watched = [], []
-        self._incoming, self._stale, self._arrived = {}, {}, {}
+        self._incoming, self._stale, self._arrived, self._values = {}, {}, {}, []
 
     def _before(self, parameter: nn.Parameter) -> Any:
         key = id(parameter)
@@ -98,7 +100,9 @@ class ProtocolWatch:
                 for p in self._watched
                 if (size := self._arrived.get(id(p))) is not None
             ]
-            found["cleared_gradient"] = torch.stack(gone).mean()
+            # Optimizers that step inside the backward pass free gradients there; parameters have then moved already.
+            moved = torch.stack([(p != old).any() for p, old in zip(self._watched, self._values, strict=True)]).any()
+            found["cleared_gradient"] = torch.where(moved, 0.0, torch.stack(gone).mean())
         state: Mapping[Any, Any] = getattr(innermost(optimizer), "state", {})
         held = [p for p in self._watched if id(p) in self._arrived]
         if held and state is not None:

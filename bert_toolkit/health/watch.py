@@ -37,6 +37,7 @@ class HealthWatch:
         tokenizer: Knows the special tokens.
         last_step: The optimizer step at which the run will end; 0 where unknown.
         forward: Watch forward passes; off where hooks would disturb (`torch.compile`) or miss them (`DataParallel`).
+        judge: Holds what was found before, where a history starts anew.
         settings: Further fields of `RunSettings`, such as `label_smoothing`.
 
     Attributes:
@@ -52,11 +53,12 @@ class HealthWatch:
         tokenizer: Any = None,
         last_step: int = 0,
         forward: bool = True,
+        judge: HealthJudge | None = None,
         **settings: Any,
     ) -> None:
         run = RunSettings.of(model, optimizer, schedule, tokenizer, last_step, **settings)
         self.history = HealthHistory(model, last_step, run)
-        self.judge = HealthJudge()
+        self.judge = judge or HealthJudge()
         self._model = model
         self._schedule = schedule
         self._forward = ForwardWatch(model, run.special_tokens) if forward else None

@@ -65,7 +65,8 @@ def dropout_inactive(history: HealthHistory, *, samples: int = 2, share: float =
 )
 def training_mode_in_evaluation(history: HealthHistory) -> Finding | None:
     """The model was in training mode during an evaluation, and has dropout or BatchNorm."""
-    if not history.evaluated_in_training_mode:
+    modes = history.fact("modes_that_matter")
+    if not history.evaluated_in_training_mode or not (modes > 0).any():
         return None
     return training_mode_in_evaluation.finding(
         history, value=1.0, threshold=0.0, seen="model.training was True during an evaluation"

@@ -1,0 +1,127 @@
+"""What needs a Trainer, a scheduler or several processes: training health around them."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from plain_loop import Loop, classifier, texts
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from bert_toolkit import TrainingHealthCallback
+
+
+def rows(count=160):
+    batch = texts(torch.Generator().manual_seed(0), count)
+    return [{name: value[i] for name, value in batch.items()} for i in range(count)]
+
+
+def trained(tmp_path, *callbacks, trainer_class=Trainer, model=None, **settings):
+    settings = {"max_steps": 24, "per_device_train_batch_size": 8, "learning_rate": 1e-3, **settings}
+    arguments = TrainingArguments(
+        str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no", **settings
+    )
+    health = TrainingHealthCallback(every_n_steps=2)
+    data = rows()
+    trainer = trainer_class(
+        model or classifier(), arguments, train_dataset=data, eval_dataset=data[:16], callbacks=[*callbacks, health]
+    )
+    trainer.train()
+    return health
+
+
+def rule_names(health):
+    return {finding.rule for finding in health.findings}
+
+
+def test_healthy_trainer_is_silent(tmp_path):
+    assert rule_names(trained(tmp_path, eval_strategy="steps", eval_steps=8)) == set()
+
+
+def test_label_smoothing_is_told_before_the_first_step(tmp_path):
+    health = trained(tmp_path, label_smoothing_factor=0.99)
+    assert rule_names(health) == {"implausible_setting"}
+    assert health.findings[0].step == 0
+
+
+def test_schedule_that_ends_early_is_told_before_the_first_step(tmp_path):
+    class Short(Trainer):
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            return super().create_scheduler(num_training_steps // 4, optimizer)
+
+    health = trained(tmp_path, trainer_class=Short)
+    assert "implausible_setting" in rule_names(health)
+    assert "rate of 0" in health.findings[0].seen
+
+
+class StepsTheScheduler(TrainerCallback):
+    def on_substep_end(self, args, state, control, lr_scheduler=None, **kwargs):
+        lr_scheduler.step()
+
+
+def test_scheduler_that_is_stepped_for_every_batch(tmp_path):
+    health = trained(tmp_path, StepsTheScheduler(), gradient_accumulation_steps=2, lr_scheduler_type="constant")
+    assert rule_names(health) == {"schedule_out_of_step"}
+
+
+def test_evaluation_in_training_mode(tmp_path):
+    class NoEval(Trainer):
+        def prediction_step(self, model, *args, **kwargs):
+            model.train()
+            return super().prediction_step(model, *args, **kwargs)
+
+    health = trained(tmp_path, trainer_class=NoEval, eval_strategy="steps", eval_steps=4)
+    assert rule_names(health) == {"training_mode_in_evaluation"}
+
+
+def test_gradients_that_are_cleared_before_the_step_are_named_in_a_trainer(tmp_path):
+    class Clears(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            model.zero_grad()
+
+    assert rule_names(trained(tmp_path, Clears())) == {"gradients_cleared"}
+
+
+def test_stop_before_the_first_step(tmp_path):
+    arguments = TrainingArguments(
+        str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no", max_steps=20
+    )
+    health = TrainingHealthCallback(on_finding="stop")
+    trainer = Trainer(classifier(hidden_dropout_prob=0.95), arguments, train_dataset=rows(), callbacks=[health])
+    trainer.train()
+    assert trainer.state.global_step <= 1
+    assert rule_names(health) == {"implausible_setting"}
+
+
+def test_notes_are_kept_and_never_told(tmp_path, caplog):
+    from test_watched_loops import BareBody
+
+    with caplog.at_level(logging.WARNING):
+        health = trained(tmp_path, model=BareBody(), max_steps=24)
+    assert rule_names(health) == set()
+    assert [note.rule for note in health.judge.notes] == ["no_gradient"]
+    assert "no fault" in health.verdict
+    assert not any("no gradient" in record.message for record in caplog.records)
+    assert '"severity": "note"' in (Path(tmp_path) / "monitoring" / "training_health.jsonl").read_text()
+
+
+def test_watching_changes_nothing(tmp_path):
+    weights = []
+    for watched in (False, True):
+        loop = Loop(steps=6)
+        if watched:
+            loop.run()
+        else:
+            torch.manual_seed(1)
+            optimizer = torch.optim.AdamW(loop.model.parameters(), lr=loop.rate)
+            for _, batch in zip(range(loop.steps), loop.data, strict=False):
+                loop.model(**batch).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        weights.append([parameter.detach().clone() for parameter in loop.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_runs_of_a_few_steps(tmp_path, steps):
+    assert rule_names(trained(tmp_path, max_steps=steps)) == set()
