@@ -189,9 +189,8 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         if {name for name, _ in named_unique_parameters(reading.model)} != set(self._watch.history.names):
             logger.info("Training health: parameters came or went, its history starts anew at step %d", reading.step)
             self._watch = self._new_watch(self._run)
-            return
         gradients = reading.gradients or GradientFlowRecord.empty(reading.step)
-        self._tell_new(self._watch.finish(gradients, updates, self._logged_loss))
+        self._tell_new(self._watch.finish(gradients, updates, self._logged_loss, reading.learning_rates))
 
     def _tell_new(self, new: list[Finding]) -> None:
         self._stop = self.on_finding == "stop" and bool(new)

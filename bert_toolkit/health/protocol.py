@@ -73,10 +73,12 @@ class ProtocolWatch:
     @torch.no_grad()
     def _after(self, parameter: Tensor) -> None:
         incoming = self._incoming.pop(id(parameter), None)
-        if incoming is None or parameter.grad is None or parameter.grad.is_sparse:
+        if incoming is None or incoming.is_sparse:
             return
         size = incoming.norm()
         self._arrived[id(parameter)] = size
+        if parameter.grad is None:
+            return
         # What was there before the first backward pass of this step, relative to what it brought.
         self._stale[id(parameter)] = (parameter.grad - incoming).norm() / size.clamp(min=1e-30)
 
@@ -92,7 +94,8 @@ class ProtocolWatch:
         """
         found: dict[str, Tensor | float] = {}
         if self._arrived:
-            found["stale_gradient"] = torch.stack(list(self._stale.values())).float().amax()
+            if self._stale:
+                found["stale_gradient"] = torch.stack(list(self._stale.values())).float().amax()
             gone = [
                 torch.ones((), device=size.device) * (size > 0)
                 if p.grad is None

@@ -117,7 +117,7 @@ class HealthWatch:
         gradients: GradientFlowRecord,
         updates: UpdateRatioRecord,
         logged_loss: float = math.nan,
-        facts: Mapping[str, float] | None = None,
+        learning_rates: Mapping[str, float] | None = None,
     ) -> list[Finding]:
         """Add the sample to the history and judge it.
 
@@ -125,18 +125,19 @@ class HealthWatch:
             gradients: Of this step.
             updates: Of this step.
             logged_loss: The loss that the training loop reported last, for models that return none.
-            facts: Further facts of this step that the host knows.
+            learning_rates: Parameter name to rate of this step; None for those of the optimizer of `before_step`.
 
         Returns:
             Findings that are new and that nothing else explains.
         """
         forward = ForwardStatistics() if self._pending is None else self._pending.finish()
         self._pending = None
-        known = dict(facts or {})
+        known: dict[str, float] = {}
         steps = getattr(self._schedule, "last_epoch", None)
         if isinstance(steps, int):
             known["schedule_steps"] = float(steps)
-        self.history.add(HealthSample(gradients, updates, self._rates, forward, logged_loss, known))
+        rates = self._rates if learning_rates is None else dict(learning_rates)
+        self.history.add(HealthSample(gradients, updates, rates, forward, logged_loss, known))
         return self.judge.judge(self.history)
 
     def forget(self) -> None:
