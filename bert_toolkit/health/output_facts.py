@@ -26,8 +26,8 @@ def logit_facts(logits: Tensor) -> dict[str, Tensor | float]:
 
     Returns:
         `logit_max` and `logit_min`; `logits_sum_to_one` (share of rows whose entries are in [0, 1] and sum to one),
-        `logits_in_unit_interval` (1 where every entry is), `logits_one_sided` (share of entries that are exactly 0
-        where none is negative), `logits_vary` (largest standard deviation of a class over the rows, relative to that
+        `logits_squashed` (1 where the operation that made them is a sigmoid, a softmax or a ReLU), `logits_one_sided`
+        (share of entries that are exactly 0 where none is negative), `logits_vary` (largest standard deviation of a class over the rows, relative to that
         of all entries).
     """
     values = logits.detach().flatten(0, -2)
@@ -36,7 +36,7 @@ def logit_facts(logits: Tensor) -> dict[str, Tensor | float]:
     if values.shape[-1] > 1:
         inside = (values >= 0).all(-1) & (values <= 1).all(-1)
         facts["logits_sum_to_one"] = (inside & ((values.sum(-1) - 1).abs() < 1e-3)).double().mean()
-        facts["logits_in_unit_interval"] = inside.all().double()
+        facts["logits_squashed"] = float(_last_operation(logits).startswith(("Sigmoid", "Softmax", "Relu")))
         facts["logits_one_sided"] = torch.where(
             (values >= 0).all() | (values <= 0).all(), (values == 0).double().mean(), 0.0
         )
@@ -44,6 +44,21 @@ def logit_facts(logits: Tensor) -> dict[str, Tensor | float]:
         spread = values.std(0, correction=0).amax()
         facts["logits_vary"] = spread / values.abs().amax().clamp(min=1e-12)
     return facts
+
+
+def _last_operation(tensor: Tensor) -> str:
+    """Name of the operation that made a tensor, as autograd knows it; copies and views aside."""
+    node = tensor.grad_fn
+    for _ in range(8):
+        name = type(node).__name__
+        following = getattr(node, "next_functions", ())
+        if (
+            not name.startswith(("ToCopy", "View", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", "Clone"))
+            or not following
+        ):
+            return name
+        node = following[0][0]
+    return ""
 
 
 def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) -> dict[str, Tensor | float]:

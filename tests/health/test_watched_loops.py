@@ -38,7 +38,7 @@ HEALTHY: dict[str, Callable[[], Loop]] = {
     "lstm_read_at_the_end": lambda: Loop(LastStep()),
     "rectified_adam": lambda: Loop(optimizer=lambda loop: RectifiedLater(loop.model.parameters(), lr=1e-3)),
     "head_alone_in_the_optimizer": lambda: Loop(
-        optimizer=lambda loop: torch.optim.AdamW(loop.model.classifier.parameters(), lr=1e-2)
+        optimizer=lambda loop: torch.optim.AdamW(loop.model.classifier.parameters(), lr=3e-3)
     ),
     "one_batch_is_an_epoch": lambda: Loop(data=itertools.repeat(ONE_BATCH), settings={"batches_per_epoch": 1}),
 }
@@ -137,6 +137,14 @@ def sgd(rate=0.1):
 
 def adamw(**settings):
     return lambda loop: torch.optim.AdamW(loop.model.parameters(), **{"lr": 1e-3, **settings})
+
+
+def without(part: str):
+    def make(loop):
+        held = [parameter for name, parameter in loop.model.named_parameters() if part not in name]
+        return torch.optim.AdamW(held, lr=1e-3)
+
+    return make
 
 
 def clear_state(every: int):
@@ -318,6 +326,8 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
         16,
         lambda: Loop(after_step=drawn_again("bert.embeddings.word_embeddings")),
     ),
+    "head_not_in_the_optimizer": ("not_updated", 5, lambda: Loop(optimizer=without("classifier"))),
+    "layer_not_in_the_optimizer": ("not_updated", 5, lambda: Loop(optimizer=without("layer.1."))),
     "maximized": ("step_ascends", 5, lambda: Loop(optimizer=lambda loop: Ascending(loop.model.parameters(), lr=1e-3))),
     "evaluation_mode": ("evaluation_mode", 2, lambda: Loop(model=classifier().eval())),
     "evaluation_mode_later": ("evaluation_mode", 11, lambda: Loop(before_forward=evaluation_from(10))),

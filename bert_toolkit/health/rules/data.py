@@ -385,21 +385,19 @@ def positions_constant(history: HealthHistory, *, samples: int = 3) -> Finding |
 def outputs_not_logits(history: HealthHistory, *, samples: int = 3) -> Finding | None:
     """What goes into the loss as logits cannot be logits: probabilities, or values of one sign with exact zeros.
 
-    Probabilities: every row is in [0, 1] and sums to one while the gradient of every row sums to zero, as only that
-    of a softmax does.
+    Judged where the gradient of every row sums to zero, as only that of a softmax does; so the loss takes them for
+    logits. Losses that take probabilities are silent.
     """
     for fact, limit, seen in (
         ("logits_sum_to_one", 0.999, "rows of the logits are probabilities: in [0, 1], with a sum of one"),
-        ("logits_in_unit_interval", 0.999, "all logits lie in [0, 1]"),
+        ("logits_squashed", 0.5, "the logits come out of a sigmoid, a softmax or a ReLU"),
         ("logits_one_sided", 0.2, "no logit is negative, and many are exactly 0"),
     ):
         recent = latest(history, fact, samples)
         row_sum = latest(history, "gradient_row_sum", samples)
         if len(recent) < samples or not (recent > limit).all():
             continue
-        if fact != "logits_in_unit_interval" and (len(row_sum) < samples or not (row_sum < 1e-2).all()):
-            continue
-        if fact == "logits_in_unit_interval" and (not history.integer_labels[-1] or len(history) < 10):
+        if len(row_sum) < samples or not (row_sum < 1e-2).all():
             continue
         return outputs_not_logits.finding(history, value=recent[-1], threshold=limit, seen=seen)
     return None

@@ -113,7 +113,16 @@ def not_updated(history: HealthHistory, *, samples: int = 4) -> Finding | None:
         seen=f"{len(positions)} parameters have gradients and did not move in {samples} samples",
         cause=cause,
         remedy=remedy,
+        severity="note" if (unheld | off)[positions].all() and _is_lower_part(history, positions) else "error",
     )
+
+
+def _is_lower_part(history: HealthHistory, positions: np.ndarray) -> bool:
+    """Whether all of these lie below whatever learns: a body that is kept as it is, under a head."""
+    left_out = ~history.trainable[-1] | history.missing[-1]
+    left_out[positions] = True
+    learning = np.flatnonzero(~left_out)
+    return bool(len(learning)) and positions.max() < learning[0]
 
 
 @rule(

@@ -27,7 +27,9 @@ def usable_samples(history: HealthHistory, samples: int) -> np.ndarray:
 
 
 def matrices(history: HealthHistory) -> np.ndarray:
-    return np.flatnonzero(history.is_matrix & history.trainable[-1])
+    """Positions of the matrices that train; those that the optimizer does not hold do not."""
+    held = ~np.isnan(history.learning_rate[-1])
+    return np.flatnonzero(history.is_matrix & history.trainable[-1] & (held | ~held.any()))
 
 
 def matrix_stacks(history: HealthHistory, layers: int = 3) -> list[np.ndarray]:
