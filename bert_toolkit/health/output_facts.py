@@ -16,6 +16,7 @@ from torch import Tensor
 
 _ROWS_READ = 128
 _MOST_CLASSES = 1000
+_COPIES = ("ToCopy", "View", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", "Clone")
 
 
 def logit_facts(logits: Tensor) -> dict[str, Tensor | float]:
@@ -27,8 +28,8 @@ def logit_facts(logits: Tensor) -> dict[str, Tensor | float]:
     Returns:
         `logit_max` and `logit_min`; `logits_sum_to_one` (share of rows whose entries are in [0, 1] and sum to one),
         `logits_squashed` (1 where the operation that made them is a sigmoid, a softmax or a ReLU), `logits_one_sided`
-        (share of entries that are exactly 0 where none is negative), `logits_vary` (largest standard deviation of a class over the rows, relative to that
-        of all entries).
+        (share of entries that are exactly 0 where none is negative), `logits_vary` (largest standard deviation of a
+        class over the rows, relative to the largest entry).
     """
     values = logits.detach().flatten(0, -2)
     values = values[: max(_ROWS_READ, 1)].float()
