@@ -3,7 +3,14 @@
 Importing the package registers `toolkit_bert` with the Auto classes of transformers; it does nothing else.
 """
 
-from bert_toolkit.callbacks import GradientFlowCallback, TrainingHealthCallback, UpdateRatioCallback
+from bert_toolkit.callbacks import (
+    GradientFlowCallback,
+    MonitoringCallback,
+    TrainingHealthCallback,
+    UpdateRatioCallback,
+    watch,
+    watch_loop,
+)
 from bert_toolkit.errors import InputError
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.metrics import (
@@ -42,6 +49,7 @@ __all__ = [
     "GradientFlowMonitor",
     "GradientFlowRecord",
     "InputError",
+    "MonitoringCallback",
     "NextSentencePairs",
     "TokenizedDocuments",
     "ToolkitBertConfig",
@@ -61,4 +69,6 @@ __all__ = [
     "flat_accuracy",
     "matthews_correlation",
     "matthews_correlation_interval",
+    "watch",
+    "watch_loop",
 ]

@@ -207,13 +207,23 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         """Whether the step that ended last is reason to end training."""
         return False
 
+    @property
+    def is_observing(self) -> bool:
+        """Whether the model of the run can be observed, and nothing has failed so far."""
+        return self._reader is not None
+
+    @property
+    def has_open_step(self) -> bool:
+        """Whether the step that goes on is sampled."""
+        return self._reading is not None
+
     def start_run(self, run: MonitoredRun) -> None:
         """Find out whether the model can be observed, and read the records of a run that is resumed.
 
         Args:
             run: the run that begins.
         """
-        self._end()
+        self.stop_run()
         self._safe = SafeOutputs(self.title)
         self.records, self.parameters = [], {}
         self._safe.attempt("measurements", lambda: self._start_run(run))
@@ -324,7 +334,13 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         if self._output is not None and self.records:
             self._output.save(self.records, self.parameters)
             self._draw(step, at_end=True)
-        self._end()
+        self.stop_run()
+
+    def stop_run(self) -> None:
+        """Let go of model, writer and hooks; called at the end, and where a run breaks off."""
+        self._let_go()
+        if self._output is not None:
+            self._output.close()
 
     # --- Trainer's events ---
 
@@ -425,11 +441,6 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
             self._reading.leave()
         self._reader = self._reading = None
         self.release()
-
-    def _end(self) -> None:
-        self._let_go()
-        if self._output is not None:
-            self._output.close()
 
     def _draw(self, step: int, at_end: bool = False) -> None:
         output = self._output

@@ -1,0 +1,265 @@
+"""The monitors of Trainer in a loop without Trainer: they see the optimizer's own step, without help of the loop."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bert_toolkit.callbacks.gradient_flow import GradientFlowCallback
+from bert_toolkit.callbacks.monitored_run import MonitoredRun
+from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
+from bert_toolkit.callbacks.safe_outputs import SafeOutputs
+from bert_toolkit.callbacks.trainer_watch import health_callback
+from bert_toolkit.callbacks.training_health import TrainingHealthCallback
+from bert_toolkit.callbacks.update_ratios import UpdateRatioCallback
+from bert_toolkit.errors import InputError
+from bert_toolkit.monitoring.update_ratios import Mode
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, optimizer)
+    """Watch gradients, updates and health of any PyTorch or Accelerate loop.
+
+    Hooks of the optimizer see each of its steps, between clipping and `zero_grad()`, through Accelerate's wrapper
+    too: the loop stays as it is. What is recorded and which files are written is the same as with `watch(trainer)`.
+    Where several processes train, every one of them must watch.
+
+    Args:
+        model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
+        optimizer: a `torch.optim.Optimizer` or Accelerate's wrapper of one.
+        every_n_steps: distance of the steps of which gradients and updates are recorded; health looks at every tenth.
+        health: watch health too; or a `TrainingHealthCallback` with settings of its own.
+        output_dir: files go to `output_dir/monitoring`, TensorBoard to `output_dir/runs`.
+        tensorboard: write a TensorBoard run; or a `SummaryWriter` to write to.
+        report_to: takes scalars and their step to other trackers, e.g. `accelerator.log`.
+        total_steps: optimizer steps that are planned, 0 where unknown; health judges progress by it.
+        first_step: optimizer steps that were taken before, where a run is resumed.
+        scaler: the `torch.amp.GradScaler` of an fp16 loop without Accelerate.
+        schedule: the scheduler of the learning rate, for health.
+        tokenizer: for health.
+        figures: draw figures.
+        mode: of the update ratios, `"exact"` or `"sampled"`; see `UpdateRatioCallback`.
+        callbacks: further callbacks of your own, see `MonitoringCallback`.
+
+    Attributes:
+        step: number of optimizer steps so far.
+        gradient_flow, update_ratios, health: the callbacks, with their records and findings.
+
+    Raises:
+        InputError: if `every_n_steps` is not positive, `mode` is unknown or `optimizer` is no optimizer.
+
+    Example:
+        >>> model, batches = make_model(), make_batches()
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        >>> with watch_loop(model, optimizer, every_n_steps=2, output_dir=folder) as watching:
+        ...     for inputs, labels in batches[:4]:
+        ...         loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+        ...         watching.log(loss)  # optional, for models that do not return their loss
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+        Training health: no fault found in 1 samples up to step 1.
+        >>> [record.step for record in watching.gradient_flow.records]
+        [1, 2, 4]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        every_n_steps: int = 50,
+        health: bool | TrainingHealthCallback = True,
+        output_dir: str | Path = ".",
+        *,
+        tensorboard: bool | SummaryWriter = False,
+        report_to: Callable[[dict[str, float], int], Any] | None = None,
+        total_steps: int = 0,
+        first_step: int = 0,
+        scaler: Any = None,
+        schedule: Any = None,
+        tokenizer: Any = None,
+        figures: bool = True,
+        mode: Mode = "exact",
+        callbacks: Sequence[MonitoringCallback] = (),
+    ) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise InputError(
+                "optimizer must be a torch.optim.Optimizer or what Accelerate prepares from one, got "
+                f"{type(optimizer).__name__}"
+            )
+        self.gradient_flow = GradientFlowCallback(every_n_steps, figures=figures)
+        self.update_ratios = UpdateRatioCallback(every_n_steps, figures=figures, mode=mode)
+        self.health = health_callback(health)
+        self.step = first_step
+        self._callbacks: list[MonitoringCallback] = [self.gradient_flow, self.update_ratios]
+        self._callbacks += [] if self.health is None else [self.health]
+        self._callbacks += callbacks
+        self._optimizer = optimizer
+        self._scaler = getattr(optimizer, "scaler", None) or scaler
+        self._tensorboard = tensorboard
+        self._writer: SummaryWriter | None = None
+        self._safe = SafeOutputs("Watched loop")
+        self._losses: list[Tensor] = []
+        self._hooks: list[Any] = []
+        self._run = MonitoredRun(
+            model=model,
+            optimizer=optimizer,
+            output_dir=Path(output_dir),
+            is_main=not _is_distributed() or torch.distributed.get_rank() == 0,
+            first_step=first_step,
+            last_step=total_steps,
+            writer=self._tensorboard_writer if tensorboard else None,
+            reporter=None if report_to is None else self._report,
+            schedule=schedule,
+            tokenizer=tokenizer,
+            # A hook would be compiled into the graph, and DataParallel runs copies of the model.
+            watch_forward=not (_is_compiled(model) or isinstance(model, nn.DataParallel)),
+        )
+        self._report_to = report_to
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether health with `on_finding="stop"`, or a function that returned True, wants the loop to end."""
+        return any(callback.wants_stop for callback in self._callbacks)
+
+    def log(self, loss: Tensor | float) -> None:
+        """Tell the loss of a batch, before the optimizer's step; several batches of one step are averaged.
+
+        Health needs it where the model does not return its loss; TensorBoard and other trackers get it at sampled
+        steps as `train/loss`.
+
+        Args:
+            loss: mean loss of the batch.
+        """
+        self._losses.append(torch.as_tensor(loss).detach().float())
+
+    def log_evaluation(self, metrics: Mapping[str, float]) -> None:
+        """Tell the scores of an evaluation, for health.
+
+        Args:
+            metrics: name -> score, e.g. `{"matthews_correlation": 0.4}`.
+        """
+        if self.health is not None:
+            named = {f"eval_{name.removeprefix('eval_')}": float(score) for name, score in metrics.items()}
+            self.health.note_evaluation(self.step, named)
+
+    def save(self) -> None:
+        """Write what was recorded so far, next to a checkpoint from which the loop may be resumed."""
+        for callback in self._callbacks:
+            callback.save()
+
+    def __enter__(self) -> watch_loop:
+        """Start watching."""
+        for callback in self._callbacks:
+            callback.start_run(self._run)
+        if any(callback.is_observing for callback in self._callbacks):
+            optimizer = self._optimizer
+            while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+                optimizer = inner  # Accelerate's wrapper takes no hooks
+            self._hooks = [
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+            ]
+        self._open_step()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop watching: write files and figures, and tell the verdict unless the loop ended by an error."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for callback in self._callbacks:
+            if error is None:
+                callback.end_run(self.step)
+            else:
+                callback.save()
+                callback.stop_run()
+        if self._writer is not None and self._writer is not self._tensorboard:
+            self._safe.attempt("TensorBoard", self._writer.close)
+
+    def _open_step(self) -> None:
+        for callback in self._callbacks:
+            callback.open_step(self.step + 1)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        losses, self._losses = self._losses, []
+        if any(callback.has_open_step for callback in self._callbacks):
+            self._safe.attempt("loss", lambda: self._note_loss(losses))
+            scales = self._safe.attempt("loss scale", lambda: self._scales(optimizer)) or (None, 1.0)
+            for callback in self._callbacks:
+                callback.read_before(self._optimizer, 0.0, *scales)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.step += 1
+        for callback in self._callbacks:
+            callback.read_after()
+        for callback in self._callbacks:
+            callback.close_step()
+        self._open_step()
+
+    def _scales(self, optimizer: torch.optim.Optimizer) -> tuple[Tensor | None, float]:
+        """The loss scale of the backward pass, and that by which gradients are still multiplied."""
+        # A scaler leaves gradients scaled for optimizers that remove the scale in their own step.
+        scale = getattr(optimizer, "grad_scale", None)
+        if scale is not None:
+            return scale, float(scale)
+        if self._scaler is None or not self._scaler.is_enabled():
+            return None, 1.0
+        return self._scaler.scale(torch.ones((), device=next(self._run.model.parameters()).device)), 1.0
+
+    def _note_loss(self, losses: list[Tensor]) -> None:
+        device = next(self._run.model.parameters()).device
+        numbers = torch.zeros(2, device=device)
+        if losses:
+            numbers[0], numbers[1] = torch.stack([loss.to(device) for loss in losses]).mean(), 1.0
+        if _is_distributed():
+            torch.distributed.all_reduce(numbers)
+        total, count = numbers.tolist()
+        loss = total / count if count else math.nan
+        if self.health is not None:
+            self.health.note_loss(loss)
+        if math.isfinite(loss):
+            if self._run.is_main and self._run.writer is not None:
+                self._run.writer().add_scalar("train/loss", loss, self.step + 1)
+            if self._run.reporter is not None:
+                self._run.reporter({"train/loss": loss}, self.step + 1)
+
+    def _report(self, scalars: dict[str, float], step: int) -> None:
+        report = self._report_to
+        assert report is not None
+        self._safe.attempt("scalars for report_to", lambda: report(scalars, step))
+
+    def _tensorboard_writer(self) -> SummaryWriter:
+        if self._writer is None:
+            if isinstance(self._tensorboard, bool):
+                from torch.utils.tensorboard import SummaryWriter
+
+                name = f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}"
+                self._writer = SummaryWriter(
+                    str(self._run.output_dir / "runs" / name), max_queue=10_000, flush_secs=10
+                )
+            else:
+                self._writer = self._tensorboard
+        return self._writer
+
+
+def _is_distributed() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    modules = [model, *([model.module] if isinstance(model, nn.parallel.DistributedDataParallel) else [])]
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules)

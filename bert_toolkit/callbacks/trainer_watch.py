@@ -1,0 +1,100 @@
+"""One line that watches a training: gradient flow, update ratios and training health of a Trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from bert_toolkit.callbacks.gradient_flow import GradientFlowCallback
+from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
+from bert_toolkit.callbacks.training_health import TrainingHealthCallback
+from bert_toolkit.callbacks.update_ratios import UpdateRatioCallback
+from bert_toolkit.monitoring.update_ratios import Mode
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+Callback = TypeVar("Callback", bound=MonitoringCallback)
+
+
+@dataclass(frozen=True)
+class WatchingCallbacks:
+    """The callbacks that watch a training.
+
+    Args:
+        gradient_flow: its `records` hold the statistics of all gradients.
+        update_ratios: its `records` hold how far steps moved the parameters.
+        health: its `findings` hold what is wrong; None where health is not watched.
+    """
+
+    gradient_flow: GradientFlowCallback
+    update_ratios: UpdateRatioCallback
+    health: TrainingHealthCallback | None
+
+
+def watch(
+    trainer: Trainer,
+    every_n_steps: int = 50,
+    health: bool | TrainingHealthCallback = True,
+    *,
+    figures: bool = True,
+    mode: Mode = "exact",
+) -> WatchingCallbacks:
+    """Watch gradients, updates and health of a training, in the trainer's own TensorBoard run and other reporters.
+
+    The same as `callbacks=[GradientFlowCallback(50), UpdateRatioCallback(50), TrainingHealthCallback()]`: the same
+    scalars at the same steps and the same files. Callbacks cannot reach Trainer's TensorBoard writer by themselves and
+    write a sub-run beside it; here all is one run, and every other reporter and `trainer.state.log_history` have the
+    scalars too. Callbacks of these classes that the trainer has already are taken as they are.
+
+    Args:
+        trainer: any Trainer, before `train()`.
+        every_n_steps: distance of the steps of which gradients and updates are recorded; health looks at every tenth.
+        health: watch health too; or a `TrainingHealthCallback` with settings of its own.
+        figures: draw figures.
+        mode: of the update ratios, `"exact"` or `"sampled"`; see `UpdateRatioCallback`.
+
+    Returns:
+        The callbacks, with their records and findings.
+
+    Raises:
+        InputError: if `every_n_steps` is not positive or `mode` is unknown.
+
+    Example:
+        >>> trainer = make_trainer()  # any Trainer
+        >>> watching = bert_toolkit.watch(trainer, every_n_steps=2)
+        >>> _ = trainer.train()
+        Training health: no fault found in 1 samples up to step 1.
+        >>> [record.step for record in watching.update_ratios.records]
+        [1, 2, 4]
+        >>> watching.health.findings
+        []
+    """
+    watching = WatchingCallbacks(
+        _present(trainer, GradientFlowCallback) or GradientFlowCallback(every_n_steps, figures=figures),
+        _present(trainer, UpdateRatioCallback) or UpdateRatioCallback(every_n_steps, figures=figures, mode=mode),
+        health_callback(health, _present(trainer, TrainingHealthCallback)),
+    )
+    for callback in (watching.gradient_flow, watching.update_ratios, watching.health):
+        if callback is not None:
+            callback.attach(trainer)
+    return watching
+
+
+def health_callback(
+    health: bool | TrainingHealthCallback, present: TrainingHealthCallback | None = None
+) -> TrainingHealthCallback | None:
+    """Return the callback that an argument `health` means.
+
+    Args:
+        health: whether to watch health, or what watches it.
+        present: the callback that is there already.
+    """
+    if isinstance(health, TrainingHealthCallback):
+        return health
+    return (present or TrainingHealthCallback()) if health else present
+
+
+def _present(trainer: Trainer, kind: type[Callback]) -> Callback | None:
+    found = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kind))
+    return next(found, None)
