@@ -61,6 +61,8 @@ def readers_script(tmp_path, monkeypatch, tiny_bert_dir, newsgroups_archive):
         "model": model,
         "optimizer": optimizer,
         "accelerator": Accelerator(cpu=True),
+        "batch": batch,
+        "batches": [batch],
         "loss": model(**batch).loss,
         "step": 50,
     }
