@@ -24,6 +24,7 @@ import json
 import logging
 import math
 import multiprocessing
+import re
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ import traceback
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ LIMIT = 600.0
 """Seconds after which a program counts as failed."""
 
 
+@cache
 def rules_digest() -> str:
     """Digest of everything that decides which findings there are."""
     package = Path(bert_toolkit.__file__).parent
@@ -88,6 +91,8 @@ def run_program(
         "rules": rules_digest(),
     }
     start = time.perf_counter()
+    complaints = Complaints()
+    logging.getLogger("bert_toolkit").addHandler(complaints)
     with tempfile.TemporaryDirectory() as folder:
         try:
             ready = program(Setup(Path(folder), make_callbacks, steps, cola, newsgroups))
@@ -109,14 +114,29 @@ def run_program(
         },
         "healthy": score.healthy,
         "samples": [0 if callback.history is None else len(callback.history) for callback in made],
+        "complaints": complaints.texts,
         "findings": [entry for entry in reports if entry["symptom_of"] is None],
         "symptoms": [entry for entry in reports if entry["symptom_of"] is not None],
         "seconds": round(time.perf_counter() - start, 1),
     }
 
 
+class Complaints(logging.Handler):
+    """Keeps what the package warns about beside its findings."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message unless it is a finding or the verdict."""
+        text = record.getMessage()
+        if not re.match(r"Training health(, step|: no fault|: \d+ fault)", text):
+            self.texts.append(text)
+
+
 def _child(pipe: Any, *job: Any) -> None:
-    logging.disable(logging.ERROR)
     warnings.simplefilter("ignore")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
@@ -157,6 +177,7 @@ def line(row: dict[str, Any]) -> str:
         f"{head} {'healthy' if row['healthy'] else 'NOT HEALTHY':11} {score['name']} {score['value']:.4g} "
         f"({sign} {score['bound']:.4g}), {'+'.join(map(str, row['samples']))} samples, {row['seconds']:.0f} s"
     )
+    text += "".join(f"\n    complains: {complaint}" for complaint in row.get("complaints", ()))
     for finding in row["findings"]:
         value, threshold = (math.nan if finding[k] is None else finding[k] for k in ("value", "threshold"))
         where = ", ".join(finding["parameters"][:2]) + (" ..." if len(finding["parameters"]) > 2 else "")
@@ -257,6 +278,8 @@ def main() -> None:
         or not {"failed", "skipped"}.isdisjoint(row)
     ]
     if not options.report:
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         small_minilm_folder()  # once, for all processes
         given = (options.cola, options.newsgroups, options.steps)
         with ThreadPoolExecutor(options.jobs) as pool:

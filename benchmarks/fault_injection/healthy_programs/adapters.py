@@ -15,17 +15,15 @@ from benchmarks.fault_injection.healthy_programs.program import (
     program,
     with_trainer,
 )
-from benchmarks.fault_injection.healthy_programs.texts import century_rows, small_minilm_tokenizer, source_rows
+from benchmarks.fault_injection.healthy_programs.texts import small_minilm_tokenizer, source_rows
 
 
-def adapted(
-    setup: Setup, config: Any, rate: float, steps: int = 80, bound: float = 0.8, held_out: bool = False
-) -> Ready:
+def adapted(setup: Setup, config: Any, rate: float, steps: int = 80, bound: float = 0.8) -> Ready:
     """MiniLM with an adapter, on classes of sentences."""
     from peft import get_peft_model
 
     tokenizer = small_minilm_tokenizer()
-    rows = source_rows(tokenizer) if held_out else century_rows(tokenizer)
+    rows = source_rows(tokenizer)
     return with_trainer(
         setup,
         get_peft_model(minilm_classifier(num_labels=2), config),
@@ -41,7 +39,7 @@ def lora(setup: Setup) -> Ready:
     """LoRA on queries and values."""
     from peft import LoraConfig
 
-    return adapted(setup, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"]), 2e-3)
+    return adapted(setup, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"]), 5e-3)
 
 
 @program(HELD_OUT)
@@ -52,7 +50,7 @@ def dora(setup: Setup) -> Ready:
     config = LoraConfig(
         task_type="SEQ_CLS", r=4, target_modules="all-linear", use_dora=True, modules_to_save=["classifier"]
     )
-    return adapted(setup, config, 1e-3, held_out=True)
+    return adapted(setup, config, 5e-3)
 
 
 @program(HELD_OUT)
@@ -63,7 +61,7 @@ def lora_stabilized(setup: Setup) -> Ready:
     config = LoraConfig(
         task_type="SEQ_CLS", r=64, lora_alpha=16, target_modules=["query", "value"], use_rslora=True, bias="lora_only"
     )
-    return adapted(setup, config, 5e-4, held_out=True)
+    return adapted(setup, config, 3e-3)
 
 
 @program(TUNING)
@@ -76,7 +74,7 @@ def ia3(setup: Setup) -> Ready:
         target_modules=["key", "value", "output.dense"],
         feedforward_modules=["output.dense"],
     )
-    return adapted(setup, config, 1e-2)
+    return adapted(setup, config, 5e-2)
 
 
 @program(HELD_OUT)
@@ -84,7 +82,7 @@ def prompt_tuning(setup: Setup) -> Ready:
     """Ten virtual tokens before a frozen body."""
     from peft import PromptTuningConfig
 
-    return adapted(setup, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=10), 3e-2, 120, held_out=True)
+    return adapted(setup, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=10), 1e-1, 120)
 
 
 @program(TUNING)
@@ -93,7 +91,7 @@ def prefix_of_an_encoder(setup: Setup) -> Ready:
     from peft import PromptEncoderConfig
 
     config = PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=8, encoder_hidden_size=128)
-    return adapted(setup, config, 3e-3, 120, 0.75)
+    return adapted(setup, config, 1e-2, 120, 0.75)
 
 
 @program(HELD_OUT)
@@ -102,7 +100,7 @@ def random_vectors(setup: Setup) -> Ready:
     from peft import VeraConfig
 
     config = VeraConfig(task_type="SEQ_CLS", r=64, target_modules=["query", "value"])
-    return adapted(setup, config, 1e-2, held_out=True)
+    return adapted(setup, config, 5e-2)
 
 
 @program(HELD_OUT)
@@ -113,14 +111,14 @@ def hadamard_products(setup: Setup) -> Ready:
     config = LoHaConfig(
         task_type="SEQ_CLS", r=8, alpha=8, target_modules=["query", "value"], modules_to_save=["classifier"]
     )
-    return adapted(setup, config, 3e-3, held_out=True)
+    return adapted(setup, config, 1e-2)
 
 
 @program(TUNING)
 def biases_only(setup: Setup) -> Ready:
     """BitFit: biases and the head learn."""
     tokenizer = small_minilm_tokenizer()
-    rows = century_rows(tokenizer)
+    rows = source_rows(tokenizer)
     model = minilm_classifier(num_labels=2)
     for name, parameter in model.bert.named_parameters():
         parameter.requires_grad_(name.endswith("bias"))
@@ -128,7 +126,7 @@ def biases_only(setup: Setup) -> Ready:
         setup,
         model,
         rows[:1000],
-        arguments(setup, 80, 3e-3),
+        arguments(setup, 80, 1e-2),
         tokenizer=tokenizer,
         score=held_out_accuracy(rows[1000:], 0.8),
     )
@@ -140,4 +138,4 @@ def norms_only(setup: Setup) -> Ready:
     from peft import LNTuningConfig
 
     config = LNTuningConfig(task_type="SEQ_CLS", target_modules=["LayerNorm"], modules_to_save=["classifier"])
-    return adapted(setup, config, 3e-3, held_out=True)
+    return adapted(setup, config, 1e-2)

@@ -220,3 +220,39 @@ def alternating_tasks(setup: Setup) -> Ready:
         return Score("held-out accuracy", float((found == batch["labels"]).float().mean()), 0.85, higher=True)
 
     return plain_loop(setup, model, torch.optim.Adam(model.parameters(), lr=3e-3), 200, loss, score=score)
+
+
+@program(TUNING)
+def accelerated_loop(setup: Setup) -> Ready:
+    """A loop with Accelerate: accumulation of two, clipping, a schedule."""
+    from accelerate import Accelerator
+
+    from benchmarks.fault_injection.healthy_programs.vision import ConvNet
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    steps = setup.steps or 100
+    net = ConvNet()
+    adam = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.1, 2 * steps)
+    loader = torch.utils.data.DataLoader(digits()[:1400], batch_size=16, shuffle=True, collate_fn=stack)
+    model, optimizer, loader, scheduler = accelerator.prepare(net, adam, loader, schedule)
+    events = LoopEvents(setup, net, optimizer, steps, {"max_grad_norm": 1.0})
+
+    def run() -> None:
+        model.train()
+        with events:
+            while events.state.global_step < events.steps:
+                for number, batch in enumerate(loader):
+                    if number % 2 == 0:
+                        events.begin()
+                    with accelerator.accumulate(model):
+                        loss = model(**batch)["loss"]
+                        accelerator.backward(loss)
+                        if accelerator.sync_gradients:
+                            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                            events.step(loss.detach())
+                            scheduler.step()
+                    if events.state.global_step >= events.steps:
+                        break
+
+    return Ready(run, net, lambda: events.loss_fell(0.3))

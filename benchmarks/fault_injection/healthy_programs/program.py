@@ -273,10 +273,15 @@ class LoopEvents:
         """Before the first forward pass of a step."""
         self._tell("on_step_begin")
 
-    def step(self, loss: Any, closure: Callable[[], Any] | None = None) -> None:
-        """After the last backward pass of a step: takes the optimizer's step and clears the gradients."""
+    def step(self, loss: Any, take: Callable[[], Any] | None = None) -> None:
+        """After the last backward pass of a step: takes the optimizer's step and clears the gradients.
+
+        Args:
+            loss: The loss of the step.
+            take: Takes the step, where it is more than `optimizer.step()`.
+        """
         self._tell("on_pre_optimizer_step")
-        self.optimizer.step() if closure is None else self.optimizer.step(closure)
+        (take or self.optimizer.step)()
         self._tell("on_optimizer_step")
         self.optimizer.zero_grad()
         self.end(loss)

@@ -180,7 +180,7 @@ def closure_of_lbfgs(setup: Setup) -> Ready:
             for _ in range(events.steps):
                 events.begin()
                 loss = closure()
-                events.step(loss.detach(), closure)
+                events.step(loss.detach(), lambda: optimizer.step(closure))
 
     return Ready(run, model, lambda: events.loss_fell(0.5))
 

@@ -42,7 +42,7 @@ def small_minilm_folder() -> Path:
     texts = [text for _, text in spoken()[:8000]] + linguists_examples()[0]
     counts = Counter(i for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for i in ids)
     kept = [*(tokenizer.convert_tokens_to_ids(SPECIAL)), *sorted(i for i, count in counts.items() if count > 1)]
-    body = BertModel.from_pretrained(minilm_folder(), num_hidden_layers=3)
+    body = BertModel.from_pretrained(minilm_folder(), num_hidden_layers=3, add_pooling_layer=False)
     embeddings = body.embeddings.word_embeddings
     embeddings.weight = nn.Parameter(embeddings.weight[kept].detach().clone())
     body.config.vocab_size = embeddings.num_embeddings = len(kept)
