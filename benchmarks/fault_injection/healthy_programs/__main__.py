@@ -43,7 +43,7 @@ import bert_toolkit
 from benchmarks.fault_injection.healthy_programs.catalogue import PROGRAMS
 from benchmarks.fault_injection.healthy_programs.program import Group, MissingError, Program, Setup
 from benchmarks.fault_injection.healthy_programs.texts import small_minilm_folder
-from bert_toolkit import TrainingHealthCallback
+from bert_toolkit import TrainingHealthCallback, watch_loop
 
 RESULTS = Path(__file__).parents[2] / "results" / "healthy_programs.jsonl"
 SEVERITIES = ("error", "warning", "note")
@@ -83,6 +83,10 @@ def run_program(
         made.append(TrainingHealthCallback(every_n_steps=program.every_n_steps))
         return [made[-1]]
 
+    def watch(model: torch.nn.Module, optimizer: Any, **settings: Any) -> watch_loop:
+        settings |= {"health": make_callbacks()[0], "output_dir": folder, "figures": False}
+        return watch_loop(model, optimizer, **settings)
+
     row: dict[str, Any] = {
         "program": program.name,
         "group": program.group.value,
@@ -95,7 +99,7 @@ def run_program(
     logging.getLogger("bert_toolkit").addHandler(complaints)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            ready = program(Setup(Path(folder), make_callbacks, steps, cola, newsgroups))
+            ready = program(Setup(Path(folder), make_callbacks, watch, steps, cola, newsgroups))
             ready.run()
             score = ready.score()
         except MissingError as error:

@@ -13,7 +13,7 @@ from benchmarks.fault_injection.healthy_programs.plain_loops import endless, mlp
 from benchmarks.fault_injection.healthy_programs.program import (
     HELD_OUT,
     TUNING,
-    LoopEvents,
+    Loop,
     Ready,
     Score,
     Setup,
@@ -139,8 +139,8 @@ def hinge_loss(setup: Setup) -> Ready:
     return plain_loop(setup, model, optimizer, 200, loss, to=0.4)
 
 
-class TwoPlayers(nn.Module):
-    """Wraps a network so that training health sees only its own part of an adversarial game."""
+class Player(nn.Module):
+    """One side of an adversarial game."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -153,29 +153,31 @@ class TwoPlayers(nn.Module):
 
 @program(HELD_OUT)
 def adversarial_pair(setup: Setup) -> Ready:
-    """A GAN on points of a ring, two models with an optimizer and a health callback each; no loss falls for long."""
-    generator = TwoPlayers(mlp(8, 2))
-    critic = TwoPlayers(mlp(2, 1, activation=nn.LeakyReLU))
+    """A GAN on points of a ring, two models with an optimizer and a watch each; no loss falls for long."""
+    generator = Player(mlp(8, 2))
+    critic = Player(mlp(2, 1, activation=nn.LeakyReLU))
     optimizers = [torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.5, 0.999)) for net in (generator, critic)]
-    events = [LoopEvents(setup, net, opt, 250) for net, opt in zip((generator, critic), optimizers, strict=True)]
+    loops = [Loop(setup, net, opt, 250) for net, opt in zip((generator, critic), optimizers, strict=True)]
 
     def real(count: int) -> Tensor:
         angle = 2 * math.pi * torch.rand(count)
         return torch.stack([2 + angle.cos(), angle.sin()], -1) + 0.05 * torch.randn(count, 2)
 
     def run() -> None:
-        with events[0], events[1]:
-            for _ in range(events[0].steps):
-                events[1].begin()
+        with loops[0], loops[1]:
+            for _ in range(loops[0].steps):
                 fake = generator(torch.randn(64, 8)).detach()
                 loss = functional.softplus(-critic(real(64))).mean() + functional.softplus(critic(fake)).mean()
                 loss.backward()
-                events[1].step(loss.detach())
-                events[0].begin()
+                loops[1].log(loss.detach())
+                optimizers[1].step()
+                optimizers[1].zero_grad()
                 loss = functional.softplus(-critic(generator(torch.randn(64, 8)))).mean()
                 loss.backward()
-                events[0].step(loss.detach())
-                critic.zero_grad()
+                loops[0].log(loss.detach())
+                optimizers[0].step()
+                optimizers[0].zero_grad()
+                optimizers[1].zero_grad()
 
     def score() -> Score:
         with torch.no_grad():
@@ -236,23 +238,25 @@ def accelerated_loop(setup: Setup) -> Ready:
     schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.1, 2 * steps)
     loader = torch.utils.data.DataLoader(digits()[:1400], batch_size=16, shuffle=True, collate_fn=stack)
     model, optimizer, loader, scheduler = accelerator.prepare(net, adam, loader, schedule)
-    events = LoopEvents(setup, net, optimizer, steps, {"max_grad_norm": 1.0})
+    loop = Loop(setup, net, optimizer, steps, schedule=scheduler)
 
     def run() -> None:
         model.train()
-        with events:
-            while events.state.global_step < events.steps:
-                for number, batch in enumerate(loader):
-                    if number % 2 == 0:
-                        events.begin()
+        with loop:
+            taken = 0
+            while taken < loop.steps:
+                for batch in loader:
                     with accelerator.accumulate(model):
                         loss = model(**batch)["loss"]
+                        loop.log(loss.detach())
                         accelerator.backward(loss)
                         if accelerator.sync_gradients:
                             accelerator.clip_grad_norm_(model.parameters(), 1.0)
-                            events.step(loss.detach())
-                            scheduler.step()
-                    if events.state.global_step >= events.steps:
+                        optimizer.step()
+                        scheduler.step()
+                        optimizer.zero_grad()
+                    taken += accelerator.sync_gradients
+                    if taken == loop.steps:
                         break
 
-    return Ready(run, net, lambda: events.loss_fell(0.3))
+    return Ready(run, net, lambda: loop.loss_fell(0.3))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.fault_injection.healthy_programs.program import (
-    LoopEvents,
+    Loop,
     Ready,
     Score,
     Setup,
@@ -51,22 +51,23 @@ def plain_loop(
         score: Measures instead.
         before_step: Called between the backward pass and the optimizer's step.
     """
-    events = LoopEvents(setup, model, optimizer, steps, {"max_grad_norm": clip})
+    loop = Loop(setup, model, optimizer, steps)
 
     def run() -> None:
         model.train()
-        with events:
-            for _ in range(events.steps):
-                events.begin()
+        with loop:
+            for _ in range(loop.steps):
                 loss = loss_of()
                 loss.backward()
                 if clip:
                     clip_grad_norm_(model.parameters(), clip)
                 if before_step is not None:
                     before_step()
-                events.step(loss.detach())
+                loop.log(loss.detach())
+                optimizer.step()
+                optimizer.zero_grad()
 
-    return Ready(run, model, score or (lambda: events.loss_fell(to)))
+    return Ready(run, model, score or (lambda: loop.loss_fell(to)))
 
 
 def mlp(inputs: int, outputs: int, width: int = 64, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:

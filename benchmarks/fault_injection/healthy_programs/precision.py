@@ -10,7 +10,7 @@ from benchmarks.fault_injection.healthy_programs.plain_loops import endless
 from benchmarks.fault_injection.healthy_programs.program import (
     HELD_OUT,
     TUNING,
-    LoopEvents,
+    Loop,
     Ready,
     Setup,
     arguments,
@@ -103,25 +103,22 @@ def scaled_loss(setup: Setup) -> Ready:
     model = ConvNet()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-    optimizer.scaler = scaler  # as Accelerate's optimizers have it
     batches = endless(digits()[:1400], 32)
-    events = LoopEvents(setup, model, optimizer, 100)
-
-    def take() -> None:
-        scaler.step(optimizer)
-        scaler.update()
+    loop = Loop(setup, model, optimizer, 100, scaler=scaler)
 
     def run() -> None:
         model.train()
-        with events:
-            for _ in range(events.steps):
-                events.begin()
+        with loop:
+            for _ in range(loop.steps):
                 batch = stack(next(batches))
                 with torch.autocast("cpu", dtype=torch.bfloat16):
                     logits = model(**batch)["logits"]
                 loss = functional.cross_entropy(logits.float(), batch["labels"])
+                loop.log(loss.detach())
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
-                events.step(loss.detach(), take)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
 
-    return Ready(run, model, lambda: events.loss_fell(0.3))
+    return Ready(run, model, lambda: loop.loss_fell(0.3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ class Setup:
 
     Args:
         folder: Where it may write.
-        make_callbacks: Gives new callbacks for each model that is trained.
+        make_callbacks: Gives new callbacks for a trainer.
+        watch: Watches a loop without Trainer, as `bert_toolkit.watch_loop` does.
         steps: Replaces the program's number of optimizer steps; the score means nothing then.
         cola: CoLA's raw folder, where it is at hand.
         newsgroups: The by-date archive of 20 newsgroups, where it is at hand.
@@ -62,6 +63,7 @@ class Setup:
 
     folder: Path
     make_callbacks: Callable[[], Sequence[TrainerCallback]] = tuple
+    watch: Callable[..., Any] | None = None
     steps: int | None = None
     cola: Path | None = None
     newsgroups: Path | None = None
@@ -222,76 +224,39 @@ def with_trainer(
     return Ready(trainer.train, model, lambda: measure(trainer), trainer)
 
 
-@dataclass
-class LoopEvents:
-    """Tells callbacks about a training loop without Trainer, in Trainer's order.
+class Loop:
+    """A training loop without Trainer that keeps its losses and may be watched.
 
     Args:
-        setup: The circumstances; its callbacks are told.
+        setup: The circumstances.
         model: What is trained.
         optimizer: Its optimizer.
         steps: Number of optimizer steps.
-        settings: Further `TrainingArguments`; clipping is what the loop does itself.
+        settings: For what watches the loop, see `watch_loop`.
     """
 
-    setup: Setup
-    model: nn.Module
-    optimizer: Any
-    steps: int
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Make what callbacks are given."""
-        from transformers import TrainerControl, TrainerState
-
-        self.steps = self.setup.steps or self.steps
-        self.args = TrainingArguments(
-            **arguments(self.setup, self.steps, 1e-3) | {"max_grad_norm": 0.0} | self.settings
-        )
-        self.state = TrainerState(max_steps=self.steps, is_world_process_zero=True, is_local_process_zero=True)
-        self.control = TrainerControl()
-        self.callbacks = list(self.setup.make_callbacks())
+    def __init__(self, setup: Setup, model: nn.Module, optimizer: Any, steps: int, **settings: Any):
+        """Ask the setup for what watches the loop."""
+        self.steps = setup.steps or steps
         self.losses: list[float] = []
+        self._watching = setup.watch and setup.watch(model, optimizer, total_steps=self.steps, **settings)
 
-    def _tell(self, event: str, **kwargs: Any) -> None:
-        for callback in self.callbacks:
-            getattr(callback, event)(
-                self.args, self.state, self.control, model=self.model, optimizer=self.optimizer, **kwargs
-            )
-
-    def __enter__(self) -> LoopEvents:
+    def __enter__(self) -> Loop:
         """Training begins."""
-        self._tell("on_train_begin")
+        if self._watching is not None:
+            self._watching.__enter__()
         return self
 
-    def __exit__(self, kind: Any, *rest: Any) -> None:
+    def __exit__(self, *error: Any) -> None:
         """Training ends."""
-        if kind is None:
-            self._tell("on_train_end")
+        if self._watching is not None:
+            self._watching.__exit__(*error)
 
-    def begin(self) -> None:
-        """Before the first forward pass of a step."""
-        self._tell("on_step_begin")
-
-    def step(self, loss: Any, take: Callable[[], Any] | None = None) -> None:
-        """After the last backward pass of a step: takes the optimizer's step and clears the gradients.
-
-        Args:
-            loss: The loss of the step.
-            take: Takes the step, where it is more than `optimizer.step()`.
-        """
-        self._tell("on_pre_optimizer_step")
-        (take or self.optimizer.step)()
-        self._tell("on_optimizer_step")
-        self.optimizer.zero_grad()
-        self.end(loss)
-
-    def end(self, loss: Any) -> None:
-        """At the end of a step, with its loss."""
-        self.state.global_step += 1
-        self._tell("on_step_end")
+    def log(self, loss: Any) -> None:
+        """Tell the loss of a batch, before the optimizer's step."""
         self.losses.append(float(loss))
-        self._tell("on_log", logs={"loss": self.losses[-1]})
+        if self._watching is not None:
+            self._watching.log(loss)
 
     def loss_fell(self, to: float) -> Score:
         """The loss of the last tenth, which must be at most `to` times that of the first."""

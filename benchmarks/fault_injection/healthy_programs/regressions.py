@@ -13,7 +13,7 @@ from benchmarks.fault_injection.healthy_programs.plain_loops import diabetes, en
 from benchmarks.fault_injection.healthy_programs.program import (
     HELD_OUT,
     TUNING,
-    LoopEvents,
+    Loop,
     Ready,
     Setup,
     program,
@@ -167,7 +167,7 @@ def closure_of_lbfgs(setup: Setup) -> Ready:
     wanted = (targets - 152) / 77
     model = mlp(10, 1, 16, nn.Tanh)
     optimizer = torch.optim.LBFGS(model.parameters(), lr=1.0, max_iter=10, line_search_fn="strong_wolfe")
-    events = LoopEvents(setup, model, optimizer, 60)
+    loop = Loop(setup, model, optimizer, 60)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -176,13 +176,11 @@ def closure_of_lbfgs(setup: Setup) -> Ready:
         return loss
 
     def run() -> None:
-        with events:
-            for _ in range(events.steps):
-                events.begin()
-                loss = closure()
-                events.step(loss.detach(), lambda: optimizer.step(closure))
+        with loop:
+            for _ in range(loop.steps):
+                loop.log(optimizer.step(closure).detach())
 
-    return Ready(run, model, lambda: events.loss_fell(0.5))
+    return Ready(run, model, lambda: loop.loss_fell(0.5))
 
 
 @program(HELD_OUT)
