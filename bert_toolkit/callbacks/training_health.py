@@ -10,6 +10,7 @@ from typing import Any, Literal
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from bert_toolkit.callbacks.alerts import send_alerts
 from bert_toolkit.callbacks.monitored_run import MonitoredRun
 from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
 from bert_toolkit.errors import InputError
@@ -198,6 +199,8 @@ class TrainingHealthCallback(MonitoringCallback[None]):
             return
         for finding in new:
             logger.warning("%s", message(finding, self.judge.symptoms(finding.rule)))
+            if self._run is not None:
+                send_alerts(finding, self._run, self._safe)
             if callable(self.on_finding):
                 self._stop |= self._tell(self.on_finding, finding)
         if new:

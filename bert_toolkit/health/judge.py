@@ -1,34 +1,14 @@
 """From what single rules see to what a person is told: one finding per fault, symptoms under their cause."""
 
 import dataclasses
-import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from bert_toolkit.errors import InputError
-from bert_toolkit.health.findings import Finding, Severity, as_json
+from bert_toolkit.health.findings import Finding
+from bert_toolkit.health.findings_file import Case, FindingsFile
 from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.rules import RULES, Rule
-
-
-@dataclass
-class Case:
-    """A fault that was found: the finding, kept up to date, and what it explains.
-
-    Args:
-        finding: as the rule last saw it, with the step at which it was first seen.
-        samples: number of samples that had been taken when it was first seen.
-        last_step: step at which it was last seen.
-        symptom_of: rule that explains it, None where it stands on its own.
-    """
-
-    finding: Finding
-    samples: int
-    last_step: int
-    symptom_of: str | None = None
 
 
 class HealthJudge:
@@ -120,51 +100,17 @@ class HealthJudge:
         return f"Training health: {len(self.findings)} fault{'s' * (len(self.findings) > 1)} in {seen}: {faults}."
 
     def report(self) -> list[dict[str, Any]]:
-        """Everything that was found, as JSON can hold it."""
-        return [
-            {
-                **as_json(case.finding),
-                "samples": case.samples,
-                "last_step": case.last_step,
-                "symptom_of": case.symptom_of,
-            }
-            for case in self.cases.values()
-        ]
+        """Everything that was found, symptoms and notes included, as JSON can hold it."""
+        return [case.as_json() for case in self.cases.values()]
 
     def load(self, path: Path, last_step: int) -> None:
         """Take over what an interrupted run had found up to `last_step`.
 
+        Args:
+            path: The file of findings.
+            last_step: The step at which the run goes on.
+
         Raises:
-            InputError: no such file, or a damaged one; the cases are then as they were.
+            InputError: No such file, or a damaged one; the cases are then as they were.
         """
-        cases: dict[str, Case] = {}
-        try:
-            for line in path.read_text(encoding="utf-8").split("\n"):
-                entry: dict[str, Any] = json.loads(line) if line else {"event": "nothing"}
-                if entry["event"] == "finding" and entry["step"] <= last_step:
-                    cases[entry["rule"]] = _case(entry, last_step)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{path} holds no findings or is damaged: {error}") from error
-        self.cases |= cases
-
-
-def _case(entry: dict[str, Any], last_step: int) -> Case:
-    """A case of a file; raises ValueError, KeyError or TypeError where it is not one that was written."""
-    fields = {field.name: entry[field.name] for field in dataclasses.fields(Finding)}
-    if fields["severity"] not in get_args(Severity):
-        raise ValueError(f"severity is none of {', '.join(get_args(Severity))}")
-    for name in ("parameters", "layers"):
-        if not isinstance(fields[name], list) or not all(isinstance(item, str) for item in fields[name]):
-            raise TypeError(f"{name} is no list of names")
-        fields[name] = tuple(fields[name])
-    for name in ("value", "threshold"):
-        fields[name] = math.nan if fields[name] is None else float(fields[name])
-    texts = [fields[name] for name in ("rule", "seen", "cause", "remedy")]
-    numbers = [fields["step"], entry["samples"], entry["last_step"]]
-    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
-        raise TypeError("a value is of another type than was written")
-    if entry["symptom_of"] is not None and not isinstance(entry["symptom_of"], str):
-        raise TypeError("symptom_of is no name of a rule")
-    return Case(Finding(**fields), entry["samples"], min(entry["last_step"], last_step), entry["symptom_of"])
+        self.cases |= FindingsFile.read(path, last_step).cases
