@@ -1,5 +1,6 @@
 """Folders of text files by class."""
 
+import gzip
 import os
 
 import pytest
@@ -28,6 +29,27 @@ def test_rows_are_those_of_scikit_learn(tmp_path):
     labels = {table.place(row): label for row, label in enumerate(table.columns["label"])}
     names = [expected.target_names[number] for number in expected.target]
     assert labels == dict(zip(expected.filenames, names, strict=True))
+
+
+def test_what_systems_and_editors_leave_is_passed_over(tmp_path):
+    left = [
+        ".DS_Store",
+        "._1",
+        "a/.DS_Store",
+        "a/._1",
+        "a/Thumbs.db",
+        "b/desktop.ini",
+        "b/~$2",
+        "__MACOSX/a",
+        ".git/x",
+    ]
+    build(tmp_path, {"a/1": "one", "b/2": "two", ".ipynb_checkpoints/1": "x", **dict.fromkeys(left, b"\0\xff")})
+    assert read_class_folders(tmp_path)["train"].columns == {"text": ["one", "two"], "label": ["a", "b"]}
+
+
+def test_files_may_be_packed_or_in_any_marked_encoding(tmp_path):
+    build(tmp_path, {"a/1.txt.gz": gzip.compress("naïve".encode()), "b/2": "日本\r\n語".encode("utf-16")})
+    assert read_class_folders(tmp_path)["train"].columns["text"] == ["naïve", "日本\r\n語"]
 
 
 def test_splits_are_recognised(tmp_path):

@@ -1,5 +1,6 @@
 """Reading documents: sentences, files, what separates documents, and bad files by name."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -103,6 +104,67 @@ def test_files_of_a_folder_are_documents(tmp_path):
     assert [file.name for file in files] == ["a.txt", "b.txt", "c.txt"]
     assert len(list(DocumentFiles(files))) == 3
     assert len(list(DocumentFiles(files, "blank_line"))) == 6
+
+
+def test_clutter_in_a_folder_is_passed_over(tmp_path):
+    (tmp_path / "a.txt").write_text("One.")
+    for name in ("._a.txt", ".ipynb_checkpoints/a.txt", "~$b.txt", "__MACOSX/a.txt", ".git/deep/a.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    assert corpus_files(tmp_path) == [tmp_path / "a.txt"]
+    hidden = tmp_path / ".hidden"
+    hidden.mkdir()
+    (hidden / "b.txt").write_text("Two.")
+    assert corpus_files(hidden) == [hidden / "b.txt"], "a folder that was named is read, whatever its name"
+
+
+@pytest.mark.parametrize("split", ["file", "blank_line", "2"])
+@pytest.mark.parametrize(
+    "pack",
+    [
+        gzip.compress,
+        lambda c: b"\xef\xbb\xbf" + c,
+        lambda c: c.decode().encode("utf-16"),
+        lambda c: c.replace(b"\n", b"\r\n"),
+    ],
+    ids=["gzip", "mark", "utf-16", "windows"],
+)
+def test_text_in_other_dress_gives_the_same_documents(tmp_path, split, pack):
+    content = "Eins. Zwei.\nDrei 日本。\n\nVier.\n".encode()
+    (tmp_path / "plain.txt").write_bytes(content)
+    (tmp_path / "other.txt.gz").write_bytes(pack(content))
+    assert corpus_files(tmp_path) == [tmp_path / "other.txt.gz", tmp_path / "plain.txt"]
+    plain, other = (list(DocumentFiles([file], split)) for file in reversed(corpus_files(tmp_path)))
+    assert other == plain
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "a.jsonl.gz"])
+@pytest.mark.parametrize("form", ["mark", "list", "windows", "gzip"])
+def test_json_in_other_dress_gives_the_same_documents(tmp_path, name, form):
+    rows = [{"text": "One. Two."}, {"text": ["Three.", "Four."]}]
+    text = json.dumps(rows, indent=1) if form == "list" else "\r\n".join(map(json.dumps, rows))
+    content = ("\ufeff" * (form == "mark") + text).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if form == "gzip" else content)
+    assert list(DocumentFiles(corpus_files(tmp_path))) == ["One. Two.", ["Three.", "Four."]]
+
+
+def test_wrong_byte_far_into_a_file_is_named_at_its_offset(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"One. Two.\n\n" * 12_410 + b"ab\xe9\n")
+    for split in ("file", "blank_line", "2"):
+        with pytest.raises(
+            InputError, match=r"a.txt:24821 is not utf-8 \(byte 0xe9 at column 3, byte 136512 of the file"
+        ):
+            list(DocumentFiles([file], split))
+
+
+@pytest.mark.parametrize("split", ["file", "blank_line", "2"])
+def test_nul_and_zip_are_named(tmp_path, split):
+    file = tmp_path / "a.txt"
+    for content, message in ((b"One.\n\0", "a.txt:2 holds a NUL"), (b"PK\x03\x04", "a.txt is a zip archive")):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            list(DocumentFiles([file], split))
 
 
 def test_jsonl_holds_text_or_sentences(tmp_path):

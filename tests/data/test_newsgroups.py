@@ -163,6 +163,44 @@ class TestSplits:
         assert splits.description.endswith("by-date, without headers")
 
 
+class TestFilesOfOtherSystems:
+    CLUTTER = {
+        "20news-bydate-train/sci.space/.DS_Store": b"\0\0\0\1Bud1",
+        "20news-bydate-train/sci.space/._50000": b"\0\5\x16\7\0\2\0\0Mac OS X",
+        "20news-bydate-test/sci.space/Thumbs.db": b"\xd0\xcf\x11\xe0",
+        "20news-bydate-test/sci.space/desktop.ini": b"[.ShellClassInfo]",
+        "20news-bydate-train/.AppleDouble/sci.space": b"x",
+        "20news-bydate-train/._sci.space/1": b"x",
+        "__MACOSX/20news-bydate-train/sci.space": b"x",
+    }
+
+    @pytest.mark.parametrize("form", ["folder", "archive"])
+    def test_what_systems_leave_is_no_post(self, folder, archive, tmp_path, form):
+        expected = load_newsgroups(data_dir=folder, categories=None, validation_fraction=None)
+        if form == "archive":
+            with tarfile.open(archive) as tar:
+                members = {f"./{m.name}": tar.extractfile(m).read() for m in tar if m.isreg()}
+            read_from = write_archive(tmp_path / "mac.tar.gz", members | self.CLUTTER)
+        else:
+            read_from = folder
+            for name, content in self.CLUTTER.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+        read = load_newsgroups(data_dir=read_from, categories=None, validation_fraction=None)
+        assert read.label_names == GROUPS
+        for split in ("train", "test"):
+            assert getattr(read, split).to_dict() == getattr(expected, split).to_dict()
+
+    @pytest.mark.parametrize("end", [b"\r\n", b"\r"], ids=["windows", "mac"])
+    @pytest.mark.parametrize("remove", REMOVALS, ids="-".join)
+    def test_ends_of_lines_do_not_matter(self, folder, end, remove):
+        expected = [as_scikit_learn(folder, split, GROUPS, remove) for split in ("train", "test")]
+        for path in folder.glob("*/*/*"):
+            path.write_bytes(path.read_bytes().replace(b"\n", end))
+        read = load_newsgroups(data_dir=folder, categories=GROUPS, remove=remove, validation_fraction=None)
+        assert [rows(split, GROUPS) for split in (read.train, read.test)] == expected
+
+
 class TestArchive:
     def test_members_outside_the_layout_are_not_read_and_nothing_is_written(self, archive, tmp_path):
         with tarfile.open(archive) as tar:
