@@ -1,9 +1,11 @@
-"""What the labels of a table mean: one class a row, several at once, or a number to predict."""
+"""What the labels of a table mean: one class per row, several at once, or a number to predict."""
 
-import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Context, Decimal
+from statistics import mode
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,20 @@ SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
 
 LARGEST = float(np.finfo(np.float32).max)
 
+MISSING = "- -- ? nan NaN NAN -nan NA N/A n/a #N/A #NA <NA> <na> null NULL None NaT #NULL!"
+"""What programs write where a label is missing."""
+_MISSING = frozenset(["", *MISSING.split()])
+
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
-_WHOLE_NUMBER = re.compile(r"[-+]?\d{1,18}", re.ASCII)
+# the name of a class that is a number; 007 is a code and none
+_NUMERIC_NAME = re.compile(r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[-+]?\d{1,2})?", re.ASCII | re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+", re.ASCII)
+_ITEM = r"""('[^']*'|"[^"]*"|[-+]?[\d.]+(e[-+]?\d+)?|true|false|none|null|nan)"""
+_WRITTEN_LIST = re.compile(
+    rf"""(\w+\()?  [\[({{]+ \s* ({_ITEM} ([\s,:\[\](){{}}]+ {_ITEM})*)? [\s,]* [\])}}]+ (,[^()]*\))?
+      |  \[ [^\[\],]* , [^\[\]]* \]  |  [01] ([\s,;|]+ [01])+""",
+    re.VERBOSE | re.IGNORECASE,
+)
 _ZERO_ONE = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 
 
@@ -30,7 +44,9 @@ class LabelScheme:
         names: Class names in the order of their ids; for regression the name of the column.
         columns: One label column, or one of 0 and 1 per class.
         separator: What stands between the labels of one cell, where a cell may hold several.
-        numbered_names: What the integers of the column stand for, where the file says so.
+        numbered_names: What the integers of the column stand for, where the training rows' file says so.
+        by_position: Whether a list holds a 0 or 1 for each class, not the labels themselves.
+        remarks: Sentences on spellings that a reader must know.
     """
 
     problem_type: str
@@ -38,9 +54,14 @@ class LabelScheme:
     columns: tuple[str, ...]
     separator: str | None = None
     numbered_names: list[str] | None = None
+    by_position: bool = False
+    remarks: list[str] = field(default_factory=list)
 
-    def encode(self, table: Table) -> list:
+    def encode(self, table: Table) -> list[Any]:
         """Labels as the model takes them.
+
+        Args:
+            table: Any rows with these columns.
 
         Returns:
             A class id per row; for several at once a list of 0.0 and 1.0 per row, one per class; for regression a
@@ -49,18 +70,23 @@ class LabelScheme:
         Raises:
             InputError: A row without label, or whose label is not among `names` or is no number, with its place.
         """
+        column = self.columns[0]
         if self.problem_type == REGRESSION:
-            return _numbers(table, self.columns[0])
+            return _numbers(table, column)
         if len(self.columns) > 1:
             return [list(row) for row in zip(*(_zeros_and_ones(table, name) for name in self.columns), strict=True)]
+        if self.by_position:
+            return _marks(table, column, self.cells(table), len(self.names))
         ids = {name: number for number, name in enumerate(self.names)}
         rows = self.names_of_rows(table)
         for row, names in enumerate(rows):
             unknown = next((name for name in names if name not in ids), None)
             if unknown is not None:
+                twin = next((name for name in self.names if _likeness(name) == _likeness(unknown)), None)
                 raise InputError(
                     f"{table.place(row)} has label {brief(unknown)}, which no training row has; known are "
-                    f"{shown(self.names)}"
+                    + shown(self.names)
+                    + (f"; did you mean {brief(twin)}?" if twin else "")
                 )
         if self.problem_type == SINGLE:
             return [ids[name] for (name,) in rows]
@@ -69,44 +95,51 @@ class LabelScheme:
             encoded[row, [ids[name] for name in names]] = 1.0
         return encoded.tolist()
 
+    def cells(self, table: Table) -> list[list[Any]]:
+        """The labels of each row as they stand in the file."""
+        (column,) = self.columns
+        values = table.values(column)
+        wanted, form = (list, "a list of labels") if self.separator is None else (str, "labels in a string")
+        for row, value in enumerate(values):
+            if self.problem_type == MULTI and not isinstance(value, wanted):
+                raise InputError(f"{table.place(row)} has {kind_of(value)} in column {brief(column)}, expected {form}")
+        if self.problem_type == SINGLE:
+            cells = [[value] for value in values]
+        elif self.separator is None:
+            cells = list(values)
+        else:  # an empty cell is a row without any of the classes
+            cells = [[part for part in value.split(self.separator) if part.strip()] for value in values]
+        _require_one_kind(table, column, [(label, row) for row, cell in enumerate(cells) for label in cell])
+        return cells
+
     def names_of_rows(self, table: Table) -> list[list[str]]:
         """Names of the classes of each row: one, or any number if several at once."""
         (column,) = self.columns
-        cells = self._cells(table, column)
-        labels = [(label, row) for row, cell in enumerate(cells) for label in cell]
-        _require_one_kind(table, column, labels)
-        first_rows = dict(reversed(labels))
+        cells = self.cells(table)
+        first_rows: dict[Any, int] = {}
+        for row, cell in enumerate(cells):
+            for label in cell:
+                first_rows.setdefault(label, row)
         names = {label: self._name(table, row, label) for label, row in first_rows.items()}
         rows = [[names[label] for label in cell] for cell in cells]
-        if self.separator is not None:  # an empty cell is a row without any of the classes
-            return [list(filter(None, names_of_row)) for names_of_row in rows]
-        table.refuse_empty(column, [row for row, names_of_row in enumerate(rows) if "" in names_of_row])
+        missing = {name for label, name in names.items() if isinstance(label, str) and name in _MISSING}
+        if missing:
+            what = f"{shown(sorted(missing))}, which marks a missing label," if "" not in missing else "nothing"
+            table.refuse_empty(
+                column, [row for row, of_row in enumerate(rows) if not missing.isdisjoint(of_row)], what
+            )
         return rows
-
-    def _cells(self, table: Table, column: str) -> list[list[Any]]:
-        """The labels of each row as they stand in the file."""
-        values = table.values(column)
-        if self.problem_type == SINGLE:
-            return [[value] for value in values]
-        wanted, form = (list, "a list of labels") if self.separator is None else (str, "labels in a string")
-        for row, value in enumerate(values):
-            if not isinstance(value, wanted):
-                raise InputError(f"{table.place(row)} has {kind_of(value)} in column {brief(column)}, expected {form}")
-        return list(values) if self.separator is None else [value.split(self.separator) for value in values]
 
     def _name(self, table: Table, row: int, label: str | int | float) -> str:
         if isinstance(label, str):
-            return " ".join(label.split())
-        if isinstance(label, float) and label.is_integer():
-            label = int(label)
-        if self.numbered_names is not None and type(label) is int:
-            if not 0 <= label < len(self.numbered_names):
-                reason = "-1 marks withheld labels" if label == -1 else f"expected 0 to {len(self.numbered_names) - 1}"
+            return _class_name(label)
+        names = table.class_names.get(self.columns[0], self.numbered_names)
+        if names is not None and not isinstance(label, bool) and label == int(label):
+            if not 0 <= label < len(names):
+                reason = "-1 marks withheld labels" if label == -1 else f"expected 0 to {len(names) - 1}"
                 raise InputError(f"{table.place(row)} has label {brief(label)}: {reason}")
-            return self.numbered_names[label]
-        if not math.isfinite(label):
-            raise InputError(f"{table.place(row)} has {label} as a label: fill it in or remove the row")
-        return str(label)
+            return _class_name(names[int(label)])
+        return _class_name(str(label))
 
 
 def learn_labels(
@@ -115,8 +148,10 @@ def learn_labels(
     """Finds out what the labels of the training rows mean, and refuses those from which nothing can be learned.
 
     Several columns, a separator and lists mean several labels at once; numbers of which some have decimals mean
-    regression; anything else is one class a row. Classes are ordered as the file numbers them, by number if all are
-    whole numbers, otherwise by name. White space around a class name does not count.
+    regression; anything else is one class per row. Lists hold labels (names or numbers, each once) or, where all are
+    0 and 1 and equally many, or a value comes twice in one, a 0 or 1 for each class. Classes are ordered as the file
+    numbers them, by number if all are numbers, otherwise by name. Numbers compare as numbers (`1` and `1.0` are one
+    class), names in Unicode's normal form C and whatever their white space.
 
     Args:
         table: The training rows.
@@ -124,13 +159,20 @@ def learn_labels(
         problem_type: `auto`, or one of `PROBLEM_TYPES` to decide otherwise.
         separator: What stands between several labels in one cell.
 
+    Returns:
+        The scheme.
+
     Raises:
-        InputError: Labels missing, of mixed types, all the same, nearly all different, or not of the `problem_type`.
+        InputError: Labels missing, of mixed types, all the same, nearly all different, written in a way that cannot be
+            told apart from a name, or not of the `problem_type`.
     """
     columns = tuple(columns)
     table.require(columns)
     if problem_type not in ("auto", *PROBLEM_TYPES):
         raise InputError(f"`problem_type` must be auto, {', '.join(PROBLEM_TYPES)}, got {problem_type}")
+    first = columns[0]
+    if len(columns) == 1 and (problem_type == "auto" or separator is not None):
+        _refuse_written_lists(table, first, separator)
     if problem_type == "auto":
         problem_type = _guess_problem_type(table, columns, separator)
     if problem_type != MULTI and (separator is not None or len(columns) > 1):
@@ -140,15 +182,23 @@ def learn_labels(
             f"`label_separator` goes with one label column and is at least one character, got {brief(separator)} for "
             f"{shown(columns)}"
         )
-    first = columns[0]
     if problem_type == REGRESSION:
         if len(set(_numbers(table, first))) == 1:
             raise InputError(f"all {len(table)} rows have the same number in column {brief(first)}: nothing to learn")
         return LabelScheme(problem_type, [first], columns)
-    scheme = LabelScheme(problem_type, list(columns), columns, separator, table.class_names.get(first))
+    numbered_names = table.class_names.get(first)
+    scheme = LabelScheme(problem_type, list(columns), columns, separator, numbered_names)
     if len(columns) > 1:
         scheme.encode(table)
         return scheme
+    if problem_type == MULTI:
+        cells = scheme.cells(table)
+        if _are_by_position(table, first, cells, numbered_names):
+            positions = list(map(str, range(mode(map(len, cells)))))
+            given = numbered_names if numbered_names and len(numbered_names) == len(positions) else positions
+            scheme = replace(scheme, names=given, by_position=True)
+            scheme.encode(table)
+            return scheme
     used = {name for names in scheme.names_of_rows(table) for name in names}
     if len(used) < (2 if problem_type == SINGLE else 1):
         has = f"only the label {brief(used.pop())}" if used else "no label at all"
@@ -158,11 +208,14 @@ def learn_labels(
             f"column {brief(first)} has {len(used)} different labels in {len(table)} rows, too many for classes: name "
             "another column with `label_columns`, or pass `problem_type regression` if they are numbers to predict"
         )
-    whole_numbers = all(map(_WHOLE_NUMBER.fullmatch, used))
-    names = scheme.numbered_names or sorted(used, key=lambda name: (int(name) if whole_numbers else 0, name))
+    numeric = all(map(_NUMERIC_NAME.fullmatch, used))
+    names = list(map(_class_name, numbered_names or ())) or sorted(
+        used, key=lambda name: (Decimal(name) if numeric else 0, name)
+    )
     if len(set(names)) < len(names):
         raise InputError(f"two classes have one name: {shown(names)}")
-    return replace(scheme, names=names)
+    written = {label for cell in scheme.cells(table) for label in cell if isinstance(label, str)}
+    return replace(scheme, names=names, remarks=_remarks_on_spelling(written, names))
 
 
 def _guess_problem_type(table: Table, columns: Sequence[str], separator: str | None) -> str:
@@ -176,9 +229,56 @@ def _guess_problem_type(table: Table, columns: Sequence[str], separator: str | N
     return SINGLE
 
 
+def _refuse_written_lists(table: Table, column: str, separator: str | None) -> None:
+    """Refuses text that is a list to people and would be one name to a program."""
+    values = table.values(column)
+    texts = [value.strip() if isinstance(value, str) else "" for value in values]
+    comma = separator is None and 2 * sum(map(bool, map(_DECIMAL_COMMA.fullmatch, texts))) > len(texts)
+    for row, text in enumerate(texts):
+        is_list = _WRITTEN_LIST.fullmatch(text) and (text[0] != "(" or "," in text)
+        if comma or is_list and (separator is None or text[0] not in "01"):
+            raise InputError(
+                f"{table.place(row)} has {brief(values[row])} in column {brief(column)}, several values as one text: "
+                "give lists in .jsonl or .parquet, or without brackets with `label_separator`, or a column of 0 and 1 "
+                f"for each class, or decimals with a point; if it names one class, pass `problem_type {SINGLE}`"
+            )
+
+
+def _are_by_position(table: Table, column: str, cells: Sequence[list[Any]], names: list[str] | None) -> bool:
+    """Whether lists hold a 0 or 1 for each class; refuses lists of numbers that are neither that nor labels."""
+    longest = max(map(len, cells))
+    marks = all(_mark(value) is not None for cell in cells for value in cell)
+    # 0 and 1 in lists of two could be the numbers of two classes; then every row would have both
+    alike = longest > 1 and all(len(cell) == longest for cell in cells)
+    for row, cell in enumerate(cells):
+        twice = len(set(map(str, cell))) < len(cell) and not all(isinstance(value, str) for value in cell)
+        if marks and (len(set(map(_mark, cell))) < len(cell) or any(isinstance(value, bool) for value in cell)):
+            return True
+        if not marks and (twice or any(isinstance(value, float) and not value.is_integer() for value in cell)):
+            raise InputError(
+                f"{table.place(row)} has {brief(cell)} in column {brief(column)}: a list holds labels, each once, or "
+                "a 0 or 1 for each class; counts and probabilities are neither"
+            )
+    return marks and alike and names is None
+
+
+def _marks(table: Table, column: str, cells: Sequence[list[Any]], count: int) -> list[list[float]]:
+    for row, cell in enumerate(cells):
+        if len(cell) != count or any(_mark(value) is None for value in cell):
+            raise InputError(
+                f"{table.place(row)} has {brief(cell)} in column {brief(column)}, expected {count} values of 0 or 1, "
+                "one for each class as in most of the training rows"
+            )
+    return [[_ZERO_ONE[str(value).strip().lower()] for value in cell] for cell in cells]
+
+
+def _mark(value: Any) -> float | None:
+    return _ZERO_ONE.get(str(value).strip().lower())
+
+
 def _require_one_kind(table: Table, column: str, labels: Sequence[tuple[Any, int]]) -> None:
     kinds = [kind_of(label) for label, _ in labels]
-    for kind, (_, row) in zip(kinds, labels, strict=True):
+    for kind, (label, row) in zip(kinds, labels, strict=True):
         if kind not in ("a string", "a number", "a truth value"):
             raise InputError(
                 f"{table.place(row)} has {kind} as a label in {brief(column)}, expected a string or a number"
@@ -188,6 +288,55 @@ def _require_one_kind(table: Table, column: str, labels: Sequence[tuple[Any, int
                 f"{table.place(row)} has {kind} as a label in {brief(column)} and {table.place(labels[0][1])} has "
                 f"{kinds[0]}: write all labels as one type"
             )
+        if kind == "a number" and not abs(label) <= LARGEST:
+            raise InputError(f"{table.place(row)} has {label} as a label: fill it in or remove the row")
+
+
+def _class_name(label: str) -> str:
+    """One name for all spellings of it: numbers without needless digits, composed characters, single spaces."""
+    name = " ".join(unicodedata.normalize("NFC", label).split())
+    if not _NUMERIC_NAME.fullmatch(name) or len(name) > 40:
+        return name
+    # exact, as no number of 40 characters with an exponent of two digits has more digits
+    number = Decimal(name).normalize(Context(prec=200))
+    return f"{number:f}" if number else "0"
+
+
+def _likeness(name: str) -> str:
+    """The same for names that a person could take for one: of other case, width, hyphens, points, leading zeros."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    plain = "".join(c for c in plain if unicodedata.category(c) not in ("Cf", "Cc")).strip(" .,:;'\"`")
+    plain = re.sub(r"(?<=[^\W\d_])[-_\s]+(?=[^\W\d_])", "", plain)
+    return plain.lstrip("0") or "0" if plain.isdecimal() else plain
+
+
+def _remarks_on_spelling(written: Iterable[str], names: Sequence[str]) -> list[str]:
+    spellings: dict[str, list[str]] = {}
+    for label in {" ".join(label.split()) for label in written}:
+        spellings.setdefault(_class_name(label), []).append(label)
+    # in ASCII, as the spellings of one accented letter look the same
+    merged = [
+        f"{', '.join(map(ascii, sorted(each)))} as {brief(name)}" for name, each in spellings.items() if each[1:]
+    ]
+    twins: dict[str, list[str]] = {}
+    for name in names:
+        twins.setdefault(_likeness(name), []).append(name)
+    alike = [shown(each) for each in twins.values() if each[1:]]
+    joined = [
+        f"{brief(name)} with `label_separator {mark}`"
+        for mark in ",;|/+&"
+        for name in names
+        if mark in name and {part.strip() for part in name.split(mark)} < set(names)
+    ]
+    return [
+        f"{remark}: {'; '.join(sorted(found))}."
+        for remark, found in (
+            ("Labels of several spellings were taken for one class", merged),
+            ("Classes that look alike may be one", alike),
+            ("Classes that name other classes may be several labels in one cell", joined),
+        )
+        if found
+    ]
 
 
 def _number(value: Any) -> float | None:
@@ -200,23 +349,17 @@ def _number(value: Any) -> float | None:
 
 
 def _numbers(table: Table, column: str) -> list[float]:
-    values = table.values(column)
-    numbers = [(row, _number(value)) for row, value in enumerate(values)]
-    for row, number in numbers:
-        if number is None:
-            raise InputError(
-                f"{table.place(row)} has {brief(values[row])} in column {brief(column)}, expected a finite number"
-            )
-    return [number for _, number in numbers if number is not None]
+    return _converted(table, column, _number, "a finite number")
 
 
 def _zeros_and_ones(table: Table, column: str) -> list[float]:
+    return _converted(table, column, _mark, "0 or 1: several label columns hold one class each")
+
+
+def _converted(table: Table, column: str, convert: Any, expected: str) -> list[float]:
     values = table.values(column)
-    marks = [_ZERO_ONE.get(str(value).strip().lower()) for value in values]
-    if None in marks:
-        row = marks.index(None)
-        raise InputError(
-            f"{table.place(row)} has {brief(values[row])} in column {brief(column)}, expected 0 or 1: several label "
-            "columns hold one class each"
-        )
-    return [mark for mark in marks if mark is not None]
+    converted = list(map(convert, values))
+    if None in converted:
+        row = converted.index(None)
+        raise InputError(f"{table.place(row)} has {brief(values[row])} in column {brief(column)}, expected {expected}")
+    return converted

@@ -1,5 +1,7 @@
 """What labels mean, and which of them are refused."""
 
+import re
+
 import pytest
 from sklearn.preprocessing import MultiLabelBinarizer
 
@@ -60,6 +62,253 @@ def test_numbers_that_stand_for_names_keep_the_order_of_the_file():
     for number, reason in ((-1, "-1 marks withheld labels"), (3, "expected 0 to 2")):
         with pytest.raises(InputError, match=f"rows.csv:3 has label {number}: {reason}"):
             scheme.encode(table(label=[1, number]))
+
+
+ONES = [[0, 1, 0], [1, 0, 1], [0, 0, 0], [1, 1, 1]]
+
+
+def as_kind(rows, kind):
+    return [list(map(kind, row)) for row in rows]
+
+
+class TestLists:
+    """Labels of a row are names, numbers of classes, or a 0 or 1 for each class."""
+
+    @pytest.mark.parametrize(
+        "kind", [int, float, bool, str, lambda mark: f"{mark}.0"], ids=["int", "float", "bool", "string", "decimal"]
+    )
+    def test_zero_or_one_for_each_class(self, kind):
+        rows = table(label=as_kind(ONES, kind))
+        scheme = learn_labels(rows, ["label"])
+        assert (scheme.problem_type, scheme.names) == (MULTI, ["0", "1", "2"])
+        assert scheme.encode(rows) == ONES
+        assert scheme.encode(table(label=[[1, 0, 0]])) == [[1, 0, 0]], "one row would not say what it means"
+
+    @pytest.mark.parametrize("separator", [" ", ",", "|"])
+    def test_zero_or_one_for_each_class_in_one_cell(self, separator):
+        rows = table(label=[separator.join(map(str, row)) for row in ONES])
+        assert learn_labels(rows, ["label"], separator=separator).encode(rows) == ONES
+        with pytest.raises(InputError, match="rows.csv:2 has '0.1.0' in .*, several values as one text"):
+            learn_labels(rows, ["label"])
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            [[0, 1], [1, 0]],
+            [[0, 1, 0], [1, 0, 0]],
+            [[1, 1], [0, 1]],
+            [[0, 0], [0, 0], [1, 1]],
+            [[True], [False]],
+        ],
+        ids=["two-classes", "one-of-three", "repeated", "all-or-none", "one-class"],
+    )
+    def test_few_classes(self, values):
+        scheme = learn_labels(table(label=values), ["label"])
+        assert scheme.names == [str(i) for i in range(len(values[0]))]
+        assert scheme.encode(table(label=values)) == [list(map(float, row)) for row in values]
+
+    @pytest.mark.parametrize(
+        ("values", "names", "encoded"),
+        [
+            ([[2], [0, 3], [], [3, 2]], ["0", "2", "3"], [[0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 1, 1]]),
+            ([[0, 1], [1], [0], []], ["0", "1"], [[1, 1], [0, 1], [1, 0], [0, 0]]),
+            ([[0], [1], [1]], ["0", "1"], [[1, 0], [0, 1], [0, 1]]),
+            ([["a", "a"], ["b"]], ["a", "b"], [[1, 0], [0, 1]]),
+            ([[2.0], [10.0, 2.0]], ["2", "10"], [[1, 0], [1, 1]]),
+            ([["1.5", "2"], ["2"]], ["1.5", "2"], [[1, 1], [0, 1]]),
+        ],
+        ids=["numbers", "zero-and-one", "one-each", "name-twice", "floats", "texts"],
+    )
+    def test_labels_themselves(self, values, names, encoded):
+        scheme = learn_labels(table(label=values), ["label"])
+        assert (scheme.names, scheme.encode(table(label=values))) == (names, encoded)
+
+    def test_names_of_the_file(self):
+        rows = table({"label": ["x", "y", "z"]}, label=ONES)
+        assert learn_labels(rows, ["label"]).names == ["x", "y", "z"]
+        assert learn_labels(table({"label": ["no", "yes"]}, label=ONES), ["label"]).names == ["0", "1", "2"]
+        numbers = table({"label": ["x", "y"]}, label=[[0, 1], [1, 0]])
+        assert learn_labels(numbers, ["label"]).encode(numbers) == [[1, 1], [1, 1]], (
+            "the file says: numbers of classes"
+        )
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            (
+                [[0, 1, 0], [1, 1], [0, 0, 1]],
+                r"rows.csv:3 has \[1, 1\] in column 'label', expected 3 values of 0 or 1",
+            ),
+            ([[0, 1, 0], [], [1, 0, 1]], r"rows.csv:3 has \[\] in column 'label', expected 3 values"),
+            ([[1, 1], [0, 1, 0], [0, 0, 1]], r"rows.csv:2 has \[1, 1\]"),
+            ([[0, 2, 0], [1, 0, 0]], "rows.csv:2 has .*: a list holds labels, each once, or a 0 or 1 for each class"),
+            ([[0.1, 0.9], [0.8, 0.2]], "rows.csv:2 has .*; counts and probabilities are neither"),
+            ([[1.0], [0.5]], "rows.csv:3 has .*; counts and probabilities"),
+            ([[[0, 1, 0]], [[1, 0, 0]]], "rows.csv:2 has a list as a label"),
+            ([{"a": 1, "b": 0}, {"a": 0, "b": 1}], "rows.csv:2 has an object as a label"),
+            ([[0, 1, None], [1, 1, 0]], "rows.csv:2 has nothing as a label"),
+            (
+                [[0, 1], [True, False]],
+                "rows.csv:3 has a truth value as a label in 'label' and rows.csv:2 has a number",
+            ),
+        ],
+        ids=["ragged", "empty", "first", "counts", "soft", "half", "nested", "object", "none", "mixed"],
+    )
+    def test_refused(self, values, message):
+        with pytest.raises(InputError, match=message):
+            learn_labels(table(label=values), ["label"])
+
+    def test_another_table_must_fit(self):
+        scheme = learn_labels(table(label=ONES), ["label"])
+        for value, reason in (([0, 1], "expected 3 values"), ([0, 2, 1], "expected 3 values"), ("010", "a string")):
+            with pytest.raises(InputError, match=f"rows.csv:3 has .*{reason}"):
+                scheme.encode(table(label=[[0, 0, 1], value]))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        *("['a', 'b']", '["a"]', "[0, 1, 0]", "[0 1 0]", "[0. 1.]", "[]", "('a', 'b')", "('a',)", "{'a', 'b'}"),
+        *("array([0, 1])", "tensor([1., 0.])", "array(['a'], dtype=object)", "[[0, 1], [1]]", '{"a": 1, "b": 0}'),
+        *(
+            "[True, False]",
+            "[sports, news]",
+            "['a' 'b']",
+            "[1]",
+            ' ["it is", "a\'s"] ',
+            "0 1 0",
+            "0,1",
+            "1|0|0",
+            "[None]",
+        ),
+    ],
+)
+def test_list_that_is_written_as_text_is_refused(cell):
+    rows = table(label=["plain", cell, "plain", cell])
+    with pytest.raises(InputError, match=r"rows.csv:3 has .* several values as one text: give lists in .jsonl"):
+        learn_labels(rows, ["label"])
+    assert len(learn_labels(rows, ["label"], SINGLE).names) == 2, "it can be insisted on"
+
+
+@pytest.mark.parametrize("cell", ["['a', 'b']", '["a", "b"]', "{'a', 'b'}"])
+def test_brackets_do_not_become_parts_of_names(cell):
+    with pytest.raises(InputError, match="rows.csv:2 has .* several values as one text"):
+        learn_labels(table(label=[cell, "a", "b"]), ["label"], separator=",")
+
+
+def test_names_with_brackets_are_names():
+    names = ["turned [around]", "[UNK]", "(1)", "a (b)", "{x", "1 or 0", "C++ [legacy, old]"]
+    assert learn_labels(table(label=names * 2), ["label"]).names == sorted(names)
+
+
+def test_decimal_commas_are_refused():
+    with pytest.raises(InputError, match="rows.csv:2 has '0,5' .* or decimals with a point"):
+        learn_labels(table(label=["0,5", "1,0", "2,5", "x"]), ["label"])
+
+
+class TestNumbers:
+    """Whatever wrote the file: numbers compare and sort as numbers."""
+
+    @pytest.mark.parametrize(
+        ("values", "names"),
+        [
+            (["0", "1", "0.0", "1.0"], ["0", "1"]),
+            (["10.0", "2.0", "1.0", "0.0"], ["0", "1", "2", "10"]),
+            (["-1", "1", "+1", "-0", "0"], ["-1", "0", "1"]),
+            (["1e1", "9", "10"], ["9", "10"]),
+            (["01", "02", "10", "01"], ["01", "02", "10"]),
+            (["12345678901234567890", "12345678901234567891"], ["12345678901234567890", "12345678901234567891"]),
+            ([1.0, 0.0, 1.0], ["0", "1"]),
+            ([3, 2.0, 10], ["2", "3", "10"]),
+            (["2", "a", "2.0", "10"], ["10", "2", "a"]),
+        ],
+    )
+    def test_names(self, values, names):
+        scheme = learn_labels(table(label=values), ["label"])
+        assert (scheme.problem_type, scheme.names) == (SINGLE, names)
+
+    def test_decimals_as_classes(self):
+        scheme = learn_labels(table(label=["1.50", "1.5", "10.5", "2.5"]), ["label"], SINGLE)
+        assert scheme.names == ["1.5", "2.5", "10.5"]
+
+    @pytest.mark.parametrize("train", [["1", "0"], ["1.0", "0.0"], [1, 0], [1.0, 0.0]], ids=str)
+    @pytest.mark.parametrize("other", [["1", "0"], ["1.0", "0.0"], [1, 0], [1.0, 0.0]], ids=str)
+    def test_splits_that_write_them_differently(self, train, other):
+        assert learn_labels(table(label=train), ["label"]).encode(table(label=other)) == [1, 0]
+
+    def test_merged_spellings_are_said(self):
+        (remark,) = learn_labels(table(label=["0", "1", "0.0", "1.0"]), ["label"]).remarks
+        assert remark == "Labels of several spellings were taken for one class: '0', '0.0' as '0'; '1', '1.0' as '1'."
+
+    def test_leading_zeros_can_be_numbers_to_predict(self):
+        rows = table(label=["01.5", "002", "3"])
+        assert learn_labels(rows, ["label"]).encode(rows) == [1.5, 2.0, 3.0]
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        "marker", ["nan", "NaN", "-", "N/A", "NA", "#N/A", "null", "NULL", "None", "<NA>", "?", " - "]
+    )
+    def test_marks_of_missing_labels_are_refused_with_their_number(self, marker):
+        rows = ["a", marker, "b", "a", marker, marker]
+        message = rf"rows.csv:3 has '{re.escape(marker.strip())}', which marks a missing label, in column 'label' "
+        message += r"\(nor have 2 later rows\): fill it in or remove the row"
+        with pytest.raises(InputError, match=message):
+            learn_labels(table(label=rows), ["label"])
+        with pytest.raises(InputError, match="which marks a missing label"):
+            learn_labels(table(label=[["a"], [marker]]), ["label"])
+        with pytest.raises(InputError, match="rows.csv:2 has .*, which marks a missing label"):
+            learn_labels(table(label=["a", "b"]), ["label"]).encode(table(label=[marker]))
+
+    def test_names_that_only_resemble_such_marks(self):
+        values = ["none", "NONE ", "na", "Nan Goldin", "-1", "unknown"]
+        assert len(learn_labels(table(label=values), ["label"]).names) == 6
+        assert learn_labels(table({"label": ["None", "-"]}, label=[0, 1]), ["label"]).names == ["None", "-"]
+
+    def test_composed_and_decomposed_names_are_one(self):
+        rows = table(label=["caf\u00e9", "cafe\u0301", "th\u00e9"])
+        scheme = learn_labels(rows, ["label"])
+        assert (scheme.names, scheme.encode(rows)) == (["caf\u00e9", "th\u00e9"], [0, 0, 1])
+        assert scheme.remarks == [
+            "Labels of several spellings were taken for one class: 'cafe\\u0301', 'caf\\xe9' as 'café'."
+        ]
+        assert scheme.encode(table(label=["the\u0301"])) == [1]
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            *(("TRUE", "True"), ("sci-fi", "Sci Fi"), ("New_York", "new york"), ("yes", "yes."), ("01", "1")),
+            *(("ﬁne", "fine"), ("a\u200bb", "ab"), ("Ｙｅｓ", "Yes"), ("straße", "STRASSE")),
+        ],
+    )
+    def test_classes_that_look_alike_are_remarked_on(self, first, second):
+        scheme = learn_labels(table(label=[first, second, "other"]), ["label"])
+        assert len(scheme.names) == 3
+        assert scheme.remarks == [
+            f"Classes that look alike may be one: {', '.join(map(repr, sorted([first, second])))}."
+        ]
+        scheme = learn_labels(table(label=[first, "other"]), ["label"])
+        with pytest.raises(
+            InputError, match=f"which no training row has; known .* did you mean {re.escape(repr(first))}"
+        ):
+            scheme.encode(table(label=[second]))
+
+    @pytest.mark.parametrize("names", [["C", "C++", "C#"], ["1", "-1", "10"], ["a", "á"], ["x1", "x2"], ["1-2", "12"]])
+    def test_classes_that_do_not_look_alike(self, names):
+        assert learn_labels(table(label=names), ["label"]).remarks == []
+
+    def test_names_made_of_names_are_remarked_on(self):
+        (remark,) = learn_labels(table(label=["a", "b", "a; b", "Washington, D.C."]), ["label"]).remarks
+        assert "may be several labels in one cell: 'a; b' with `label_separator ;`." in remark
+
+    def test_each_file_has_its_own_numbers(self):
+        """The same names in another order, as two exports of one dataset can have them."""
+        train = table({"label": ["no", "yes"]}, label=[0, 1])
+        other = table({"label": ["yes", "no"]}, label=[0, 1])
+        scheme = learn_labels(train, ["label"])
+        assert (scheme.encode(train), scheme.encode(other)) == ([0, 1], [1, 0])
+        assert scheme.encode(table(label=["yes"])) == [1]
+        assert learn_labels(table(label=["no", "yes"]), ["label"]).encode(other) == [1, 0]
 
 
 def test_problem_type_can_be_forced():
