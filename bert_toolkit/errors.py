@@ -36,7 +36,7 @@ def one_line(text: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """The reason that an error of another library gives, for use in a message of one line.
+    r"""The reason that an error of another library gives, for use in a message of one line.
 
     Args:
         error: Any error.
@@ -46,7 +46,7 @@ def reason_of(error: BaseException) -> str:
         error's text, or the name of its class if it has none.
 
     Example:
-        >>> reason_of(ValueError("no such column\\nand much more"))
+        >>> reason_of(ValueError("no such column\nand much more"))
         'no such column'
         >>> reason_of(KeyboardInterrupt())
         'KeyboardInterrupt'

@@ -1,6 +1,6 @@
 """Labels the rows of a file with a saved classifier and writes a table.
 
-    python -m bert_toolkit.predict --model_name_or_path runs/classify --data new.csv --output labelled.tsv
+    python -m bert_toolkit.predict --model_name_or_path runs/classify --data new.csv --output labeled.tsv
 
 Unlike a pipeline it reads and writes whole tables, says which row is wrong, and runs texts of like length together.
 """
@@ -78,6 +78,11 @@ def predict_logits(
 
 
 def main() -> None:
+    """Reads the command line, labels the rows and writes the table.
+
+    Raises:
+        InputError: Whatever the arguments, the table or the model do not allow, before anything is written.
+    """
     (predict,) = parse_arguments([PredictArguments], {})
     if predict.batch_size < 1:
         raise InputError(f"`batch_size` must be at least 1, got {predict.batch_size}")
@@ -117,7 +122,7 @@ def main() -> None:
         raise InputError(f"{model_name} gives NaN or infinite logits: it has diverged in training")
     write_table(output, {**table.columns, **decision_columns(logits, names, problem_type, predict.threshold)})
     print(
-        f"{len(table):,} rows of {predict.data} labelled by {model_description}: {output}"
+        f"{len(table):,} rows of {predict.data} labeled by {model_description}: {output}"
         + (f"; {cut:,} were longer than {tokenizer.model_max_length} tokens and cut" if cut else "")
     )
 

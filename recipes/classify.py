@@ -34,7 +34,7 @@ from bert_toolkit import (
 from bert_toolkit.callbacks.batch_losses import BatchLossCallback
 from bert_toolkit.callbacks.token_counter import TokenCounterCallback
 from bert_toolkit.data.corpus_splits import CorpusSplits
-from bert_toolkit.data.labelled_tables import load_labelled_tables
+from bert_toolkit.data.labeled_tables import load_labeled_tables
 from bert_toolkit.data.labels import REGRESSION, SINGLE
 from bert_toolkit.metrics.task_scores import METRICS
 from bert_toolkit.reporting import overview
@@ -133,7 +133,7 @@ def main() -> None:
     set_seed(arguments.seed)
 
     # data
-    corpus, columns = load_labelled_tables(
+    corpus, columns = load_labeled_tables(
         classify.train_data,
         classify.validation_data,
         classify.test_data,

@@ -1,4 +1,4 @@
-"""Labelling a file: the same answers as the model row by row, and nothing written where something is wrong."""
+"""Labeling a file: the same answers as the model row by row, and nothing written where something is wrong."""
 
 import json
 import sys

@@ -46,7 +46,7 @@ def load_newsgroups(
         data_dir: The folder that holds `20news-bydate-train` and `20news-bydate-test`, the archive
             `20news-bydate*.tar.gz`, or a folder with that archive. Goes with `auto` only.
         categories: Newsgroups to keep; None keeps all.
-        remove: Any of `headers`, `footers` and `quotes`: parts of a post that give its group away, recognised as in
+        remove: Any of `headers`, `footers` and `quotes`: parts of a post that give its group away, recognized as in
             scikit-learn's `fetch_20newsgroups`. The hub's posts come without all three.
         validation_fraction: Fraction of the training posts for validation, stratified by group; None validates on the
             test posts.

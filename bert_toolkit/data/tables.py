@@ -74,6 +74,16 @@ class Table:
         self.refuse_empty(column, [row for row, value in enumerate(values) if not value.strip()])
         return list(values)
 
+    def select(self, rows: Sequence[int]) -> "Table":
+        """The table of these rows alone."""
+
+        def read(name: str) -> list[Any]:
+            values = self.columns[name]
+            return [values[row] for row in rows]
+
+        columns = _ColumnsWhenAskedFor(list(self.columns), read)
+        return Table(columns, lambda row: self.place(rows[row]), self.class_names)
+
     def refuse_empty(self, column: str, rows: Sequence[int], what: str = "nothing") -> None:
         """Raises InputError if there are `rows`, those with nothing (or `what` means nothing) in `column`."""
         if rows:
@@ -419,7 +429,7 @@ def brief(value: object, at_most: int = 60) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in a message: a string, a number, …"""
+    """What a value is, in a message: `a string`, `a number` and so on."""
     if isinstance(value, bool):
         return "a truth value"
     if isinstance(value, int | float):

@@ -52,7 +52,7 @@ def test_files_may_be_packed_or_in_any_marked_encoding(tmp_path):
     assert read_class_folders(tmp_path)["train"].columns["text"] == ["naïve", "日本\r\n語"]
 
 
-def test_splits_are_recognised(tmp_path):
+def test_splits_are_recognized(tmp_path):
     build(tmp_path, {"train/a/1": "1", "train/b/2": "2", "Test/a/3": "3", "dev/b/4": "4", "README": "not a class"})
     tables = read_class_folders(tmp_path)
     assert {split: table.columns["text"] for split, table in tables.items()} == {

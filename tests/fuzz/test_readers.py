@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast
 from bert_toolkit.data.class_folders import read_class_folders
 from bert_toolkit.data.cola import read_cola_file
 from bert_toolkit.data.documents import DocumentFiles, sentences_of
-from bert_toolkit.data.labelled_tables import choose_columns, load_labelled_tables
+from bert_toolkit.data.labeled_tables import choose_columns, load_labeled_tables
 from bert_toolkit.data.labels import learn_labels
 from bert_toolkit.data.newsgroups import load_newsgroups
 from bert_toolkit.data.tables import Table, read_table
@@ -147,8 +147,8 @@ def write_parquet(folder: Path, random: Random) -> None:
     return None
 
 
-def read_labelled(folder: Path, **options: Any) -> None:
-    """All that `load_labelled_tables` does up to the rows themselves."""
+def read_labeled(folder: Path, **options: Any) -> None:
+    """All that `load_labeled_tables` does up to the rows themselves."""
     (path,) = folder.iterdir()
     table = read_table(path)
     columns = choose_columns(table)
@@ -161,7 +161,7 @@ def read_labelled(folder: Path, **options: Any) -> None:
 
 
 def read_separated(folder: Path) -> None:
-    read_labelled(folder, separator=",")
+    read_labeled(folder, separator=",")
 
 
 def check_texts(texts: list[str]) -> None:
@@ -188,7 +188,7 @@ def write_any_table(folder: Path, random: Random) -> None:
 
 def read_splits(folder: Path) -> None:
     (path,) = folder.iterdir()
-    corpus, _ = load_labelled_tables(path, test_fraction=0.2, validation_fraction=0.2)
+    corpus, _ = load_labeled_tables(path, test_fraction=0.2, validation_fraction=0.2)
     sizes = [len(split) for split in (corpus.train, corpus.validation, corpus.test)]
     assert min(sizes) > 0
     places = [place for split in (corpus.train, corpus.validation, corpus.test) for place in split["place"][:]]
@@ -438,11 +438,11 @@ TOKENIZED = tokenized_files()
 
 TARGETS = {
     "cola": Target(damaged_file("a.tsv", COLA), read_cola, 1000),
-    "csv": Target(damaged_file("a.csv", *delimited(",", doubled_quotes)), read_labelled, 1500),
-    "tsv": Target(damaged_file("a.tsv", *delimited("\t", str)), read_labelled, 1000),
-    "jsonl": Target(damaged_file("a.jsonl", *JSON_LINES), read_labelled, 1500),
-    "json": Target(damaged_file("a.json", *JSON_LISTS), read_labelled, 500),
-    "parquet": Target(write_parquet, read_labelled, 1000),
+    "csv": Target(damaged_file("a.csv", *delimited(",", doubled_quotes)), read_labeled, 1500),
+    "tsv": Target(damaged_file("a.tsv", *delimited("\t", str)), read_labeled, 1000),
+    "jsonl": Target(damaged_file("a.jsonl", *JSON_LINES), read_labeled, 1500),
+    "json": Target(damaged_file("a.json", *JSON_LISTS), read_labeled, 500),
+    "parquet": Target(write_parquet, read_labeled, 1000),
     "separated-labels": Target(write_any_table, read_separated, 500),
     "splits-of-a-table": Target(write_any_table, read_splits, 300),
     "class-folders": Target(write_class_folders, read_folders, 700),

@@ -15,6 +15,7 @@ class Draw:
     """
 
     def __init__(self, *key: object) -> None:
+        """Begins with the first choice."""
         self._key = "/".join(map(str, key))
         self._choices = 0
 
@@ -44,6 +45,7 @@ class Verb(NamedTuple):
     gerund: str
 
     def present(self, plural: bool) -> str:
+        """The form for a plural or a singular subject."""
         return self.base if plural else self.third
 
 
@@ -54,6 +56,7 @@ class Noun(NamedTuple):
     plural: str
 
     def form(self, plural: bool) -> str:
+        """Plural or singular."""
         return self.plural if plural else self.singular
 
 
@@ -90,6 +93,7 @@ def nouns(entry: str) -> list[Noun]:
 
 
 def regular_plural(noun: str) -> str:
+    """`box, boxes`; `city, cities`; `lamp, lamps`."""
     if noun.endswith("y") and noun[-2] not in "aeou":
         return noun[:-1] + "ies"
     return noun + ("es" if noun.endswith(("sh", "ch", "s", "x", "z")) else "s")

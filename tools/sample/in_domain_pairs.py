@@ -91,22 +91,27 @@ class Subject(NamedTuple):
 
 
 def woman(draw: Draw) -> Subject:
+    """A woman by name."""
     return Subject(draw(WOMEN), False, "herself")
 
 
 def man(draw: Draw) -> Subject:
+    """A man by name."""
     return Subject(draw(MEN), False, "himself")
 
 
 def group(draw: Draw) -> Subject:
+    """Several people."""
     return Subject("the " + draw(ROLES).plural, True, "themselves")
 
 
 def role(draw: Draw) -> Subject:
+    """Someone of unknown sex."""
     return Subject("the " + draw(ROLES).singular, False, "")
 
 
 def anyone(draw: Draw) -> Subject:
+    """One person or several."""
     return draw([woman, man, role, group, group])(draw)
 
 
@@ -117,6 +122,7 @@ def deed(draw: Draw, actions: list[Action] = ACTIONS) -> tuple[Verb, str]:
 
 
 def subject_verb_agreement(draw: Draw) -> Pair:
+    """`the nurses sing` and not `the nurses sings`."""
     subject = anyone(draw)
     verb, thing = deed(draw)
     idle = draw(IDLE)
@@ -150,6 +156,7 @@ HEADS = [
 
 
 def agreement_across_phrase(draw: Draw) -> Pair:
+    """`the keys to the cabinet are old` and not `… is old`."""
     head, phrases, predicates = draw(HEADS)
     plural = draw.chance(1, 2)
     start = f"the {head.split('/')[plural]} {phrases.split('/')[not plural]}"
@@ -160,6 +167,7 @@ def agreement_across_phrase(draw: Draw) -> Pair:
 
 
 def determiner_noun(draw: Draw) -> Pair:
+    """`these lamps` and not `these lamp`."""
     noun, quality = draw(THINGS), draw(QUALITIES)
     plural = draw.chance(1, 2)
     determiner = draw(words("these, those, many, several, two, three") if plural else words("this, every, each, one"))
@@ -173,6 +181,7 @@ SELF_DEEDS = words("hurt, praised, blamed, defended, introduced, dressed, admire
 
 
 def reflexive_binding(draw: Draw) -> Pair:
+    """`Anna hurt herself` and not `Anna hurt himself`."""
     kinds = draw([(woman, man), (man, woman), (woman, group), (man, group), (group, woman), (group, man)])
     subject, other = kinds[0](draw), kinds[1](draw)
     act = draw(SELF_DEEDS)
@@ -210,6 +219,7 @@ INTRANSITIVE = words(
 
 
 def transitivity(draw: Draw) -> Pair:
+    """`he greeted the waiter` and not `he smiled the waiter`."""
     subject, end = anyone(draw).text, draw([*PAST_TIMES, *PLACES])
     transitive, objects = draw(TRANSITIVE)
     thing, intransitive = draw(words(objects)), draw(INTRANSITIVE)
@@ -229,6 +239,7 @@ NEWS = words("the problem, the plan, the accident, the answer, the new rules, th
 
 
 def dative_alternation(draw: Draw) -> Pair:
+    """`she gave him the book` and not `she explained him the plan`."""
     subject, receiver = anyone(draw).text, "the " + draw(ROLES).form(draw.chance(1, 2))
     gave, explained = draw(GIVE), draw(EXPLAIN)
     gift, news = draw(GIFTS), draw(NEWS)
@@ -261,6 +272,7 @@ def selection(draw: Draw) -> Pair:
 
 
 def word_order(draw: Draw) -> Pair:
+    """`the cook baked a cake` and not `the cook a cake baked`."""
     subject = anyone(draw).text
     verb, thing = deed(draw)
     noun, quality = draw(THINGS).singular, draw(QUALITIES)
@@ -279,6 +291,7 @@ def word_order(draw: Draw) -> Pair:
 
 
 def one_verb_a_clause(draw: Draw) -> Pair:
+    """`Tom waited at school` and not `Tom waited cried at school`."""
     subject, place = anyone(draw).text, draw([*PLACES, *PAST_TIMES])
     verb, thing = deed(draw)
     idle, other = draw.two(IDLE)
@@ -293,6 +306,7 @@ def one_verb_a_clause(draw: Draw) -> Pair:
 
 
 def question_inversion(draw: Draw) -> Pair:
+    """`did they leave?` and not `did they left?`."""
     subject = anyone(draw)
     verb, thing = deed(draw)
     wh = draw(words("where, when, why, how"))
@@ -312,6 +326,7 @@ TAKEN = words("stole, repaired, hid, found, bought, carried, destroyed, chose")
 
 
 def wh_island(draw: Draw) -> Pair:
+    """`what did he say that she stole?` and not `what did he cry because she stole?`."""
     asker, other = draw([*WOMEN, *("the " + role.singular for role in ROLES)]), draw([group, man])(draw).text
     taken, thing = draw(TAKEN), draw(THINGS).singular
     say, cry = draw(words("say, think, believe, hear, claim")), draw(IDLE).base
@@ -333,6 +348,7 @@ def wh_island(draw: Draw) -> Pair:
 
 
 def aspect_and_modals(draw: Draw) -> Pair:
+    """`she has eaten` and not `she has ate`."""
     subject = anyone(draw)
     verb, thing = deed(draw, IRREGULAR)
     has, is_ = ("have", "are") if subject.plural else ("has", "is")
@@ -350,6 +366,7 @@ def aspect_and_modals(draw: Draw) -> Pair:
 
 
 def infinitives(draw: Draw) -> Pair:
+    """`he decided to leave` and not `he decided to left`."""
     subject, helper = anyone(draw).text, "the " + draw(ROLES).form(draw.chance(1, 2))
     verb, thing = deed(draw)
     wanted = draw(words("wanted, decided, hoped, refused, agreed, tried, promised"))
@@ -378,6 +395,7 @@ def infinitives(draw: Draw) -> Pair:
 
 
 def passive_voice(draw: Draw) -> Pair:
+    """`the cake was eaten by Tom` and not `the cake was eat by Tom`."""
     verb, thing = deed(draw)
     agent = anyone(draw).text
     was = "were" if thing == "the roses" else "was"
@@ -393,6 +411,7 @@ ADVERBS = words(
 
 
 def word_class(draw: Draw) -> Pair:
+    """`he is very careful` and not `he is very carefully`."""
     subject = anyone(draw)
     verb, thing = deed(draw)
     adjective, adverb = draw(ADVERBS).split("/")

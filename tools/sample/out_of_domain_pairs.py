@@ -42,10 +42,12 @@ def woman_or_man(draw: Draw) -> tuple[str, str]:
 
 
 def person(draw: Draw) -> str:
+    """One person."""
     return draw([*WOMEN, *MEN, *("the " + role.singular for role in PEOPLE)])
 
 
 def coordination(draw: Draw) -> Pair:
+    """`both A and B` and not `both A or B`; nothing is asked out of one half."""
     one, other = (draw(WOMEN), draw(MEN)) if draw.chance(1, 2) else ("the " + draw(PEOPLE).singular, draw(NAMES))
     first, second = draw.two(HANDIWORK)
     thing, another = draw.two(first.objects)
@@ -73,6 +75,7 @@ def coordination(draw: Draw) -> Pair:
 
 
 def tag_question(draw: Draw) -> Pair:
+    """`she left, didn't she?` and not `she left, isn't she?`."""
     name, pronoun = woman_or_man(draw)
     other = "he" if pronoun == "she" else "she"
     idle = draw(IDLE)
@@ -112,6 +115,7 @@ PREPOSITIONS = [
 
 
 def particle_and_preposition(draw: Draw) -> Pair:
+    """`picked it up` and not `picked up it`; `stared at it` and not `stared it at`."""
     one, other = draw.two([*WOMEN, *MEN])
     if draw.chance(1, 2):
         past, particle, things = draw(PARTICLES)
@@ -158,6 +162,7 @@ TOUGH = [
 
 
 def tough_construction(draw: Draw) -> Pair:
+    """`this bench is comfortable to recline on` and not `… to recline`."""
     subject = person(draw)
     if draw.chance(1, 2):
         noun, adjective, do, preposition = draw(STRANDED)
@@ -180,6 +185,7 @@ def tough_construction(draw: Draw) -> Pair:
 
 
 def raising_and_control(draw: Draw) -> Pair:
+    """`it is likely to hail` and not `it is eager to hail`."""
     name, pronoun = woman_or_man(draw)
     idle = draw(IDLE)
     state = draw(words("jealous, dizzy, confident, lonely, grumpy, ashamed"))
@@ -205,6 +211,7 @@ PLACES = [("sofa", "snored on"), ("cliff", "climbed onto"), ("tent", "shivered i
 
 
 def relative_clause_gap(draw: Draw) -> Pair:
+    """`the tent that he sewed` and not `the tent that he sewed it`."""
     subject, role = person(draw), draw(PEOPLE).singular
     made = draw(HANDIWORK)
     thing, past = draw(made.objects), made.verb.past
@@ -228,6 +235,7 @@ def relative_clause_gap(draw: Draw) -> Pair:
 
 
 def ellipsis_and_inversion(draw: Draw) -> Pair:
+    """`she left, and so did he` and not `she left, and so was he`."""
     one, other = draw.two([*WOMEN, *MEN])
     idle = draw(IDLE)
     positive, negative, right, wrong = draw(
@@ -265,6 +273,7 @@ NEEDS_OBJECT = words("purchased, kidnapped, devoured, confiscated, amused, frigh
 
 
 def causative_alternation(draw: Draw) -> Pair:
+    """`the chef melted the butter` and not `the chef sneezed the butter`."""
     thing, agent, past = draw(CAUSATIVES)
     crowd, someone = "the " + draw(words("toddlers, twins, spectators, prisoners, pirates")), person(draw)
     when = draw(words("at noon, at dawn, within minutes, without warning, on Thursday"))
@@ -281,6 +290,7 @@ def causative_alternation(draw: Draw) -> Pair:
 
 
 def adverb_placement(draw: Draw) -> Pair:
+    """`she hastily baked the pie` and not `she baked hastily the pie`."""
     subject = person(draw)
     made = draw(HANDIWORK)
     thing, verb = draw(made.objects), made.verb
@@ -300,6 +310,7 @@ def adverb_placement(draw: Draw) -> Pair:
 
 
 def comparison(draw: Draw) -> Pair:
+    """`taller than Tom` and not `more taller than Tom`."""
     one, other = draw.two([*WOMEN, *MEN, *("the " + role.singular for role in PEOPLE)])
     short, shorter = draw(
         words("tall/taller, kind/kinder, smart/smarter, weak/weaker, loud/louder, short/shorter")

@@ -1,5 +1,6 @@
-"""Anybody's labelled text: where the rows are, which columns are text and label, and which rows validate."""
+"""Anybody's labeled text: where the rows are, which columns are text and label, and which rows validate."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bert_toolkit.data.class_folders import read_class_folders
-from bert_toolkit.data.corpus_splits import CorpusSplits, split_off_validation
+from bert_toolkit.data.corpus_splits import CorpusSplits, labeled_rows, split_off_validation
 from bert_toolkit.data.hub_tables import read_hub_tables
 from bert_toolkit.data.labels import MULTI, REGRESSION, SINGLE, LabelScheme, learn_labels
 from bert_toolkit.data.tables import Table, read_table, shown
@@ -17,7 +18,7 @@ from bert_toolkit.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Names by which a column is recognised, in the order of preference; upper and lower case are one
+# Names by which a column is recognized, in the order of preference; upper and lower case are one
 PAIR_NAMES = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -60,7 +61,7 @@ class Columns(NamedTuple):
     description: str
 
 
-def load_labelled_tables(
+def load_labeled_tables(
     train_data: str | Path | None = None,
     validation_data: str | Path | None = None,
     test_data: str | Path | None = None,
@@ -75,22 +76,22 @@ def load_labelled_tables(
     seed: int = 42,
     **reading: Any,
 ) -> tuple[CorpusSplits, Columns]:
-    """Loads anybody's labelled text for a classifier.
+    """Loads anybody's labeled text for a classifier.
 
     Args:
         train_data: A file for `read_table`, or a folder for `read_class_folders`.
-        validation_data: Likewise; if None, the validation rows of the folder or of the hub's dataset, or else a share
-            of the training rows.
-        test_data: Likewise; if None and there is no share either, the validation rows.
+        validation_data: Likewise; if None, the validation rows of the folder or of the hub's dataset, or else a
+            fraction of the training rows.
+        test_data: Likewise; if None and there is no fraction either, the validation rows.
         hub_dataset: Name of a dataset on the hub, instead of `train_data`.
         hub_config: Which of the configurations of `hub_dataset`.
         text_columns: One name, or two for pairs; guessed from the names if None.
         label_columns: One name, or several columns of 0 and 1; guessed from the names if None.
         problem_type: `auto` or what `learn_labels` takes.
         label_separator: What stands between several labels in one cell.
-        validation_fraction: Share of the training rows that validates if there are no other rows to do so.
-        test_fraction: Share of the training rows that is tested; 0 for none.
-        seed: Of the choice of both shares. They are stratified by class, by the rarest label of a row, or by tenths
+        validation_fraction: Fraction of the training rows that validates if there are no other rows to do so.
+        test_fraction: Fraction of the training rows that is tested; 0 for none.
+        seed: Of the choice of both. They are stratified by class, by the rarest label of a row, or by tenths
             of the numbers to predict.
         reading: `delimiter`, `quoted`, `encoding` and `column_names` of `read_table`.
 
@@ -106,20 +107,28 @@ def load_labelled_tables(
             raise InputError(f"`{name}` must lie in [0, 1), got {fraction}")
     tables, description = _read_sources(train_data, validation_data, test_data, hub_dataset, hub_config, reading)
     columns = choose_columns(tables["train"], text_columns, label_columns)
-    scheme = learn_labels(tables["train"], columns.label, problem_type, label_separator)
     remarks = []
-    if "test" in tables and _are_withheld(tables["test"], scheme):
-        del tables["test"]
-        remarks.append(WITHHELD_REMARK)
+    for name, table in list(tables.items()):
+        kept = _rows_with_label(table, columns.label)
+        if name == "test" and not kept:
+            del tables["test"]
+            remarks.append(WITHHELD_REMARK)
+        elif kept and len(kept) < len(table):
+            tables[name] = table.select(kept)
+            remarks.append(
+                f"{len(table) - len(kept):,} {name} rows have the label -1, which is none: they are left out."
+            )
+    scheme = learn_labels(tables["train"], columns.label, problem_type, label_separator)
+    remarks += scheme.remarks
     splits = {name: _dataset(table, columns.text, scheme) for name, table in tables.items()}
     remarks += _remarks_on_labels(splits["train"]["label"][:], scheme)
     if test_fraction and "test" in splits:
         raise InputError("`test_fraction` was given but the data have test rows of their own: leave it out")
     for name, fraction in (("test", test_fraction), ("validation", validation_fraction)):
         if name not in splits and fraction:
-            # both are shares of all training rows, whichever is taken first
-            share = fraction * len(tables["train"]) / len(splits["train"])
-            splits["train"], splits[name], remark = _split_off(splits["train"], name, share, seed, scheme)
+            # both are fractions of all training rows, whichever is taken first
+            of_rest = fraction * len(tables["train"]) / len(splits["train"])
+            splits["train"], splits[name], remark = _split_off(splits["train"], name, of_rest, seed, scheme)
             remarks.append(remark)
     if "validation" not in splits:
         raise InputError("there are no validation rows: pass `validation_data`, or a `validation_fraction` above 0")
@@ -149,9 +158,16 @@ def choose_columns(
         text_columns: One or two names, if they are known.
         label_columns: One or more names, if they are known.
 
+    Returns:
+        The columns.
+
     Raises:
         InputError: No such column, one named twice, or none that is known by its name.
     """
+    # as `read_table` has them
+    text_columns, label_columns = (
+        names and [unicodedata.normalize("NFC", name) for name in names] for names in (text_columns, label_columns)
+    )
     chosen = [*(text_columns or ()), *(label_columns or ())]
     table.require(chosen)
     if len(set(chosen)) < len(chosen) or len(text_columns or ()) > 2:
@@ -193,6 +209,9 @@ def read_source(path: str | Path, **reading: Any) -> dict[str, Table]:
     Args:
         path: The file or folder.
         reading: Arguments of `read_table`; a folder takes `encoding` only.
+
+    Returns:
+        Split name to its table.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -233,11 +252,14 @@ def _read_sources(
     return tables, description
 
 
-def _are_withheld(table: Table, scheme: LabelScheme) -> bool:
-    values = table.columns.get(scheme.columns[0], ())
-    return len(scheme.columns) == 1 and all(
-        value is None or value == -1 and scheme.numbered_names is not None for value in values
-    )
+def _rows_with_label(table: Table, columns: Sequence[str]) -> Sequence[int]:
+    """The rows but those whose class has the number -1, which publishers of numbered classes give to none."""
+    values = table.columns.get(columns[0], ())
+    if len(columns) > 1 or not len(values):
+        return range(len(table))
+    if all(value is None for value in values):
+        return []
+    return [row for row, value in enumerate(values) if value != -1 or columns[0] not in table.class_names]
 
 
 def _remarks_on_labels(labels: Sequence[Any], scheme: LabelScheme) -> list[str]:
@@ -260,14 +282,10 @@ def _dataset(table: Table, text_columns: Sequence[str], scheme: LabelScheme) -> 
     import datasets
 
     texts = dict(zip(("text", "text_pair"), map(table.texts, text_columns), strict=False))
-    label = {
-        SINGLE: datasets.ClassLabel(names=scheme.names),
-        MULTI: datasets.List(datasets.Value("float32")),
-        REGRESSION: datasets.Value("float32"),
-    }[scheme.problem_type]
-    columns = {**texts, "label": scheme.encode(table), "place": [table.place(row) for row in range(len(table))]}
-    features = {name: label if name == "label" else datasets.Value("string") for name in columns}
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    number = datasets.Value("float32")
+    label = {SINGLE: scheme.names, MULTI: datasets.List(number), REGRESSION: number}[scheme.problem_type]
+    places = [table.place(row) for row in range(len(table))]
+    return labeled_rows({**texts, "label": scheme.encode(table), "place": places}, label)
 
 
 def _split_off(
