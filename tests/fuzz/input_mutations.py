@@ -1,5 +1,7 @@
 """Seeded damage to files: the same (target, number) always gives the same damaged input."""
 
+import bz2
+import gzip
 import json
 from collections.abc import Callable
 from random import Random
@@ -12,6 +14,15 @@ TOKENS = [
     *(b"NaN", b"Infinity", b"-1e999", b"1e39", b"1_0", b"null", b"true", b"None", b"-0", b"0x1", b"9" * 5000),
     *(b'"\\ud800"', b"\\u0000", b'{"a": 1}', b"[[1]]", b"[" * 3000, b" " * 50, b"a" * 140_000),
     *(b"!!python/object/apply:os.abort []", b"&a [*a]", b"cos\nsystem\n(S'exit 3'\ntR."),
+    *(b"[0, 1, 0]", b"['a', 'b']", b"0|1|1", b"0,5", b"1.0", b"01", b"TRUE", b"nan", b"N/A", b"-", b"e\xcc\x81"),
+    *(
+        "\u200b".encode(),
+        "好吗？是的。".encode(),
+        "Да. Нет!".encode(),
+        "नहीं। हाँ".encode(),
+        "😀".encode(),
+        b"...!?" * 40_000,
+    ),
 ]
 VALUES = [
     *(
@@ -34,6 +45,19 @@ VALUES = [
         "a\u0085b",
     ),
     *("x" * 5000, [], [[]], [1], [None], ["a", "b"], ["\udfff"], {}, {"a": 1}, [{"text": "a"}]),
+    *(
+        [0, 1, 0],
+        [1.0, 0.0],
+        [True, False],
+        ["0", "1"],
+        [0.5, 0.5],
+        [2, 2],
+        "[0, 1]",
+        "0 1 0",
+        "1.0",
+        "NaN",
+        "cafe\u0301",
+    ),
 ]
 
 
@@ -132,6 +156,22 @@ def change_encoding(content: bytes, random: Random) -> bytes:
     return content.decode("utf-8", errors="replace").encode(encoding, errors="replace")
 
 
+def change_dress(content: bytes, random: Random) -> bytes:
+    """What systems and programs do to a file as a whole: other line ends, packing, lists instead of lines."""
+    change = random.randrange(6)
+    if change == 0:
+        return content.replace(b"\n", b"\r\n")
+    if change == 1:
+        return content.replace(b"\n", b"\r")
+    if change == 2:
+        return random.choice([gzip.compress, bz2.compress])(content)
+    if change == 3:
+        return b"sep=" + random.choice([b",", b"\t", b";", b"", b"::"]) + b"\n" + content
+    if change == 4:
+        return b"[" + content.replace(b"\n", b",\n") + b"]"
+    return content.replace(b", ", b"\n").strip(b"[]")
+
+
 MUTATIONS: list[Callable[[bytes, Random], bytes]] = [
     flip_bits,
     replace_byte,
@@ -147,6 +187,7 @@ MUTATIONS: list[Callable[[bytes, Random], bytes]] = [
     damage_json_value,
     damage_json_value,
     change_encoding,
+    change_dress,
 ]
 
 

@@ -90,6 +90,11 @@ def delimited(delimiter: str, quote: Callable[[str], str]) -> list[bytes]:
         (["id", "text", "label"], [[str(i), text, LABELS[i % 2]] for i, text in enumerate(TEXTS * 2)]),
         (["premise", "hypothesis", "label"], [[text, text[::-1], str(i % 3)] for i, text in enumerate(TEXTS * 2)]),
         (["sentence", "score"], [[text, f"{i / 4 - 1}"] for i, text in enumerate(TEXTS * 2)]),
+        (["text", "label"], [[text, ["0", "1.0", "0.0", "1"][i % 4]] for i, text in enumerate(TEXTS * 2)]),
+        (
+            ["re\u0301ponse", "label"],
+            [[text, ["e\u0301", "\u00e9", "E\u0301"][i % 3]] for i, text in enumerate(TEXTS)],
+        ),
     ]
     return ["\n".join(delimiter.join(map(quote, row)) for row in [header, *rows]).encode() for header, rows in tables]
 
@@ -103,6 +108,8 @@ OBJECTS = [
     [{"text": text, "labels": LABELS[: i % 3]} for i, text in enumerate(TEXTS * 2)],
     [{"text": text, "label": i / 4} for i, text in enumerate(TEXTS * 2)],
     [{"sentence1": text, "sentence2": "x", "label": bool(i % 2)} for i, text in enumerate(TEXTS * 2)],
+    [{"text": text, "labels": [i % 2, i % 3 % 2, 1]} for i, text in enumerate(TEXTS * 2)],
+    [{"text": text, "labels": [float(i % 2), float(i % 3 % 2)]} for i, text in enumerate(TEXTS * 2)],
 ]
 JSON_LINES = [
     "\n".join(json.dumps(row, ensure_ascii=escape) for row in rows).encode() for rows in OBJECTS for escape in (0, 1)
@@ -205,7 +212,7 @@ def write_class_folders(folder: Path, random: Random) -> None:
             (folder / name).mkdir(parents=True, exist_ok=True)
     for i, text in enumerate(TEXTS):
         place = random.choice([*names, names[0], "", ".", "train", "c/d"])
-        path = folder / place / random.choice([f"{i}.txt", f"{i}", ".hidden", "ü", "new\nline"])
+        path = folder / place / random.choice([f"{i}.txt", f"{i}", ".hidden", "._1", "Thumbs.db", "ü", "new\nline"])
         if path.parent.is_dir() and not path.is_dir():
             path.write_bytes(mutate(text.encode(), random) if random.random() < 0.3 else text.encode())
 
@@ -234,6 +241,8 @@ def write_newsgroups(folder: Path, random: Random) -> None:
         if not (gone and gone in name) and random.random() < 0.9:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(mutate(content, random) if random.random() < 0.2 else content)
+            if random.random() < 0.1:
+                (folder / name).with_name(random.choice([".DS_Store", "._1", "desktop.ini"])).write_bytes(content)
     (folder / "20news-bydate-train").mkdir(exist_ok=True)
 
 
@@ -263,12 +272,20 @@ def write_newsgroups_archive(folder: Path, random: Random) -> None:
 def read_newsgroups(folder: Path) -> None:
     corpus = load_newsgroups(data_dir=folder, categories=None, remove=("headers", "footers", "quotes"))
     assert set(corpus.train["label"]) <= set(range(len(corpus.label_names)))
+    assert all(source.split("/")[1].isdecimal() for source in corpus.train["source"])
 
 
 # documents for pre-training
 
 
-DOCUMENTS = "\n".join(f"{text}. Mr. Smith came at 5 p.m. today! Did he?\n{text}\n" for text in TEXTS).encode()
+SENTENCES = [
+    "Mr. Smith came at 5 p.m. today! Did he?",
+    "Да. Нет! А. С. Пушкин.",
+    "好吗？“是的。”他说。",
+    "Τι; Ναι.",
+    "नहीं। हाँ।",
+]
+DOCUMENTS = "\n".join(f"{text}. {SENTENCES[i % 5]}\n{text}\n" for i, text in enumerate(TEXTS)).encode()
 DOCUMENT_LINES = [
     "\n".join(json.dumps({"text": f"{text}. One. Two."}) for text in TEXTS).encode(),
     "\n".join(json.dumps({"text": [text, "A second sentence."]}) for text in TEXTS).encode(),
@@ -278,6 +295,7 @@ DOCUMENT_LINES = [
 def read_documents(name: str, split: str | None = None) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
         documents = [sentences_of(document) for document in DocumentFiles([folder / name], documents_split=split)]
+        assert all(sentence.encode() and "\0" not in sentence for document in documents for sentence in document)
         tokenized = TokenizedDocuments.from_documents(documents, TOKENIZER)
         assert len(tokenized) <= len(documents)
         assert tokenized.sentence_starts[-1] == len(tokenized.tokens)
