@@ -101,7 +101,7 @@ def load_cola(
 def read_cola_file(path: str | Path) -> "Dataset":
     """Reads one file of the public raw layout, and refuses it whole at the first line that does not fit.
 
-    Four tab-separated fields a line: source, label (0 or 1), the authors' mark, sentence. There is no header, quote
+    Four tab-separated fields per line: source, label (0 or 1), the authors' mark, sentence. There is no header, quote
     characters are text, and the last line may lack its newline.
 
     Args:
