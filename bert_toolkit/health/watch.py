@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bert_toolkit.health.findings import Finding
+from bert_toolkit.health.flow_watch import FlowWatch
 from bert_toolkit.health.forward_statistics import ForwardStatistics, ForwardWatch, PendingForward
 from bert_toolkit.health.history import HealthHistory, HealthSample
 from bert_toolkit.health.judge import HealthJudge
@@ -62,6 +63,8 @@ class HealthWatch:
         self._model = model
         self._schedule = schedule
         self._forward = ForwardWatch(model, run.special_tokens) if forward else None
+        self._flow = FlowWatch(model) if forward else None
+        self.history.places = {} if self._flow is None else self._flow.places
         self._protocol = ProtocolWatch(model, run.unheld)
         self._values = SampledValues(model, self.history.names)
         self._replicated = not any(isinstance(p, DTensor) for _, p in named_unique_parameters(model))
@@ -84,11 +87,15 @@ class HealthWatch:
         self._protocol.start()
         if self._forward is not None:
             self._forward.start()
+        if self._flow is not None:
+            self._flow.start()
 
     def before_step(self, optimizer: Any) -> None:
         """Read what the backward pass has left, right before the optimizer's step."""
         facts: dict[str, Tensor | float] = self._protocol.facts(optimizer)
         self._protocol.stop()
+        if self._flow is not None:
+            facts |= self._flow.stop()
         drift = self._values.before_step()
         if drift is not None:
             facts["drift"] = drift
@@ -146,6 +153,8 @@ class HealthWatch:
         self._values.forget()
         if self._forward is not None:
             self._forward.stop()
+        if self._flow is not None:
+            self._flow.forget()
         self._pending, self._facts = None, {}
 
 

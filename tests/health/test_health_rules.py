@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import test_flow
 import test_watched_loops
 import torch
 from torch import nn
@@ -379,7 +380,7 @@ def test_rule_fires_alone_and_names_the_place(rule, spoil, named):
 
 
 def test_every_rule_has_a_course_that_makes_it_fire():
-    in_loops = {rule for rule, _, _ in test_watched_loops.FAULTS.values()}
+    in_loops = {rule for loops in (test_watched_loops, test_flow) for rule, _, _ in loops.FAULTS.values()}
     elsewhere = {
         # test_health_watch.py, with a scheduler, an evaluation and two processes
         *("schedule_out_of_step", "training_mode_in_evaluation"),

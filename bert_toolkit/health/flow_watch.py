@@ -1,0 +1,46 @@
+"""What flows through a model on a sampled step, seen by hooks that are there on that step only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bert_toolkit.health.module_identity import ModuleIdentity
+from bert_toolkit.monitoring.parameter_roles import unwrap
+
+
+class FlowWatch:
+    """All probes of the forward pass behind one switch.
+
+    Nothing is watched where a part is compiled, since hooks would compile it anew.
+
+    Args:
+        model: The module that is trained.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        inner = unwrap(model)
+        compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in inner.modules())
+        self._model = inner
+        self._identity = None if compiled else ModuleIdentity(model)
+
+    @property
+    def places(self) -> dict[str, tuple[str, ...]]:
+        """Name of a fact that is a vector -> what its entries belong to."""
+        names = () if self._identity is None else self._identity.names
+        return {"identity_error": names, "identity_gain": names}
+
+    def start(self) -> None:
+        """Watch the step that begins now."""
+        if self._identity is not None:
+            self._identity.start()
+
+    def stop(self) -> dict[str, Tensor | float]:
+        """Stop watching and hand out the facts of the step, the same ones on every rank and in every step."""
+        device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
+        return {} if self._identity is None else self._identity.stop(device)
+
+    def forget(self) -> None:
+        """Leave no hook and no number behind."""
+        if self._identity is not None:
+            self._identity.forget()

@@ -1,0 +1,67 @@
+"""Rules on what flows through the model in a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from bert_toolkit.health.findings import Finding, Severity
+from bert_toolkit.health.history import HealthHistory
+from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
+
+
+@rule(
+    needs="forward",
+    explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite"),
+    cause="a forward hook, or a function put in the place of forward, changes what the module returns",
+    remedy="print(module._forward_hooks, module.__dict__.get('forward')) shows what is around it; remove it, or make "
+    "it a module of its own if it is meant",
+)
+def module_output_changed(history: HealthHistory) -> Finding | None:
+    """A plain linear layer, normalization, embedding or dropout returns something else than its formula.
+
+    Compared are a few rows with the module's own weights, rounding allowed for: 0.3 % of the norm in float32, 3 % in
+    half precision. Noise on embeddings alone is a note, since some add it on purpose (NEFTune, Jain et al. 2023).
+    """
+    error, gain = history.fact("identity_error"), history.fact("identity_gain")
+    names = history.places.get("identity_error", ())
+    if error.ndim != 2 and len(names) == 1:
+        error, gain = error[:, None], gain[:, None]
+    if not len(history) or error.ndim != 2 or error.shape[1] != len(names):
+        return None
+    limit = float(history.fact("identity_tolerance")[-1])
+    looked_at = ~np.isnan(error[-1])
+    changed = np.flatnonzero(looked_at & (error[-1] > limit))
+    if not len(changed):
+        return None
+    embeddings = {
+        name.rpartition(".")[0] for name, role in zip(history.names, history.roles, strict=True) if role == "embedding"
+    }
+    first = changed[0]
+    noise = all(names[c] in embeddings and 0.8 < gain[-1, c] < 1.25 for c in changed)
+    severity: Severity = "note" if noise else "error"
+    return module_output_changed.finding(
+        history,
+        parameters=_parameters_of(history, (names[c] for c in changed)),
+        value=error[-1, first],
+        threshold=limit,
+        seen=f"{len(changed)} of {looked_at.sum()} modules looked at return something else than their own weights "
+        f"and input give; first {names[first]}: {_how(error[-1, first], gain[-1, first])}",
+        severity=severity,
+    )
+
+
+def _how(error: float, gain: float) -> str:
+    if abs(gain) < 1e-6:
+        return "zeros"
+    unexplained = np.sqrt(max(error**2 - (gain - 1.0) ** 2, 0.0))
+    if unexplained < 0.1 * error:
+        return f"{gain:.3g} times the right value"
+    return f"off by {error:.2g} of the norm"
+
+
+def _parameters_of(history: HealthHistory, modules: Iterable[str]) -> np.ndarray:
+    """Positions of the parameters that these modules own."""
+    owners = set(modules)
+    return np.flatnonzero([name.rpartition(".")[0] in owners for name in history.names])
