@@ -103,10 +103,10 @@ class ModuleIdentity:
                 self._tolerance = _LOW_TOLERANCE
             expected, seen = (value.float() for value in pair)
             size = expected.square().sum()
-            error = torch.where(
-                size > 0, (seen - expected).norm() / size.sqrt(), torch.where((seen != 0).any(), math.inf, 0.0)
-            )
-            gain = torch.where(size > 0, (seen * expected).sum() / size, math.nan)
+            beside_zeros = torch.where((seen != 0).any(), math.inf, 0.0)  # where the formula gives zeros
+            # A NaN stays one and says nothing here.
+            error = torch.where(size == 0, beside_zeros, (seen - expected).norm() / size.sqrt())
+            gain = torch.where(size == 0, math.nan, (seen * expected).sum() / size)
             self._found[place] = torch.stack([error, gain])
 
 
