@@ -188,8 +188,10 @@ def clipped_every_step(history: HealthHistory, *, coefficient: float = 0.02, sam
 
 
 def silent_units(history: HealthHistory, positions: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Share of units of each matrix without a gradient, `(samples, positions)`: the zero share of its bias, which
-    zeros of the input do not touch, or its own where it has none."""
+    """Share of units of each matrix without a gradient, `(samples, positions)`.
+
+    The zero share of its bias, which zeros of the input do not touch, or its own where it has none.
+    """
     zeros = history.zero_share[:, positions]
     bias = history.bias_of[positions]
     has_bias = (bias >= 0) & ~np.isnan(history.zero_share[-1, bias])

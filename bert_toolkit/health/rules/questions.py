@@ -9,8 +9,10 @@ from bert_toolkit.health.history import HealthHistory
 
 
 def after_warmup(history: HealthHistory) -> np.ndarray:
-    """Mask of samples whose learning rate is at least half of the largest so far: neither the first steps of a warm-up
-    nor the end of a decay. All False while the rate still rises."""
+    """Mask of samples whose learning rate is at least half of the largest so far.
+
+    That is neither the first steps of a warm-up nor the end of a decay. All False while the rate still rises.
+    """
     rate = history.rate
     if len(rate) < 3 or rate.max() == 0 or rate[-1] > rate[-3] * 1.001:
         return np.zeros(len(rate), dtype=bool)
@@ -18,6 +20,7 @@ def after_warmup(history: HealthHistory) -> np.ndarray:
 
 
 def warmed_up(history: HealthHistory) -> bool:
+    """Whether the learning rate began clearly below its peak."""
     return bool(history.rate[0] < 0.9 * history.rate.max())
 
 
@@ -40,8 +43,10 @@ def matrix_stacks(history: HealthHistory, layers: int = 3) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class LossLevels:
-    """Levels of the loss: at the start, at its best, now (5 samples), lately (10); and how much single samples
-    scatter, in all and of late."""
+    """Levels of the loss: at the start, at its best, now (5 samples), lately (10).
+
+    `scatter` is that of single samples around their trend, in all; `recent_scatter` of late.
+    """
 
     start: float
     best: float
@@ -53,6 +58,7 @@ class LossLevels:
 
 
 def loss_levels(history: HealthHistory) -> LossLevels:
+    """Where the loss stands; NaN with fewer than five samples."""
     loss = history.loss[np.isfinite(history.loss)]
     if len(loss) < 5:
         return LossLevels(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, len(loss))
