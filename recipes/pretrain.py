@@ -37,13 +37,10 @@ from bert_toolkit import (
     TrainingHealthCallback,
     UpdateRatioCallback,
 )
-from bert_toolkit.callbacks.pretraining_scores import (
-    PreTrainingScoresCallback,
-    losses_and_predictions,
-    pretraining_metrics,
-)
+from bert_toolkit.callbacks.pretraining_scores import PreTrainingScoresCallback
 from bert_toolkit.callbacks.token_counter import TokenCounterCallback
 from bert_toolkit.data.documents import DocumentFiles, HeldOut, corpus_files, sentences_of, state_of_the_union_folder
+from bert_toolkit.metrics.pretraining_scores import losses_and_predictions, pretraining_metrics
 from bert_toolkit.pretraining.flops import device_peak
 from bert_toolkit.pretraining.tokenized_documents import tokenizer_fingerprint
 from bert_toolkit.pretraining.trainer import PreTrainingTrainer

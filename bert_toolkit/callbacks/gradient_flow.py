@@ -44,6 +44,15 @@ class GradientFlowCallback(MonitoringCallback[GradientFlowRecord]):
 
     Raises:
         InputError: if `every_n_steps` is not positive or `skip_probability` lies outside [0, 1].
+
+    Example:
+        >>> flow = GradientFlowCallback(every_n_steps=2)
+        >>> _ = make_trainer(callbacks=[flow]).train()
+        >>> [record.step for record in flow.records]
+        [1, 2, 4]
+        >>> largest = flow.records[-1].max  # one value per parameter, in the order of `names`
+        >>> len(largest) == len(flow.records[-1].names)
+        True
     """
 
     name = "gradient_flow"

@@ -68,7 +68,7 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         ...         loss.backward()
         ...         optimizer.step()
         ...         optimizer.zero_grad()
-        Training health: no fault found in 1 samples up to step 1.
+        Training health: no fault found in ...
         >>> [record.step for record in watching.gradient_flow.records]
         [1, 2, 4]
     """

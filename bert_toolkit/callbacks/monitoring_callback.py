@@ -70,7 +70,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         early_steps: steps that are sampled while they are smaller than `every_n_steps`.
         reads_gradients: whether `reading.gradients` is wanted.
         needs_gradients: whether nothing is observed where no parameter has a gradient before the optimizer's step.
-        reads_updates: which `reading.updates()` is wanted; see `StepReading.join`.
+        reads_updates: which `reading.updates()` is wanted, see `StepReading.join`; None for none.
         record_class: dataclass of the records, None where there is no record file; see `save_records`.
         records: what `measure` returned, oldest first; those of a resumed run included.
         parameters: name -> `ParameterInfo`; empty before training and where nothing can be observed.
@@ -83,6 +83,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
     title: ClassVar[str]
     early_steps: ClassVar[tuple[int, ...]] = (1, 2, 5, 10, 20, 50)
     reads_gradients: ClassVar[bool] = False
+    reads_updates: UpdateSampling | None = None
     needs_gradients: ClassVar[bool] = True
     record_class: ClassVar[type | None] = None
 
@@ -112,11 +113,6 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         self._output: MonitoringOutput[Record] | None = None
 
     # --- what a subclass fills in ---
-
-    @property
-    def reads_updates(self) -> UpdateSampling | None:
-        """Which update ratios are wanted, None for none."""
-        return None
 
     def begin(self, run: MonitoredRun) -> None:
         """Start a run whose model can be observed.
@@ -168,7 +164,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
             record: the newest record.
 
         Returns:
-            Names, beginning with the group `<name>/`, and finite values.
+            Names, which begin with the group `<name>/`, and values; those that are not finite are left out.
         """
         return {}
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import socket
 import sys
@@ -92,7 +93,8 @@ class MonitoringOutput(Generic[Record]):
         """
         if not self.is_main and self._reporter is None:
             return
-        values = self._safe.attempt("scalars", scalars)
+        made = self._safe.attempt("scalars", scalars) or {}
+        values = {key: float(value) for key, value in made.items() if math.isfinite(value)}  # what trackers can draw
         if not values:
             return
         if self.is_main and self._writer is not None:

@@ -17,10 +17,11 @@ class SafeOutputs:
         owner: whose outputs these are, the beginning of the warning, e.g. `Gradient flow`.
 
     Example:
-        ```python
-        outputs = SafeOutputs("Gradient flow")
-        outputs.attempt("figures", lambda: figure.savefig(path))
-        ```
+        >>> outputs = SafeOutputs("Gradient flow")
+        >>> outputs.attempt("figures", lambda: 1 / 0) is None  # and a warning that there are no more figures
+        True
+        >>> sorted(outputs.failed)
+        ['figures']
     """
 
     def __init__(self, owner: str):

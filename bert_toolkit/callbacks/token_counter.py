@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
 
 
 class TokenCounterCallback(TrainerCallback):
-    """Counts real and padded tokens of training batches and the time that they took.
+    """Count real and padded tokens of training batches and the time that they took.
 
     Reads in a forward pre-hook of the model, so that it counts what arrives there whatever sampler, collator or
-    number of workers made it. Costs one sum over `attention_mask` a batch, read once at the end of training.
-    Evaluation time is not counted.
+    number of workers made it. Costs one sum over `attention_mask` per batch, read once at the end of training.
+    Evaluation time is not counted. It logs nothing.
 
     Attributes:
-        tokens: Tokens that are not padding, of all processes.
-        padded_tokens: Tokens with padding, of all processes.
-        seconds: Seconds of training without evaluation and saving.
+        tokens: tokens that are not padding, of all processes.
+        padded_tokens: tokens with padding, of all processes.
+        seconds: seconds of training without evaluation and saving.
     """
 
     def __init__(self) -> None:
@@ -38,25 +40,40 @@ class TokenCounterCallback(TrainerCallback):
 
     @property
     def padding_share(self) -> float:
-        """Share of padding among the tokens that the model computed."""
+        """Fraction of padding among the tokens that the model computed."""
         return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Watch the model."""
         self._counts = torch.zeros(2, dtype=torch.int64, device=args.device)
         self._handle = kwargs["model"].register_forward_pre_hook(self._count, with_kwargs=True)
 
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock."""
         if self._started is None:
             self._started = time.perf_counter()
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop the clock for evaluation and saving."""
         if control.should_evaluate or control.should_save:
             self._pause(args)
 
-    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop the clock."""
         self._pause(args)
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop watching, and sum up over all processes."""
         self._pause(args)
         if self._handle is not None:
             self._handle.remove()
@@ -65,7 +82,7 @@ class TokenCounterCallback(TrainerCallback):
             torch.distributed.all_reduce(counts)
         self.tokens, self.padded_tokens = counts.tolist()
 
-    def _pause(self, args) -> None:
+    def _pause(self, args: TrainingArguments) -> None:
         if self._started is None:
             return
         if args.device.type == "cuda":
@@ -73,7 +90,7 @@ class TokenCounterCallback(TrainerCallback):
         self.seconds += time.perf_counter() - self._started
         self._started = None
 
-    def _count(self, model: nn.Module, positional: tuple, named: dict) -> None:
+    def _count(self, model: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not model.training:
             return
         input_ids = named["input_ids"] if "input_ids" in named else positional[0]

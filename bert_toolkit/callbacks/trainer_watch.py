@@ -64,7 +64,7 @@ def watch(
         >>> trainer = make_trainer()  # any Trainer
         >>> watching = bert_toolkit.watch(trainer, every_n_steps=2)
         >>> _ = trainer.train()
-        Training health: no fault found in 1 samples up to step 1.
+        Training health: no fault found in ...
         >>> [record.step for record in watching.update_ratios.records]
         [1, 2, 4]
         >>> watching.health.findings

@@ -21,7 +21,7 @@ from bert_toolkit.health.judge import HealthJudge
 from bert_toolkit.health.watch import HealthWatch
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import named_unique_parameters
-from bert_toolkit.monitoring.step_reading import StepReading, UpdateSampling
+from bert_toolkit.monitoring.step_reading import StepReading
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +35,14 @@ class TrainingHealthCallback(MonitoringCallback[None]):
     Under `torch.compile` and `DataParallel` forward passes are not watched; the loss is then the one that Trainer
     logs.
 
-    Writes to the log one block per fault and one verdict line at the end, and
-    `output_dir/monitoring/training_health.jsonl`: one line per fault (`event: finding`) and the verdict. What was
-    seen is kept in `output_dir/monitoring/training_health.npz` from each checkpoint to the next, so that a resumed
-    run goes on where it was.
+    It logs no scalars. What it writes:
+
+    | place | what |
+    |---|---|
+    | log, level WARNING | one block of lines per fault, when it is found |
+    | standard output, or the log where that shows the level INFO | one line at the end: the verdict of a healthy run |
+    | `output_dir/monitoring/training_health.jsonl` | one line per fault (`event: finding`), and the verdict |
+    | `output_dir/monitoring/training_health.npz` | what was seen, so that a resumed run goes on where it was |
 
     Costs per sampled step two reads of the gradients (five on an accelerator), at most 4,096 elements of every
     parameter, three small transfers that are waited for once, and about a millisecond of judging. Where
@@ -58,17 +62,25 @@ class TrainingHealthCallback(MonitoringCallback[None]):
 
     Raises:
         InputError: if `every_n_steps` is not positive or `on_finding` is something else.
+
+    Example:
+        >>> health = TrainingHealthCallback(every_n_steps=2, on_finding="stop")
+        >>> _ = make_trainer(callbacks=[health]).train()
+        Training health: no fault found in ...
+        >>> health.findings
+        []
     """
 
     name = "training_health"
     title = "Training health"
     early_steps = (1,)
     reads_gradients = True
+    reads_updates = "any"  # an exact copy where another callback makes one anyway, else a sample
     needs_gradients = False
 
     def __init__(
         self, every_n_steps: int = 10, on_finding: Literal["warn", "stop"] | Callable[[Finding], Any] = "warn"
-    ):
+    ) -> None:
         super().__init__(every_n_steps, figures=False)
         if on_finding not in ("warn", "stop") and not callable(on_finding):
             raise InputError(f"on_finding must be 'warn', 'stop' or a callable, got {on_finding!r}")
@@ -77,11 +89,6 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         self._watch: HealthWatch | None = None
         self._logged_loss = math.nan
         self._stop = False
-
-    @property
-    def reads_updates(self) -> UpdateSampling:
-        """An exact copy where another callback makes one anyway, else a sample."""
-        return "any"
 
     @property
     def judge(self) -> HealthJudge:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, get_args
 
 from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
 from bert_toolkit.errors import InputError
-from bert_toolkit.monitoring.step_reading import StepReading, UpdateSampling
+from bert_toolkit.monitoring.step_reading import StepReading
 from bert_toolkit.monitoring.update_ratios import Mode, UpdateRatioRecord, update_ratio_scalars
 
 if TYPE_CHECKING:
@@ -44,6 +44,13 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
 
     Raises:
         InputError: if `every_n_steps` is not positive, `skip_probability` lies outside [0, 1] or `mode` is unknown.
+
+    Example:
+        >>> ratios = UpdateRatioCallback(every_n_steps=2)
+        >>> _ = make_trainer(callbacks=[ratios]).train()
+        >>> record = ratios.records[-1]
+        >>> bool((record.ratio == record.update_norm / record.parameter_norm).all())
+        True
     """
 
     name = "update_ratio"
@@ -64,12 +71,8 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
         if mode not in get_args(Mode):
             raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
         self.mode = mode
+        self.reads_updates = mode
         self._highest_rate = 0.0
-
-    @property
-    def reads_updates(self) -> UpdateSampling:
-        """The mode that was chosen."""
-        return self.mode
 
     def measure(self, reading: StepReading) -> UpdateRatioRecord | None:
         """Take the update ratios.

@@ -116,14 +116,16 @@ class GradientFlowMonitor:
         InputError: if no parameter of the model is trainable.
 
     Example:
-        ```python
-        monitor = GradientFlowMonitor(model)
-        loss.backward()
-        total_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        record = monitor.observe(step, total_norm=total_norm, max_norm=1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ```
+        >>> model, inputs = torch.nn.Linear(4, 2), torch.ones(3, 4)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> monitor = GradientFlowMonitor(model)
+        >>> model(inputs).square().sum().backward()
+        >>> total_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        >>> record = monitor.observe(1, total_norm=total_norm, max_norm=1.0)
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
+        >>> record.names, record.clip_coefficient < 1
+        (('weight', 'bias'), True)
     """
 
     def __init__(self, model: nn.Module):

@@ -27,18 +27,18 @@ class StepReader:
         InputError: if no parameter of the model is trainable.
 
     Example:
-        ```python
-        reader = StepReader.of(model)
-        reading = reader.begin(step)
-        reading.join(gradients=True, updates="exact")
-        loss = model(**batch).loss
-        loss.backward()
-        reading.before_step()
-        optimizer.step()
-        reading.after_step()
-        print(reading.gradients.norm, reading.updates().ratio)
-        reading.leave()
-        ```
+        >>> model, inputs = torch.nn.Linear(4, 2), torch.ones(3, 4)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> reader = StepReader.of(model)
+        >>> reading = reader.begin(1)
+        >>> reading.join(gradients=True, updates="exact")
+        >>> model(inputs).square().sum().backward()
+        >>> reading.before_step(optimizer)
+        >>> optimizer.step()
+        >>> reading.after_step()
+        >>> reading.gradients.names == reading.updates().names
+        True
+        >>> reading.leave()
     """
 
     def __init__(self, model: nn.Module):

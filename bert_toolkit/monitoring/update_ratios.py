@@ -103,13 +103,15 @@ class UpdateRatioMonitor:
         InputError: if `mode` is unknown or no parameter of the model is trainable.
 
     Example:
-        ```python
-        monitor = UpdateRatioMonitor(model)
-        loss.backward()
-        monitor.before_step()
-        optimizer.step()
-        record = monitor.after_step(step)
-        ```
+        >>> model, inputs = torch.nn.Linear(4, 2, bias=False), torch.ones(3, 4)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        >>> monitor = UpdateRatioMonitor(model)
+        >>> model(inputs).square().sum().backward()
+        >>> monitor.before_step()
+        >>> optimizer.step()
+        >>> record = monitor.after_step(1)
+        >>> record.names, record.ratio.tolist()  # a learning rate of 0 moves nothing
+        (('weight',), [0.0])
     """
 
     def __init__(self, model: nn.Module, mode: Mode = "exact", seed: int = 0):
