@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 
 from benchmarks.fault_injection.deform import mutants, report, runs
 from benchmarks.fault_injection.deform.mutants import ACTS, CLEAN, Mutant
@@ -32,7 +33,6 @@ from benchmarks.fault_injection.deform.runs import SEEDS, Job
 from benchmarks.fault_injection.deform.subjects import SUBJECTS
 from benchmarks.fault_injection.deform.texts import TASKS, Sources
 from bert_toolkit.errors import InputError
-from bert_toolkit.health.history import HealthHistory
 
 RESULTS = Path(__file__).parents[2] / "results"
 Key = tuple[str, str, str, int]
@@ -135,18 +135,17 @@ def rejudge(arguments: argparse.Namespace, sources: Sources) -> None:
     quiet()
     rows = report.read_rows(arguments.results)
     cells = set(chosen(arguments))
-    histories: dict[tuple[str, str], HealthHistory] = {}
+    models: dict[tuple[str, str], nn.Module] = {}
     damaged = 0
     for key, row in rows.items():
         mutant = None if row["mutant"] == CLEAN else mutant_of(row)
         path = Job(row["model"], row["task"], mutant, row["seed"]).history(arguments.histories)
         if key[:2] not in cells or not path.exists():
             continue
-        if key[:2] not in histories:
-            subject = SUBJECTS[row["model"]]
-            histories[key[:2]] = HealthHistory(subject.build(TASKS[row["task"]], sources), subject.steps)
+        if key[:2] not in models:
+            models[key[:2]] = SUBJECTS[row["model"]].build(TASKS[row["task"]], sources)
         try:
-            rows[key] = runs.rejudge(row, histories[key[:2]], path)
+            rows[key] = runs.rejudge(row, models[key[:2]], path)
         except InputError as error:
             damaged += 1
             print(error, file=sys.stderr)

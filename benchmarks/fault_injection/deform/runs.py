@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import tempfile
@@ -22,8 +23,10 @@ from benchmarks.fault_injection.deform.subjects import SUBJECTS, Subject
 from benchmarks.fault_injection.deform.texts import TASKS, Sources, Task
 from benchmarks.fault_injection.smdebug import other_thresholds
 from bert_toolkit import TrainingHealthCallback
+from bert_toolkit.errors import InputError
 from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.judge import HealthJudge
+from bert_toolkit.health.settings import RunSettings
 
 EVERY_N_STEPS, STEPS_PER_EPOCH = 2, 30
 SEEDS = (42, 123, 456, 789, 101112)
@@ -198,12 +201,12 @@ def findings(judge: HealthJudge) -> list[dict[str, Any]]:
     ]
 
 
-def rejudge(row: dict[str, Any], history: HealthHistory, path: Path) -> dict[str, Any]:
+def rejudge(row: dict[str, Any], model: nn.Module, path: Path) -> dict[str, Any]:
     """The row with what the rules of today find in the stored samples, one after another as in training.
 
     Args:
         row: Of the results file.
-        history: Of the same model, whatever it holds.
+        model: The same model, with whatever weights.
         path: The stored samples.
 
     Returns:
@@ -212,10 +215,16 @@ def rejudge(row: dict[str, Any], history: HealthHistory, path: Path) -> dict[str
     Raises:
         InputError: The file is damaged or was written by a version that stored other statistics.
     """
+    with np.load(path) as arrays:
+        about = json.loads(str(arrays["about"]))
+    history = HealthHistory(model, SUBJECTS[row["model"]].steps, RunSettings.from_json(about["settings"]))
     if not history.load(path, sys.maxsize):
-        raise ValueError(f"{path} is not of {row['model']}")
-    judge = HealthJudge()
-    for length in range(1, len(history) + 1):
+        raise InputError(f"{path} is not of {row['model']}")
+    history.places = {name: tuple(places) for name, places in about["places"].items()}
+    judge, full = HealthJudge(), len(history)
+    history.shorten(0)
+    judge.judge_start(history)
+    for length in range(1, full + 1):
         history.shorten(length)
         judge.judge(history)
     return {**row, "findings": findings(judge), "smdebug": other_thresholds(history)}
