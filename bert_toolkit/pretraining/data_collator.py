@@ -13,6 +13,7 @@ from bert_toolkit.pretraining.checks import require_fractions, require_special_t
 from bert_toolkit.pretraining.keyed_random import random_bits, stream_key
 from bert_toolkit.pretraining.masking import choose_tokens, choose_words, replace_tokens
 from bert_toolkit.pretraining.sentence_pairs import Pair, PairBatch
+from bert_toolkit.pretraining.word_boundaries import word_boundaries
 
 _INDEXED, _STREAM = range(100, 102)
 _UNUSED = re.compile(r"\[unused\d+\]")
@@ -35,11 +36,12 @@ class DataCollatorForPreTraining:
         mlm_probability: Fraction of tokens to predict, in (0, 1).
         mask_replace_prob: Fraction of these that become [MASK].
         random_replace_prob: Fraction of these that become a random token; the rest stays.
-        whole_word_mask: Predict all pieces of a word or none. Pieces are told by the tokenizer's continuing prefix
-            (`##`), or by `word_ids` in the examples.
+        whole_word_mask: Predict all pieces of a word or none. Words are told by the tokenizer's marks (`##`, `Ġ`, `▁`;
+            see `word_boundaries`), or by `word_ids` in the examples.
         pad_to_multiple_of: Round the padded length up to a multiple of this.
         seed: Of all random choices.
         next_sentence_labels: Give `next_sentence_label` where the examples have it; False for masked LM alone.
+        token_type_ids: Give `token_type_ids`; False for models that have no segments, such as RoBERTa.
 
     Raises:
         InputError: A fraction is out of range, the tokenizer has no [MASK], no padding token or nothing but special
@@ -67,6 +69,7 @@ class DataCollatorForPreTraining:
         pad_to_multiple_of: int | None = None,
         seed: int = 0,
         next_sentence_labels: bool = True,
+        token_type_ids: bool = True,
     ) -> None:
         """Looks up the tokenizer's vocabulary; see the class for the arguments."""
         if not 0 < mlm_probability < 1:
@@ -86,6 +89,7 @@ class DataCollatorForPreTraining:
         self.pad_to_multiple_of = pad_to_multiple_of
         self.seed = seed
         self.next_sentence_labels = next_sentence_labels
+        self.token_type_ids = token_type_ids
         self._calls = 0
         vocabulary = tokenizer.get_vocab()
         size = max(vocabulary.values()) + 1
@@ -96,12 +100,7 @@ class DataCollatorForPreTraining:
         self._replacement_ids = np.flatnonzero(replaceable & ~self._is_special)
         if not len(self._replacement_ids):
             raise InputError("the tokenizer's vocabulary holds special tokens only: there is nothing to predict")
-        prefix = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-        prefix = getattr(prefix, "continuing_subword_prefix", None)
-        self._continues_word: np.ndarray | None = None
-        if prefix:
-            self._continues_word = np.zeros(size, dtype=bool)
-            self._continues_word[[i for token, i in vocabulary.items() if token.startswith(prefix)]] = True
+        self._word_boundaries = word_boundaries(tokenizer) if whole_word_mask else None
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Make one batch.
@@ -140,15 +139,18 @@ class DataCollatorForPreTraining:
             self.mask_replace_prob,
             self.random_replace_prob,
         )
+        if not self.token_type_ids:
+            del batch["token_type_ids"]
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _continuations(self, input_ids: np.ndarray) -> np.ndarray:
-        if self._continues_word is None:
+        if self._word_boundaries is None:
             raise InputError(
-                "`whole_word_mask` needs a tokenizer with a continuing prefix such as '##', or `word_ids` in the "
-                f"examples; {type(self.tokenizer).__name__} has none: add word_ids, or mask single tokens"
+                "`whole_word_mask` needs a tokenizer that marks words (`##` of WordPiece, `Ġ` of byte-level BPE, `▁` "
+                f"of SentencePiece, whole words), or `word_ids` in the examples; {type(self.tokenizer).__name__} does "
+                "not: add word_ids, or mask single tokens"
             )
-        return self._continues_word[input_ids]
+        return self._word_boundaries.continues_word(input_ids)
 
     def _padded_width(self, longest: int) -> int:
         multiple = self.pad_to_multiple_of or 1

@@ -13,7 +13,7 @@ import numpy as np
 from bert_toolkit.pretraining.keyed_random import random_below, random_bits, random_fraction, stream_key
 from bert_toolkit.pretraining.tokenized_documents import TokenizedDocuments
 
-SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
+SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]; without a B there are two
 
 # purposes, so that no two kinds of decision share a random number; 0 to 4 are those of sentence_pairs.py
 _IS_SHORT, _SHORT_TARGET, _SPLIT, _OTHER_START, _TRIM_A, _TRIM_B = range(5, 11)
@@ -51,7 +51,7 @@ class Segments(NamedTuple):
     @property
     def pair_length(self) -> np.ndarray:
         """Tokens of the pair, special tokens included: (B,) int64."""
-        return self.a_length + self.b_length + SPECIAL_TOKENS
+        return self.a_length + self.b_length + np.where(self.b_length > 0, SPECIAL_TOKENS, SPECIAL_TOKENS - 1)
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,12 @@ class SegmentCutter:
         """The chunk that starts at each sentence.
 
         Args:
-            sentence: (B,) int64. Those of a document of one sentence have no chunk; what is returned for them means
-                nothing.
+            sentence: (B,) int64.
             epoch: The epoch.
 
         Returns:
             At least two sentences each, more as long as the target is not reached, none of another document. The last
-            sentence of a document takes the one before it along.
+            sentence of a document takes the one before it along; if it has none, B is empty.
         """
         sentence_starts = self.documents.sentence_starts
         document_begin, document_end = self.documents.bounds_of_document(sentence)
@@ -101,7 +100,7 @@ class SegmentCutter:
         """The segments of the pair that is made of the chunk at each sentence.
 
         Args:
-            sentence: (B,) int64, none of a document of one sentence.
+            sentence: (B,) int64.
             random_next: (B,) bool, True where B comes from another document.
             epoch: The epoch.
 

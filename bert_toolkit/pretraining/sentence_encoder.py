@@ -28,15 +28,38 @@ class EncodedBatch(NamedTuple):
         tokens: (n_tokens,) ids, the smallest unsigned type that holds the vocabulary.
         sentence_lengths: (n_sentences,) int64, in tokens.
         document_lengths: (n_documents,) int64, in sentences.
+        losses: What the corpus loses.
     """
 
     tokens: np.ndarray
     sentence_lengths: np.ndarray
     document_lengths: np.ndarray
+    losses: "Losses"
+
+
+class Losses(NamedTuple):
+    """What a corpus loses when it becomes tokens.
+
+    Attributes:
+        empty_documents: Documents without any token, left out.
+        empty_sentences: Sentences without any token, left out.
+        unknown_tokens: Tokens that stand for text that the tokenizer does not know.
+    """
+
+    empty_documents: int = 0
+    empty_sentences: int = 0
+    unknown_tokens: int = 0
+
+    def __add__(self, other: tuple[Any, ...]) -> "Losses":
+        """The losses of both together."""
+        return Losses(*(one + more for one, more in zip(self, other, strict=True)))
 
 
 class SentenceEncoder:
     """Turns documents into token ids.
+
+    A pair joins sentences, so each is tokenized as it would be inside a text: where the tokenizer keeps white space
+    in its tokens and puts none before a text (byte-level BPE), a sentence is given the space that comes before it.
 
     Args:
         tokenizer: A tokenizer with a fast backend. Truncation and padding that it was set to do not count.
@@ -52,8 +75,10 @@ class SentenceEncoder:
     ) -> None:
         """Takes a copy of the tokenizer's backend; see the class for the arguments."""
         self.backend = Tokenizer.from_str(_backend_text(tokenizer))
-        self.dtype = np.dtype("uint16" if self.backend.get_vocab_size() <= 2**16 else "uint32")
+        self.dtype = np.dtype("uint16" if max(self.backend.get_vocab().values()) < 2**16 else "uint32")
         self.split_sentences = split_sentences
+        self.before_sentence = _before_sentence(self.backend)
+        self.unknown = None if tokenizer.unk_token is None else tokenizer.unk_token_id
 
     def __call__(self, batch: list[Any]) -> EncodedBatch:
         """Tokenizes one batch of documents in this process.
@@ -63,17 +88,26 @@ class SentenceEncoder:
 
         Returns:
             Their tokens.
+
+        Raises:
+            InputError: A sentence holds half a character (of UTF-16, which JSON can write).
         """
         documents = batch if self.split_sentences is None else [self.split_sentences(item) for item in batch]
-        sentences = list(itertools.chain.from_iterable(documents))
-        ids = [encoding.ids for encoding in self.backend.encode_batch_fast(sentences, add_special_tokens=False)]
+        sentences = [self.before_sentence + text if text else text for document in documents for text in document]
+        try:
+            encodings = self.backend.encode_batch_fast(sentences, add_special_tokens=False)
+        except TypeError:
+            raise _half_character(sentences) from None
+        ids = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype=self.dtype, count=int(lengths.sum()))
         # of every document, the sentences that have tokens
         bounds = offsets_of(np.fromiter(map(len, documents), dtype=np.int64, count=len(documents)))
         filled = offsets_of((lengths > 0).astype(np.int64))
         per_document = filled[bounds[1:]] - filled[bounds[:-1]]
-        return EncodedBatch(tokens, lengths[lengths > 0], per_document[per_document > 0])
+        unknown = 0 if self.unknown is None else int(np.count_nonzero(tokens == self.unknown))
+        losses = Losses(int((per_document == 0).sum()), int((lengths == 0).sum()), unknown)
+        return EncodedBatch(tokens, lengths[lengths > 0], per_document[per_document > 0], losses)
 
     def stream(self, documents: Iterable[Any], processes: int, progress: tqdm) -> Iterator[EncodedBatch]:
         """Tokenizes documents in batches of about a million characters, in order.
@@ -141,7 +175,9 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     Raises:
         InputError: The tokenizer has no fast backend.
     """
-    return hashlib.blake2b(_backend_text(tokenizer).encode(), digest_size=16).hexdigest()
+    text = _backend_text(tokenizer)
+    before_sentence = _before_sentence(Tokenizer.from_str(text))
+    return hashlib.blake2b((text + before_sentence).encode(), digest_size=16).hexdigest()
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
@@ -170,6 +206,25 @@ def _backend_text(tokenizer: PreTrainedTokenizerBase) -> str:
     backend.no_truncation()
     backend.no_padding()
     return backend.to_str()
+
+
+def _before_sentence(backend: Tokenizer) -> str:
+    """What a sentence inside a text has before it, if the tokenizer does not put it there by itself."""
+    alone, after_space, two = (backend.encode(text, add_special_tokens=False).ids for text in ("a", " a", "a a"))
+    return " " if two == alone + after_space and after_space != alone else ""
+
+
+def _half_character(sentences: list[str]) -> InputError:
+    for sentence in sentences:
+        try:
+            sentence.encode()
+        except UnicodeEncodeError as error:
+            begin = max(error.start - 20, 0)
+            return InputError(
+                f"a sentence holds half a character ({sentence[error.start]!r}, a lone surrogate of UTF-16): replace "
+                f"it in {sentence[begin : error.start + 20]!r}"
+            )
+    return InputError("the tokenizer refuses a sentence: sentences must be str")
 
 
 def _checked_sentences(document: Any, number: int) -> list[str]:

@@ -10,9 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from bert_toolkit.errors import InputError
 from bert_toolkit.pretraining.checks import require_fractions, require_special_tokens
+from bert_toolkit.pretraining.corpus_remarks import corpus_remarks
 from bert_toolkit.pretraining.keyed_random import random_below, random_bits, random_fraction, stream_key
 from bert_toolkit.pretraining.segments import SegmentCutter
-from bert_toolkit.pretraining.tokenized_documents import TokenizedDocuments, tokenizer_fingerprint
+from bert_toolkit.pretraining.sentence_encoder import tokenizer_fingerprint
+from bert_toolkit.pretraining.tokenized_documents import TokenizedDocuments
 
 MINIMUM_LENGTH = 8
 _BLOCK = 1 << 18  # sentences or pairs that are computed at once while an epoch is planned
@@ -110,9 +112,13 @@ class NextSentencePairs(torch.utils.data.Dataset[Pair]):
     sampler, Accelerate does not forward the epoch to the dataset on several processes or after a resume in
     mid-epoch, and epochs would repeat their pairs and masks.)
 
+    A document of one sentence can only give a random B. Without random B (`random_next_probability=0`, for masked
+    words alone) it is a sequence of its own, `[CLS] A [SEP]`.
+
     Args:
         documents: Documents, each a list of sentences (str); rows with a column "sentences", such as a
-            `datasets.Dataset`; or `TokenizedDocuments`. At least two, one of them with two sentences or more.
+            `datasets.Dataset`; or `TokenizedDocuments`. At least two, one of them with two sentences or more; without
+            random B one sentence is enough.
         tokenizer: Gives [CLS], [SEP], the padding id and, for text, the token ids.
         max_length: Longest pair in tokens, special tokens included; at least 8.
         short_sequence_probability: Fraction of pairs with a shorter target, uniform from 2 tokens to the longest.
@@ -166,15 +172,17 @@ class NextSentencePairs(torch.utils.data.Dataset[Pair]):
             raise InputError(
                 "the documents were tokenized with another tokenizer than the one given: tokenize them again"
             )
-        if len(documents) < (2 if random_next_probability > 0 else 1):
+        if not len(documents):
+            raise InputError("the corpus is empty: no document has a token; check the documents and the tokenizer")
+        if random_next_probability > 0 and len(documents) < 2:
             raise InputError(
-                f"next-sentence pairs need at least 2 documents, got {len(documents)}: a random B must come from "
-                "another document; cut the text into several documents (recipes/pretrain.py: --documents_split)"
+                "next-sentence pairs need at least 2 documents, got 1: a random B must come from another document; "
+                "cut the text into several documents (recipes/pretrain.py: --documents_split)"
             )
-        if int(np.diff(documents.document_starts).max()) < 2:
+        if random_next_probability > 0 and len(documents) == len(documents.sentence_starts) - 1:
             raise InputError(
                 f"all {len(documents)} documents have one sentence, so no B follows any A: give documents of several "
-                "sentences, or check how sentences are split"
+                "sentences, check how sentences are split, or learn masked words alone (random_next_probability=0)"
             )
         self.documents = documents
         self.random_next_probability = random_next_probability
@@ -219,6 +227,11 @@ class NextSentencePairs(torch.utils.data.Dataset[Pair]):
         """Realized fraction of random B in the present epoch."""
         self._make_plan(self.epoch)
         return float(self._random_next.mean())
+
+    @property
+    def remarks(self) -> list[str]:
+        """What of the corpus pairs leave unused, and why, in plain sentences; empty if all is well."""
+        return corpus_remarks(self.documents, self.max_length, self.random_next_probability > 0)
 
     def lengths(self) -> np.ndarray:
         """Tokens of every pair of the present epoch.
@@ -353,7 +366,7 @@ class NextSentencePairs(torch.utils.data.Dataset[Pair]):
     def _next_sentences(self, sentence: np.ndarray, epoch: int) -> tuple[list[bool], tuple[list[int], list[int]]]:
         """Whether a chunk can start at each sentence, and where the walk goes on: by label 0 (B follows A) and 1."""
         document_begin, document_end = self.documents.bounds_of_document(sentence)
-        usable = document_end - document_begin > 1
+        usable = (document_end - document_begin > 1) | (self.random_next_probability == 0)
         begin, split, end = self._cutter.chunks(sentence, epoch)
         after_b = np.where(usable, end, document_end)
         # a chunk that took the sentence before it along ends the document either way

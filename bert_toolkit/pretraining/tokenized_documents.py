@@ -14,7 +14,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from bert_toolkit.errors import InputError, reason_of
-from bert_toolkit.pretraining.sentence_encoder import EncodedBatch, SentenceEncoder, offsets_of, tokenizer_fingerprint
+from bert_toolkit.pretraining.sentence_encoder import (
+    EncodedBatch,
+    Losses,
+    SentenceEncoder,
+    offsets_of,
+    tokenizer_fingerprint,
+)
 
 try:
     import fcntl
@@ -37,6 +43,7 @@ class TokenizedDocuments:
         document_starts: (n_documents + 1,) int64 offsets into sentences; the last is n_sentences.
         tokenizer_fingerprint: Digest of the tokenizer that made the ids.
         directory: Where the arrays are mapped from, None when they lie in memory.
+        losses: What the corpus lost when it was tokenized; zeros for one that an earlier version built.
 
     Example:
         >>> from transformers import BertTokenizer
@@ -59,6 +66,7 @@ class TokenizedDocuments:
         document_starts: np.ndarray,
         tokenizer_fingerprint: str,
         directory: Path | None = None,
+        losses: Losses | None = None,
     ) -> None:
         """Takes the arrays as they are; `from_documents`, `build` and `open` make them.
 
@@ -68,12 +76,14 @@ class TokenizedDocuments:
             document_starts: Likewise.
             tokenizer_fingerprint: Likewise.
             directory: Likewise.
+            losses: Likewise.
         """
         self.tokens = tokens
         self.sentence_starts = sentence_starts
         self.document_starts = document_starts
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.directory = directory
+        self.losses = losses or Losses()
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -84,7 +94,7 @@ class TokenizedDocuments:
         if self.directory is not None:
             return TokenizedDocuments.open, (self.directory,)
         arrays = (self.tokens, self.sentence_starts, self.document_starts)
-        return TokenizedDocuments, (*arrays, self.tokenizer_fingerprint)
+        return TokenizedDocuments, (*arrays, self.tokenizer_fingerprint, None, self.losses)
 
     def bounds_of_document(self, sentence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The document that a sentence belongs to.
@@ -117,11 +127,16 @@ class TokenizedDocuments:
             InputError: A document is not a list of strings, or the tokenizer has no fast backend.
         """
         encoder = SentenceEncoder(tokenizer)
-        nothing = encoder([])
-        batches = [nothing, *encoder.stream(documents, processes=1, progress=tqdm(disable=True))]
-        tokens, sentence_lengths, document_lengths = map(np.concatenate, zip(*batches, strict=True))
-        fingerprint = tokenizer_fingerprint(tokenizer)
-        return cls(tokens, offsets_of(sentence_lengths), offsets_of(document_lengths), fingerprint)
+        batches = [encoder([]), *encoder.stream(documents, processes=1, progress=tqdm(disable=True))]
+        *arrays, losses = zip(*batches, strict=True)
+        tokens, sentence_lengths, document_lengths = map(np.concatenate, arrays)
+        return cls(
+            tokens,
+            offsets_of(sentence_lengths),
+            offsets_of(document_lengths),
+            tokenizer_fingerprint(tokenizer),
+            losses=sum(losses, Losses()),
+        )
 
     @classmethod
     def open(cls, directory: str | os.PathLike) -> "TokenizedDocuments":
@@ -167,7 +182,11 @@ class TokenizedDocuments:
         ):
             if starts[0] != 0 or starts[-1] != end:
                 raise _damaged(directory, f"{name} does not fit the other files")
-        return cls(tokens, sentence_starts, document_starts, description["tokenizer_fingerprint"], directory)
+        losses = description.get("losses", {})
+        if not isinstance(losses, dict) or not all(type(losses.get(name, 0)) is int for name in Losses._fields):
+            raise _damaged(directory, "corpus.json counts losses in something other than numbers")
+        losses = Losses(*(losses.get(name, 0) for name in Losses._fields))
+        return cls(tokens, sentence_starts, document_starts, description["tokenizer_fingerprint"], directory, losses)
 
     @classmethod
     def build(
@@ -212,11 +231,12 @@ class TokenizedDocuments:
         shown: dict[str, Any] = {"desc": "tokenizing", "disable": not show_progress, "mininterval": 1.0}
         try:
             with tqdm(total=total_bytes, unit="B", unit_scale=True, **shown) as progress:
-                _write_arrays(unfinished, encoder.stream(documents, processes, progress))
+                losses = _write_arrays(unfinished, encoder.stream(documents, processes, progress))
             description = {
                 "format_version": FORMAT_VERSION,
                 "dtypes": {"tokens": encoder.dtype.name, "sentence_starts": "int64", "document_starts": "int64"},
                 "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+                "losses": losses._asdict(),
             }
             (unfinished / "corpus.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
             if directory.exists():
@@ -262,9 +282,10 @@ def _damaged(directory: Path, reason: str) -> InputError:
     )
 
 
-def _write_arrays(directory: Path, batches: Iterator[EncodedBatch]) -> None:
-    """Appends the batches to the three files."""
+def _write_arrays(directory: Path, batches: Iterator[EncodedBatch]) -> Losses:
+    """Appends the batches to the three files, and returns their losses together."""
     n_tokens = n_sentences = 0
+    losses = Losses()
     with (
         (directory / "tokens.bin").open("wb") as tokens_file,
         (directory / "sentence_starts.bin").open("wb") as sentences_file,
@@ -272,14 +293,16 @@ def _write_arrays(directory: Path, batches: Iterator[EncodedBatch]) -> None:
     ):
         sentences_file.write(np.zeros(1, dtype=np.int64).tobytes())
         documents_file.write(np.zeros(1, dtype=np.int64).tobytes())
-        for tokens, sentence_lengths, document_lengths in batches:
+        for tokens, sentence_lengths, document_lengths, lost in batches:
             tokens_file.write(tokens.tobytes())
             sentences_file.write((n_tokens + np.cumsum(sentence_lengths)).tobytes())
             documents_file.write((n_sentences + np.cumsum(document_lengths)).tobytes())
             n_tokens += len(tokens)
             n_sentences += len(sentence_lengths)
+            losses += lost
         if n_tokens == 0:
             raise InputError("the corpus is empty: no document has a token; check the files and the tokenizer")
         for file in (tokens_file, sentences_file, documents_file):
             file.flush()
             os.fsync(file.fileno())
+    return losses

@@ -1,15 +1,20 @@
 """Batches of pairs and of ordinary examples, and the independence of masks from everything but their key."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
+from conftest import LANGUAGES, TOKENS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from tokenizers import Tokenizer, models
 from torch.utils.data import DataLoader, Subset
-from transformers import BertTokenizer, PreTrainedTokenizerFast
+from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
 from bert_toolkit import DataCollatorForPreTraining, InputError, NextSentencePairs
+from bert_toolkit.pretraining.word_boundaries import word_boundaries
 
 COLUMNS = ["attention_mask", "input_ids", "labels", "next_sentence_label", "token_type_ids"]
 
@@ -159,16 +164,9 @@ def test_plain_examples_get_new_masks_in_every_epoch_with_workers(tokenizer):
     assert len({tuple(row) for row in torch.cat(epochs).tolist()}) == 16
 
 
-def test_word_ids_tell_words_where_there_is_no_prefix(tokenizer):
-    plain = PreTrainedTokenizerFast(
-        tokenizer_object=_word_level(),
-        mask_token="[MASK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        unk_token="[UNK]",
-    )
-    collator = DataCollatorForPreTraining(plain, whole_word_mask=True, mlm_probability=0.4)
+def test_word_ids_tell_words_where_the_tokenizer_marks_none():
+    unmarked = PreTrainedTokenizerFast(tokenizer_object=_pieces_without_marks(), **TOKENS)
+    collator = DataCollatorForPreTraining(unmarked, whole_word_mask=True, mlm_probability=0.4)
     ids = [10, 11, 12, 13, 14, 15]
     words = [0, 0, 1, 1, 2, 2]
     for _ in range(20):
@@ -179,12 +177,55 @@ def test_word_ids_tell_words_where_there_is_no_prefix(tokenizer):
         collator([{"input_ids": ids}])
 
 
-def _word_level():
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
+def _pieces_without_marks():
+    entries = [*TOKENS.values(), *"abcdefghijklmnop"]
+    return Tokenizer(models.Unigram([(entry, -1.0) for entry in entries], unk_id=3))
 
-    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(20))]
-    return Tokenizer(WordLevel({token: i for i, token in enumerate(entries)}, unk_token="[UNK]"))
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_pairs_and_masks_of_any_tokenizer_in_any_language(tokenizer_of_any_kind, whole_words):
+    tokenizer = tokenizer_of_any_kind
+    documents = [LANGUAGES[i : i + 2] for i in range(0, len(LANGUAGES) - 1, 2)]
+    pairs = NextSentencePairs(documents, tokenizer, max_length=256)
+    collator = DataCollatorForPreTraining(tokenizer, whole_word_mask=whole_words, mlm_probability=0.3)
+    batch = collator(pairs.__getitems__(range(len(pairs))))
+    chosen = batch["labels"] != -100
+    special = np.isin(original(batch).numpy(), tokenizer.all_special_ids)
+    for row, pair in enumerate(pairs):
+        ids = pair["input_ids"]
+        assert original(batch)[row, : len(ids)].tolist() == ids
+        assert ids[0] == tokenizer.cls_token_id and ids.count(tokenizer.sep_token_id) == 2
+        candidates = int((~special[row]).sum())
+        if whole_words:
+            assert 1 <= chosen[row].sum() <= max(0.3 * candidates + 1, longest_word(tokenizer, ids))
+        else:
+            assert chosen[row].sum() == max(1, round(0.3 * candidates))
+    assert not special[chosen.numpy()].any()
+
+
+def longest_word(tokenizer, ids):
+    continues = word_boundaries(tokenizer).continues_word(np.array([ids]))[0]
+    begins = np.flatnonzero(~continues)
+    return np.diff([*begins, len(ids)]).max()
+
+
+def test_segments_can_be_left_out_for_models_that_have_none(pairs, tokenizer):
+    collator = DataCollatorForPreTraining(tokenizer, token_type_ids=False)
+    whole = DataCollatorForPreTraining(tokenizer)(pairs.__getitems__(range(4)))
+    batch = collator(pairs.__getitems__(range(4)))
+    assert whole.keys() - batch.keys() == {"token_type_ids"}
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=80,
+        type_vocab_size=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    batch.pop("next_sentence_label")
+    assert RobertaForMaskedLM(config)(**batch).loss > 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -233,5 +274,26 @@ def test_tokenizer_without_mask_or_words_is_refused():
         DataCollatorForPreTraining(BertTokenizer(vocab=entries))
     bare = BertTokenizer(vocab={**entries, "w1": 5})
     bare.mask_token = None
-    with pytest.raises(InputError, match="the tokenizer has no `mask_token`"):
+    with pytest.raises(InputError, match="the tokenizer has no `mask_token`, which masked language modeling needs"):
         DataCollatorForPreTraining(bare)
+
+
+def test_a_tokenizer_without_special_tokens_works_once_it_has_what_the_message_asks_for(tokenizer_of_any_kind):
+    """As of GPT-2: nothing but a token for the end of a text."""
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer_of_any_kind.backend_tokenizer, eos_token="</s>")
+    documents = [LANGUAGES[:2], LANGUAGES[2:4]]
+    for part in (lambda: NextSentencePairs(documents, bare), lambda: DataCollatorForPreTraining(bare)):
+        while True:
+            try:
+                made = part()
+                break
+            except InputError as error:
+                name = re.search(r"the tokenizer has no `(\w+_token)`, which .* needs: set it with", str(error)).group(
+                    1
+                )
+                bare.add_special_tokens({name: f"[{name}]"})
+        assert made
+    batch = made(NextSentencePairs(documents, bare).__getitems__(range(2)))
+    assert (batch["labels"] != -100).any()
+    added = [token.content for token in bare.added_tokens_decoder.values() if token.content.startswith("[")]
+    assert added == ["[cls_token]", "[sep_token]", "[pad_token]", "[mask_token]"]

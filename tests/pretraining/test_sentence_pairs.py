@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import BertTokenizer
 
-from bert_toolkit import InputError, NextSentencePairs, TokenizedDocuments
+from bert_toolkit import DataCollatorForPreTraining, InputError, NextSentencePairs, TokenizedDocuments
 from bert_toolkit.pretraining import sentence_pairs
 
 LONG = [40] * 30
@@ -249,7 +249,8 @@ def test_any_corpus_gives_valid_pairs(tokenizer, make_documents, sizes, max_leng
 @pytest.mark.parametrize(
     ("documents", "changes", "message"),
     [
-        ([], {}, "at least 2 documents, got 0"),
+        ([], {}, "the corpus is empty: no document has a token"),
+        ([["", " "]], {"random_next_probability": 0.0}, "the corpus is empty: no document has a token"),
         ([["w1 w2", "w3"]], {}, "at least 2 documents, got 1: .*--documents_split"),
         ([["w1"], ["w2"], ["w3"]], {}, "all 3 documents have one sentence"),
         ([["w1", "w2"]] * 2, {"max_length": 7}, "`max_length` must be at least 8 tokens .*got 7"),
@@ -268,6 +269,19 @@ def test_bad_input_is_named(tokenizer, documents, changes, message):
 def test_one_document_is_enough_where_no_b_is_random(tokenizer):
     pairs = NextSentencePairs([["w1 w2", "w3", "w4"]], tokenizer, random_next_probability=0.0)
     assert pairs[0]["next_sentence_label"] == 0
+
+
+def test_one_sentence_is_enough_where_no_b_is_random(tokenizer):
+    documents = [["w1 w2"], ["w3", "w4"], ["w5 " * 40]]
+    pairs = NextSentencePairs(documents, tokenizer, random_next_probability=0.0, max_length=16)
+    batch = DataCollatorForPreTraining(tokenizer)(pairs.__getitems__(range(len(pairs))))
+    assert pairs.lengths().tolist() == batch["attention_mask"].sum(1).tolist()
+    texts = {
+        tokenizer.decode(pair["input_ids"]): (sum(pair["token_type_ids"]), pair["next_sentence_label"])
+        for pair in pairs
+    }
+    expected = {"[CLS] w1 w2 [SEP]": (0, 0), "[CLS] w3 [SEP] w4 [SEP]": (2, 0)}
+    assert texts == {**expected, f"[CLS] {' '.join(['w5'] * 13)} [SEP]": (0, 0)}
 
 
 @pytest.mark.parametrize("missing", ["[SEP]", "[CLS]"])

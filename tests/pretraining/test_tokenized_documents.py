@@ -1,7 +1,9 @@
 """Corpora on disk: contents, processes, and what an interrupted run leaves."""
 
 import errno
+import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -42,6 +44,18 @@ def test_empty_sentences_and_documents_are_left_out(tokenizer):
     corpus = TokenizedDocuments.from_documents([["w1", " ", "w2 w3"], [], [""], ["w4"]], tokenizer)
     assert corpus.document_starts.tolist() == [0, 2, 3]
     assert corpus.sentence_starts.tolist() == [0, 1, 3, 4]
+
+
+def test_what_is_left_out_and_not_known_is_counted(tokenizer, tmp_path):
+    documents = [["w1", " ", "w2 w3 nonsense"], [], [""], ["w4 ☃ ☃"]]
+    corpus = TokenizedDocuments.from_documents(documents, tokenizer)
+    assert corpus.losses == (2, 2, 3)  # documents and sentences without tokens, unknown tokens
+    built = TokenizedDocuments.build(tmp_path / "corpus", documents, tokenizer, show_progress=False)
+    assert built.losses == corpus.losses == pickle.loads(pickle.dumps(corpus)).losses
+    description = tmp_path / "corpus" / "corpus.json"
+    earlier = {key: value for key, value in json.loads(description.read_text()).items() if key != "losses"}
+    description.write_text(json.dumps(earlier))
+    assert TokenizedDocuments.open(tmp_path / "corpus").losses == (0, 0, 0)
 
 
 def test_settings_left_in_the_tokenizer_do_not_cut_sentences(tokenizer):
@@ -208,12 +222,13 @@ def test_other_format_is_named(tokenizer, make_documents, tmp_path):
         ("corpus.json", lambda content: content[:20], "corpus.json cannot be read"),
         ("corpus.json", lambda content: b"[]", "corpus.json does not describe a corpus"),
         ("corpus.json", lambda content: content.replace(b"int64", b"O"), "names other types of numbers"),
+        ("corpus.json", lambda content: content.replace(b'": 0', b'": "0"'), "counts losses in something other"),
         ("tokens.bin", lambda content: content[:-2], "sentence_starts.bin does not fit"),
         ("sentence_starts.bin", lambda content: content[:-3], "multiple of the data-type size"),
         ("sentence_starts.bin", lambda content: content[:-8], "document_starts.bin does not fit"),
         ("document_starts.bin", lambda content: b"", "cannot mmap an empty file"),
     ],
-    ids=["cut-json", "other-json", "types", "tokens-cut", "half-an-offset", "sentences-cut", "empty"],
+    ids=["cut-json", "other-json", "types", "losses", "tokens-cut", "half-an-offset", "sentences-cut", "empty"],
 )
 def test_damaged_corpus_is_named(tokenizer, make_documents, tmp_path, name, damage, message):
     TokenizedDocuments.build(tmp_path / "corpus", make_documents([4] * 3), tokenizer, show_progress=False)
@@ -221,10 +236,3 @@ def test_damaged_corpus_is_named(tokenizer, make_documents, tmp_path, name, dama
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(InputError, match=f"is damaged: .*{message}.*delete the folder"):
         TokenizedDocuments.open(tmp_path / "corpus")
-
-
-def test_fingerprint_tells_tokenizers_apart(tokenizer):
-    from transformers import BertTokenizer
-
-    other = BertTokenizer(vocab=dict(tokenizer.get_vocab()), do_lower_case=False)
-    assert tokenizer_fingerprint(other) != tokenizer_fingerprint(tokenizer)
