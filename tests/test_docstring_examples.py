@@ -1,6 +1,6 @@
 """Examples in docstrings say what happens: each is run, and what people meet first has one.
 
-Those of the callbacks, which take the reader's training as given, are run in callbacks/test_examples.py.
+Those that take the reader's training as given are run in callbacks/test_examples.py.
 """
 
 import doctest
@@ -21,10 +21,11 @@ MET_FIRST = [
     "flat_accuracy",
     "matthews_correlation",
 ]
+ELSEWHERE = ("bert_toolkit.callbacks.", "bert_toolkit.monitoring.", "bert_toolkit.metrics.pretraining_scores")
 WITH_EXAMPLES = [
     name
     for name in MODULES
-    if not name.startswith("bert_toolkit.callbacks") and ">>>" in inspect.getsource(importlib.import_module(name))
+    if not name.startswith(ELSEWHERE) and ">>>" in inspect.getsource(importlib.import_module(name))
 ]
 
 
