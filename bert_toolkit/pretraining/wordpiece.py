@@ -1,14 +1,13 @@
-"""Trains the WordPiece tokenizer of a BERT from text."""
+"""Trains the tokenizer of a BERT from text: WordPiece, or whole words."""
 
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
+from tokenizers import Tokenizer, models, trainers
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer
 
 from bert_toolkit.errors import InputError
@@ -32,18 +31,51 @@ def train_wordpiece(
 
     Raises:
         InputError: `vocab_size` has no room for words, the texts hold none, or can be gone through once only.
+
+    Example:
+        >>> tokenizer = train_wordpiece(["The dog sleeps. The dog wakes."], vocab_size=100, max_length=64)
+        >>> tokenizer.tokenize("The dogs")
+        ['the', 'dog', '##s']
     """
     if vocab_size < 100:
         raise InputError(f"`vocab_size` must be at least 100, got {vocab_size}")
     if iter(texts) is texts:
         raise InputError("`texts` must be something that can be gone through twice, such as a list, got an iterator")
-    # The trainer numbers the pieces of one character behind the first in the order of a hash table, which differs from
+    # The trainer numbers the pieces of one character after the first in the order of a hash table, which differs from
     # run to run, and breaks ties between pairs by these numbers. Naming the pieces beforehand gives them fixed ones.
-    alphabet = _learnt_pieces(texts, 0, SPECIAL_TOKENS, lowercase)
-    if len(alphabet) == len(SPECIAL_TOKENS):
-        raise InputError("the corpus is empty: there is no word to learn a vocabulary from; check the files")
+    alphabet = _learned(texts, models.WordPiece, _trainer(trainers.WordPieceTrainer, 0, SPECIAL_TOKENS), lowercase)
     inner = sorted(piece for piece in alphabet if piece.startswith("##"))
-    vocabulary = _learnt_pieces(texts, vocab_size, [*SPECIAL_TOKENS, *inner], lowercase)
+    trainer = _trainer(trainers.WordPieceTrainer, vocab_size, [*SPECIAL_TOKENS, *inner])
+    vocabulary = _learned(texts, models.WordPiece, trainer, lowercase)
+    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=max_length)
+
+
+def train_words(
+    texts: Iterable[str | list[str]], vocab_size: int, max_length: int, lowercase: bool = True
+) -> BertTokenizer:
+    """Take the most frequent words for a vocabulary, for small corpora; every other word is [UNK].
+
+    Args:
+        texts: Documents, each a text or a list of sentences.
+        vocab_size: Entries at most, special tokens included.
+        max_length: Longest sequence in tokens, kept as the tokenizer's `model_max_length`.
+        lowercase: Lower the case and strip accents.
+
+    Returns:
+        A tokenizer as of `train_wordpiece`, but without pieces of words.
+
+    Raises:
+        InputError: `vocab_size` has no room for words, or the texts hold none.
+
+    Example:
+        >>> tokenizer = train_words(["The dog sleeps. The dog wakes."], vocab_size=100, max_length=64)
+        >>> tokenizer.tokenize("The dogs sleep. The dog wakes.")
+        ['the', '[UNK]', '[UNK]', '.', 'the', 'dog', 'wakes', '.']
+    """
+    if vocab_size <= len(SPECIAL_TOKENS):
+        raise InputError(f"`vocab_size` must be at least {len(SPECIAL_TOKENS) + 1}, got {vocab_size}")
+    trainer = _trainer(trainers.WordLevelTrainer, vocab_size, SPECIAL_TOKENS)
+    vocabulary = _learned(texts, models.WordLevel, trainer, lowercase)
     return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=max_length)
 
 
@@ -63,14 +95,18 @@ def save_tokenizer(tokenizer: BertTokenizer, folder: Path) -> None:
             file.replace(folder / file.name)
 
 
-def _learnt_pieces(
-    texts: Iterable[str | list[str]], vocab_size: int, first: list[str], lowercase: bool
-) -> dict[str, int]:
-    """Every piece and its number: `first`, single characters whatever `vocab_size` is, then pairs that were joined."""
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+def _trainer(trainer_class: Any, vocab_size: int, first: list[str]) -> Any:
+    return trainer_class(vocab_size=vocab_size, special_tokens=first, show_progress=False)
+
+
+def _learned(texts: Iterable[str | list[str]], model_class: Any, trainer: Any, lowercase: bool) -> dict[str, int]:
+    """Every entry and its number: the trainer's special tokens, single pieces if any, then what the trainer chose."""
+    tokenizer = Tokenizer(model_class(unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = BertPreTokenizer()
-    trainer = WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
-    pieces = (sentence for text in texts for sentence in ([text] if isinstance(text, str) else text))
-    tokenizer.train_from_iterator(pieces, trainer)
-    return tokenizer.get_vocab()
+    sentences = (sentence for text in texts for sentence in ([text] if isinstance(text, str) else text))
+    tokenizer.train_from_iterator(sentences, trainer)
+    vocabulary = tokenizer.get_vocab()
+    if len(vocabulary) == len(SPECIAL_TOKENS):
+        raise InputError("the corpus is empty: there is no word to learn a vocabulary from; check the files")
+    return vocabulary

@@ -2,10 +2,8 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
 from bert_toolkit import InputError
 from bert_toolkit.data.documents import (
@@ -16,7 +14,6 @@ from bert_toolkit.data.documents import (
     split_sentences,
     state_of_the_union_folder,
 )
-from bert_toolkit.pretraining.wordpiece import save_tokenizer, train_wordpiece
 
 
 @pytest.mark.parametrize(
@@ -242,48 +239,3 @@ def test_held_out_documents_are_spread_evenly_and_kept_apart(count, held_out):
     if held_out > 1:
         gaps = [b - a for a, b in zip(out, out[1:], strict=False)]
         assert max(gaps) - min(gaps) <= 1
-
-
-def test_wordpiece_learns_words_and_pieces():
-    texts = ["the cat sat on the mat", ["The cats sat.", "A mat!"]] * 50
-    tokenizer = train_wordpiece(texts, vocab_size=100, max_length=64)
-    assert tokenizer.tokenize("The cat") == ["the", "cat"]
-    assert tokenizer.decode(tokenizer("the cats sat", add_special_tokens=False)["input_ids"]) == "the cats sat"
-    ids = tokenizer("the cat", "a mat")
-    assert ids["input_ids"][0] == tokenizer.cls_token_id and set(ids["token_type_ids"]) == {0, 1}
-    assert tokenizer.model_max_length == 64
-    with pytest.raises(InputError, match="`vocab_size` must be at least 100"):
-        train_wordpiece(texts, vocab_size=5, max_length=64)
-    with pytest.raises(InputError, match="the corpus is empty"):
-        train_wordpiece([" "], vocab_size=200, max_length=64)
-
-
-def test_wordpiece_vocabulary_is_the_same_every_time():
-    """Words that are equally frequent leave many ties, which a hash table would break differently every time."""
-    texts = [f"{a}{b}{c}" for a in "abcdefg" for b in "hijklm" for c in "nopqr"]
-    first, *others = (train_wordpiece(texts, vocab_size=150, max_length=64).get_vocab() for _ in range(4))
-    assert len(first) == 150
-    assert all(other == first for other in others)
-
-
-def test_texts_that_can_be_read_once_only_are_refused():
-    with pytest.raises(InputError, match="gone through twice"):
-        train_wordpiece(iter(["the cat"]), vocab_size=100, max_length=64)
-
-
-def test_tokenizer_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
-    tokenizer = train_wordpiece(["the cat sat"], vocab_size=100, max_length=64)
-    folder = tmp_path / "cache" / "wordpiece"
-
-    def killed(self, target):
-        (Path(target) / "tokenizer.json").write_text('{"half": ')
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(tokenizer), "save_pretrained", killed)
-        with pytest.raises(KeyboardInterrupt):
-            save_tokenizer(tokenizer, folder)
-    assert not (folder / "tokenizer.json").exists()
-    save_tokenizer(tokenizer, folder)
-    assert AutoTokenizer.from_pretrained(folder).get_vocab() == tokenizer.get_vocab()
-    assert [path.name for path in folder.parent.iterdir()] == ["wordpiece"]
