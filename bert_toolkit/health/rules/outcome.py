@@ -25,19 +25,21 @@ def loss_diverging(
 
     Clearly is `rise` times the start and `deviations` times the scatter of single samples; given back is a share of
     the gain, at least a fifth of the start. Batches of two have losses of either kind, easy or wrong, so that 5 of
-    them say little about what came back.
+    them say little about what came back. Losses that are no cross-entropy of class labels may rise in healthy
+    training (two players, rewards, distances), so of them only a rise to three times the start is told.
     """
     loss = loss_levels(history)
     if loss.samples < 8 or not math.isfinite(loss.start):
         return None
     # The scatter of fine-tuning grows as examples become easy or hard, so what comes back is compared with the latest.
-    rise_limit = loss.start + max(rise * abs(loss.start), deviations * loss.scatter)
+    classes = bool(history.integer_labels[-1])
+    rise_limit = loss.start + max((rise if classes else 2.0) * abs(loss.start), deviations * loss.scatter)
     recent_noise = deviations * max(loss.scatter, loss.recent_scatter)
     gain = loss.start - loss.best
     return_limit = loss.best + max(given_back * gain, recent_noise, 0.2 * abs(loss.start))
     if loss.now > rise_limit:
         threshold, seen = rise_limit, f"the loss rose from {loss.start:.3g} to {loss.now:.3g}"
-    elif (min(loss.now, loss.lately) if gain > 0.2 * abs(loss.start) else loss.now) > return_limit:
+    elif classes and (min(loss.now, loss.lately) if gain > 0.2 * abs(loss.start) else loss.now) > return_limit:
         threshold, seen = return_limit, f"the loss went back up to {loss.now:.3g} after {loss.best:.3g}"
     else:
         return None

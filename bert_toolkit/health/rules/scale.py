@@ -7,7 +7,9 @@ from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.rules.gradients import dead_units, silent_units
 from bert_toolkit.health.rules.questions import (
     after_warmup,
+    falls,
     has_not_fallen,
+    is_late,
     matrices,
     matrix_stacks,
     usable_samples,
@@ -108,10 +110,13 @@ def update_ratio_high(
 
     Healthy ratios lie at 1e-4 to 1e-2 (cs231n: about 1e-3), and at up to 0.1 while small fresh weights grow, so
     `always` is a fault by itself in `samples` samples; from `with_loss` on it is one where the loss has not fallen
-    meanwhile or units died. Where hardly any matrix trains but a fresh head (LoRA, frozen encoder), `always` only.
+    meanwhile or units died. Where hardly any matrix trains but a fresh head (LoRA, frozen encoder), whose small
+    weights grow by large parts at first, a step must be as long as the weights themselves.
     """
     ratio = history.median_ratio
-    large = int((ratio > with_loss).sum()) if len(matrices(history)) >= 3 else 0
+    few = len(matrices(history)) < 3
+    always = 1.0 if few else always
+    large = 0 if few else int((ratio > with_loss).sum())
     lately = int((ratio[-20:] > with_loss).sum())
     useless = min(large, lately) >= 2 * samples and len(history) >= 20 and has_not_fallen(history)
     if (ratio > always).sum() >= samples:
@@ -216,7 +221,14 @@ def update_ratio_low(
     reach = largest * max(history.last_step, 1)
     if largest < always and reach < planned:
         threshold = always
-    elif largest < per_step and reach < planned and len(rows) >= samples and has_not_fallen(history):
+    elif (
+        largest < per_step
+        and reach < planned
+        and len(rows) >= samples
+        and is_late(history, 0.5)
+        and has_not_fallen(history)
+        and not falls(history.step, history.loss)
+    ):
         threshold = per_step
     else:
         return None

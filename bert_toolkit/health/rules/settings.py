@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from bert_toolkit.health.findings import Finding, Severity
 from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
@@ -13,6 +15,9 @@ from bert_toolkit.health.settings import GroupSettings, RunSettings
 
 # Optimizers whose step is about as long as the rate, whatever the size of the gradient.
 ADAM_LIKE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "AdamW8bit", "Adam8bit", "FusedAdam", "Lamb", "LAMB")
+
+
+_FEW = 100_000  # elements: prompts and other small sets of parameters are trained with rates of up to 1
 
 
 class _Doubt(NamedTuple):
@@ -32,7 +37,7 @@ class _Doubt(NamedTuple):
 def implausible_setting(history: HealthHistory) -> Finding | None:
     """A setting lies so far from every published use that it cannot be meant.
 
-    Judged once, before the first step, and again when the first sample is taken. Ranges are wide: what a paper has
+    Judged before the first step, and SGD's rate at the first samples. Ranges are wide: what a paper has
     used on purpose is silent. All doubtful settings stand in one message.
 
     | setting | doubted | usual, and its source |
@@ -42,16 +47,16 @@ def implausible_setting(history: HealthHistory) -> Finding | None:
     | weight decay | 1 and more; Lion: 20 | 0.01 to 0.1 (Loshchilov & Hutter 2019), 0.3 (ViT) |
     | Adam's beta1, beta2 | beta1 0.999 and more, beta2 below 0.5 | 0.9 and 0.95 to 0.999 (Kingma & Ba 2015) |
     | Adam's epsilon | 1e-3 and more | 1e-8 to 1e-6 |
-    | learning rate of Adam | 0.1 and more, 1e-8 and less | 1e-5 to 1e-2 |
-    | learning rate of SGD | 5e-5 and less; 1e-4 and less without momentum | 1e-3 to 0.1 (He et al. 2016) |
+    | learning rate of Adam | 0.1 and more for 100,000 parameters and more; 1e-8 and less | 1e-5 to 1e-2 |
+    | learning rate of SGD | 1e-4 and less, where steps move matrices by less than 1e-4 | 1e-3 to 0.1 (He et al. 2016) |
     | schedule | zero for more than a fifth of the run; never above a tenth of the rate | ends with the run |
     | epsilon of LayerNorm | 1e-2 and more | 1e-12 to 1e-5 |
     | scaling of adapters | above 64, below 1/64, or 0 | alpha / r of 0.5 to 4 (Hu et al. 2021) |
     | max_grad_norm | 1e-3 and less | 0.1 to 10 |
     """
-    if len(history) > 1:
+    if len(history) > 5:
         return None
-    doubts = list(_doubts(history.settings))
+    doubts = [*_doubts(history.settings), *_doubtful_sgd(history)]
     if not doubts:
         return None
     worst = min(doubts, key=lambda doubt: ("error", "warning", "note").index(doubt.severity))
@@ -106,20 +111,34 @@ def _doubtful_group(optimizer: str, group: GroupSettings) -> Iterator[_Doubt]:
     if values.get("maximize", 0.0):
         yield _Doubt("error", 1, 0, "the optimizer maximizes the loss (maximize=True)", "False")
     if optimizer in ADAM_LIKE:
-        yield from _doubtful_adam(values, rate)
-    elif optimizer == "SGD":
-        effective = rate / max(1.0 - values.get("momentum", 0.0), 1e-3)
-        if 0 < rate <= 5e-5 or 0 < effective <= 1e-4:
-            yield _Doubt("error", rate, 1e-4, f"SGD's learning rate is {rate:g}, a rate for Adam", "1e-3 to 0.1")
-        if values.get("momentum", 0.0) >= 1.0:
-            yield _Doubt("error", values["momentum"], 1.0, f"momentum is {values['momentum']:g}", "0.9")
+        yield from _doubtful_adam(values, rate, group.parameters)
+    elif optimizer == "SGD" and values.get("momentum", 0.0) >= 1.0:
+        yield _Doubt("error", values["momentum"], 1.0, f"momentum is {values['momentum']:g}", "0.9")
     if rate == 0:
         yield _Doubt("error", 0.0, 0.0, "the learning rate is 0", "above 0")
     elif rate < 0:
         yield _Doubt("error", rate, 0.0, f"the learning rate is negative, {rate:g}", "above 0")
 
 
-def _doubtful_adam(values: Mapping[str, float], rate: float) -> Iterator[_Doubt]:
+def _doubtful_sgd(history: HealthHistory) -> Iterator[_Doubt]:
+    """A rate of SGD says nothing without the size of gradients, so the first step that it makes is looked at."""
+    settings = history.settings
+    if settings.optimizer != "SGD" or not len(history):
+        return
+    rate = max((group.values.get("lr", 0.0) for group in settings.groups), default=0.0)
+    moving = np.flatnonzero((history.largest_ratio > 0) & (history.rate > 0))
+    if not len(moving) or not 0 < rate <= 1e-4:
+        return
+    first = moving[0]
+    ratio = float(history.largest_ratio[first] * rate / history.rate[first])
+    if ratio < 1e-4:
+        what = (
+            f"SGD's learning rate is {rate:g}, a rate for Adam: its steps move matrices by {ratio:.1g} of their norm"
+        )
+        yield _Doubt("error", rate, 1e-4, what, "1e-3 to 0.1")
+
+
+def _doubtful_adam(values: Mapping[str, float], rate: float, parameters: int) -> Iterator[_Doubt]:
     beta1, beta2, eps = (
         values.get(name, default) for name, default in (("beta1", 0.9), ("beta2", 0.999), ("eps", 0.0))
     )
@@ -130,7 +149,7 @@ def _doubtful_adam(values: Mapping[str, float], rate: float) -> Iterator[_Doubt]
     if eps >= 1e-3:
         severity: Severity = "error" if eps >= 1e-2 else "warning"
         yield _Doubt(severity, eps, 1e-3, f"Adam's epsilon is {eps:g}", "1e-8 to 1e-6")
-    if rate >= 0.1:
+    if rate >= 0.1 and parameters > _FEW:
         yield _Doubt("error", rate, 0.1, f"Adam's learning rate is {rate:g}", "1e-5 to 1e-2")
     elif 0 < rate <= 1e-8:
         yield _Doubt("error", rate, 1e-8, f"Adam's learning rate is {rate:g}", "1e-5 to 1e-2")
