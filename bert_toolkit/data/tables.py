@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from bert_toolkit.data.text_files import ending_of, read_text, reading
 from bert_toolkit.errors import InputError, reason_of
@@ -372,7 +372,8 @@ def check_new_file(path: Path, overwrite: bool) -> None:
 def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     """Writes a table that `read_table` reads, whole or not at all.
 
-    In `.tsv` tabs and line breaks become spaces, in `.tsv` and `.csv` lists and objects are written as JSON.
+    In `.tsv` tabs and line breaks become spaces. What a format cannot hold as it is (lists in `.tsv` and `.csv`, times
+    in `.jsonl`, a column of several types in `.parquet`) is written as JSON.
 
     Args:
         path: The file; its ending is one of `WRITTEN_ENDINGS`.
@@ -381,39 +382,43 @@ def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     Raises:
         InputError: The file cannot be written.
     """
+    ending = path.suffix.lower()
+    rows = zip(*columns.values(), strict=True)
     try:
         with replaced_at_once(path) as partial:
-            if path.suffix.lower() == ".parquet":
-                import pyarrow
-                from pyarrow import parquet
+            if ending == ".parquet":
+                from pyarrow import parquet, table
 
-                table = pyarrow.table({name: pyarrow.array(list(of)) for name, of in columns.items()})
-                parquet.write_table(table, partial)
-            else:
-                with partial.open("w", encoding="utf-8", newline="") as file:
-                    _write_rows(file, path.suffix.lower(), columns)
-    except (OSError, ValueError, TypeError) as error:  # the latter two are pyarrow's for a column of several types
+                parquet.write_table(table({name: _arrow_array(values) for name, values in columns.items()}), partial)
+                return
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                if ending == ".jsonl":
+                    file.writelines(f"{_json(dict(zip(columns, row, strict=True)))}\n" for row in rows)
+                    return
+                texts = ([_text(value) for value in row] for row in chain([columns], rows))
+                if ending == ".csv":
+                    csv.writer(file).writerows(texts)
+                else:
+                    file.writelines("\t".join(re.sub(r"[\t\r\n]", " ", text) for text in row) + "\n" for row in texts)
+    except OSError as error:
         raise InputError(f"{path} cannot be written: {reason_of(error)}") from error
 
 
-def _write_rows(file: TextIO, ending: str, columns: Mapping[str, Sequence[Any]]) -> None:
-    rows = zip(*columns.values(), strict=True)
-    if ending == ".jsonl":
-        for row in rows:
-            file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
-    elif ending == ".csv":
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([_cell(value) for value in row] for row in rows)
-    else:
-        for row in chain([tuple(columns)], rows):
-            file.write("\t".join(re.sub(r"[\t\r\n]", " ", _cell(value)) for value in row) + "\n")
+def _arrow_array(values: Sequence[Any]) -> Any:
+    import pyarrow
+
+    try:
+        return pyarrow.array(list(values))
+    except (pyarrow.ArrowException, OverflowError):
+        return pyarrow.array([None if value is None else _text(value) for value in values])
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _text(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else _json(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def shown(names: Sequence[str], at_most: int = 12) -> str:

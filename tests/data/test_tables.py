@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import errno
 import gzip
 import lzma
 import pickle
@@ -366,12 +367,40 @@ class TestWriting:
         write_table(tmp_path / "a.tsv", {"text": ["a\tb\nc\rd", '"'], "tags": [["x"], None]})
         assert read_table(tmp_path / "a.tsv").columns == {"text": ["a b c d", '"'], "tags": ['["x"]', ""]}
 
-    def test_nothing_is_left_of_what_cannot_be_written(self, tmp_path):
-        write_table(tmp_path / "a.parquet", {"text": ["before"]})
-        with pytest.raises(InputError, match="cannot be written"):
-            write_table(tmp_path / "a.parquet", {"text": ["a", {"b": [1]}, 5]})
-        assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
-        assert read_table(tmp_path / "a.parquet").columns == {"text": ["before"]}
+    @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+    def test_nothing_is_left_where_the_disk_is_full(self, tmp_path, ending):
+        path = tmp_path / f"a{ending}"
+        write_table(path, {"text": ["before"]})
+
+        def values():
+            yield "a"
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        class Filling(list):
+            __iter__ = lambda self: values()  # noqa: E731
+
+        with pytest.raises(InputError, match=f"a{ending} cannot be written: No space left on device$"):
+            write_table(path, {"text": Filling()})
+        assert list(tmp_path.iterdir()) == [path]
+        assert read_table(path).columns == {"text": ["before"]}
+
+    @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+    def test_whatever_another_format_held_is_written(self, tmp_path, ending):
+        """The work of a prediction is not lost for a column beside the text."""
+        at = datetime(2024, 1, 2)
+        columns = {
+            "text": ["a", "b", "c"],
+            "mixed": ["x", {"b": [1]}, 5],
+            "at": [at, None, at],
+            "huge": [2**70, 1, None],
+        }
+        write_table(tmp_path / f"a{ending}", columns)
+        table = read_table(tmp_path / f"a{ending}")
+        assert table.texts("text") == ["a", "b", "c"]
+        expected = {".jsonl": columns["mixed"]}.get(ending, ["x", '{"b": [1]}', "5"])
+        assert table.columns["mixed"] == expected
+        assert str(table.columns["huge"][0]) == str(2**70)
+        assert str(table.columns["at"][0]).strip('"') == str(at)
 
     def test_new_file(self, tmp_path):
         check_new_file(tmp_path / "a.csv", overwrite=False)
