@@ -189,7 +189,7 @@ def learn_labels(
     numbered_names = table.class_names.get(first)
     scheme = LabelScheme(problem_type, list(columns), columns, separator, numbered_names)
     if len(columns) > 1:
-        scheme.encode(table)
+        _require_difference(scheme, table)
         return scheme
     if problem_type == MULTI:
         cells = scheme.cells(table)
@@ -197,7 +197,7 @@ def learn_labels(
             positions = list(map(str, range(mode(map(len, cells)))))
             given = numbered_names if numbered_names and len(numbered_names) == len(positions) else positions
             scheme = replace(scheme, names=given, by_position=True)
-            scheme.encode(table)
+            _require_difference(scheme, table)
             return scheme
     used = {name for names in scheme.names_of_rows(table) for name in names}
     if len(used) < (2 if problem_type == SINGLE else 1):
@@ -215,7 +215,17 @@ def learn_labels(
     if len(set(names)) < len(names):
         raise InputError(f"two classes have one name: {shown(names)}")
     written = {label for cell in scheme.cells(table) for label in cell if isinstance(label, str)}
-    return replace(scheme, names=names, remarks=_remarks_on_spelling(written, names))
+    scheme = replace(scheme, names=names, remarks=_remarks_on_spelling(written, names))
+    _require_difference(scheme, table)
+    return scheme
+
+
+def _require_difference(scheme: LabelScheme, table: Table) -> None:
+    labels = scheme.encode(table)
+    if all(label == labels[0] for label in labels):
+        raise InputError(
+            f"all {len(table)} rows have the same labels in column {shown(scheme.columns)}: nothing to learn"
+        )
 
 
 def _guess_problem_type(table: Table, columns: Sequence[str], separator: str | None) -> str:
@@ -236,7 +246,8 @@ def _refuse_written_lists(table: Table, column: str, separator: str | None) -> N
     comma = separator is None and 2 * sum(map(bool, map(_DECIMAL_COMMA.fullmatch, texts))) > len(texts)
     for row, text in enumerate(texts):
         is_list = _WRITTEN_LIST.fullmatch(text) and (text[0] != "(" or "," in text)
-        if comma or is_list and (separator is None or text[0] not in "01"):
+        brackets = separator is not None and separator in text and text[:1] + text[-1:] in ("[]", "()", "{}")
+        if comma or brackets or is_list and (separator is None or text[0] not in "01"):
             raise InputError(
                 f"{table.place(row)} has {brief(values[row])} in column {brief(column)}, several values as one text: "
                 "give lists in .jsonl or .parquet, or without brackets with `label_separator`, or a column of 0 and 1 "
@@ -259,7 +270,7 @@ def _are_by_position(table: Table, column: str, cells: Sequence[list[Any]], name
                 f"{table.place(row)} has {brief(cell)} in column {brief(column)}: a list holds labels, each once, or "
                 "a 0 or 1 for each class; counts and probabilities are neither"
             )
-    return marks and alike and names is None
+    return marks and alike and (names is None or len(names) == longest)
 
 
 def _marks(table: Table, column: str, cells: Sequence[list[Any]], count: int) -> list[list[float]]:
@@ -341,11 +352,9 @@ def _remarks_on_spelling(written: Iterable[str], names: Sequence[str]) -> list[s
 
 def _number(value: Any) -> float | None:
     """The number that a value is or spells, if it is finite as the 32-bit number that the model computes with."""
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+    if kind_of(value) == "a string" and _NUMBER.fullmatch(value.strip()):
         value = float(value.strip())
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) <= LARGEST else None
+    return float(value) if kind_of(value) == "a number" and abs(value) <= LARGEST else None
 
 
 def _numbers(table: Table, column: str) -> list[float]:

@@ -14,6 +14,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,8 @@ class Table:
     def refuse_empty(self, column: str, rows: Sequence[int], what: str = "nothing") -> None:
         """Raises InputError if there are `rows`, those with nothing (or `what` means nothing) in `column`."""
         if rows:
-            others = f" (nor have {len(rows) - 1} later rows)" if len(rows) > 1 else ""
+            more = f"{'nor' if what == 'nothing' else 'so'} have {len(rows) - 1} later rows"
+            others = f" ({more})" if len(rows) > 1 else ""
             raise InputError(
                 f"{self.place(rows[0])} has {what} in column {brief(column)}{others}: fill it in or remove the row"
             )
@@ -219,16 +221,20 @@ def json_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
         InputError: What `json` cannot read, a name that is twice in one object, text that no file can hold, or one
             value that is no list.
     """
-    numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    numbered: Iterator[tuple[int, str]] = (each for each in enumerate(lines, start=1) if each[1].strip())
     number, first = next(numbered, (1, ""))
-    if first.strip()[:1] == "[" or first.strip() == "{":
-        rows = _parse_json(str(path), "\n" * (number - 1) + first + "".join(line for _, line in numbered))
+    begin, end = first.strip()[:1], first.strip()[-1:]
+    second = next(numbered, None)
+    numbered = chain([(number, first)], [second] if second else [], numbered)
+    if (begin, end) not in (("{", "}"), ("[", "]")) or second is None and (begin == "[" or ending_of(path) == ".json"):
+        rows = _parse_json(str(path), "\n" * (number - 1) + "".join(line for _, line in numbered))
         if not isinstance(rows, list):
-            raise InputError(f"{path} must hold a list of objects, or one on each line, got {kind_of(rows)}")
+            got = f"an object with {shown(list(rows))}" if isinstance(rows, dict) else kind_of(rows)
+            raise InputError(f"{path} must hold a list of objects, or one on each line, got {got}")
         yield from ((f"{path} (object {count})", row) for count, row in enumerate(rows, start=1))
         return
-    for place, line in chain([(number, first)], numbered):
-        yield f"{path}:{place}", _parse_json(f"{path}:{place}", line)
+    for number, line in numbered:
+        yield f"{path}:{number}", _parse_json(f"{path}:{number}", line)
 
 
 def _parse_json(place: str, text: str) -> Any:
@@ -237,7 +243,8 @@ def _parse_json(place: str, text: str) -> Any:
         if _SURROGATE_ESCAPE.search(text):  # half a character, which no file can hold
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise InputError(f"{place} is not valid JSON: {error}") from None
+        hint = ": write a list of objects, or one object on each line" if error.msg == "Extra data" else ""
+        raise InputError(f"{place} is not valid JSON: {error}{hint}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place} is not usable JSON: {error}") from None
     return value
@@ -437,7 +444,7 @@ def kind_of(value: Any) -> str:
     """What a value is, in a message: `a string`, `a number` and so on."""
     if isinstance(value, bool):
         return "a truth value"
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | Decimal):
         return "a number"
     names = {"str": "a string", "list": "a list", "dict": "an object", "NoneType": "nothing"}
     return names.get(type(value).__name__, f"a value of type {type(value).__name__}")

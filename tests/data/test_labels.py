@@ -1,6 +1,7 @@
 """What labels mean, and which of them are refused."""
 
 import re
+from decimal import Decimal
 
 import pytest
 from sklearn.preprocessing import MultiLabelBinarizer
@@ -127,10 +128,10 @@ class TestLists:
         rows = table({"label": ["x", "y", "z"]}, label=ONES)
         assert learn_labels(rows, ["label"]).names == ["x", "y", "z"]
         assert learn_labels(table({"label": ["no", "yes"]}, label=ONES), ["label"]).names == ["0", "1", "2"]
-        numbers = table({"label": ["x", "y"]}, label=[[0, 1], [1, 0]])
-        assert learn_labels(numbers, ["label"]).encode(numbers) == [[1, 1], [1, 1]], (
-            "the file says: numbers of classes"
-        )
+        rows = table({"label": ["x", "y"]}, label=[[0, 1], [1, 0]])
+        assert learn_labels(rows, ["label"]).encode(rows) == [[0, 1], [1, 0]], "as numbers every row would have both"
+        rows = table({"label": ["x", "y", "z"]}, label=[[0, 1], [2, 0]])
+        assert learn_labels(rows, ["label"]).encode(rows) == [[1, 1, 0], [1, 0, 1]]
 
     @pytest.mark.parametrize(
         ("values", "message"),
@@ -190,7 +191,7 @@ def test_list_that_is_written_as_text_is_refused(cell):
     assert len(learn_labels(rows, ["label"], SINGLE).names) == 2, "it can be insisted on"
 
 
-@pytest.mark.parametrize("cell", ["['a', 'b']", '["a", "b"]', "{'a', 'b'}"])
+@pytest.mark.parametrize("cell", ["['a', 'b']", '["a", "b"]', "{'a', 'b'}", "[a,b]", "(a, b)"])
 def test_brackets_do_not_become_parts_of_names(cell):
     with pytest.raises(InputError, match="rows.csv:2 has .* several values as one text"):
         learn_labels(table(label=[cell, "a", "b"]), ["label"], separator=",")
@@ -199,6 +200,32 @@ def test_brackets_do_not_become_parts_of_names(cell):
 def test_names_with_brackets_are_names():
     names = ["turned [around]", "[UNK]", "(1)", "a (b)", "{x", "1 or 0", "C++ [legacy, old]"]
     assert learn_labels(table(label=names * 2), ["label"]).names == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("values", "columns", "separator"),
+    [
+        ([[0, 1, 0]] * 3, ["label"], None),
+        ([["a", "b"], ["b", "a"]], ["label"], None),
+        ([[-1, 1], [1, -1]], ["label"], None),
+        (["a;b", "b; a"], ["label"], ";"),
+    ],
+)
+def test_several_labels_that_are_the_same_in_all_rows(values, columns, separator):
+    with pytest.raises(InputError, match=r"all \d rows have the same labels in column 'label': nothing to learn"):
+        learn_labels(table(label=values), columns, separator=separator)
+
+
+def test_columns_of_zero_and_one_that_are_the_same_in_all_rows():
+    with pytest.raises(InputError, match="all 2 rows have the same labels in column 'a', 'b': nothing to learn"):
+        learn_labels(table(a=[1, 1], b=[0, 0]), ["a", "b"])
+
+
+def test_decimals_of_databases_are_numbers():
+    classes = table(label=[Decimal("1.0"), Decimal("0.0"), Decimal("1.0")])
+    assert learn_labels(classes, ["label"]).names == ["0", "1"]
+    numbers = table(label=[Decimal("1.25"), Decimal("0.5"), Decimal("1")])
+    assert learn_labels(numbers, ["label"]).encode(numbers) == [1.25, 0.5, 1.0]
 
 
 def test_decimal_commas_are_refused():
@@ -252,7 +279,7 @@ class TestNames:
     def test_marks_of_missing_labels_are_refused_with_their_number(self, marker):
         rows = ["a", marker, "b", "a", marker, marker]
         message = rf"rows.csv:3 has '{re.escape(marker.strip())}', which marks a missing label, in column 'label' "
-        message += r"\(nor have 2 later rows\): fill it in or remove the row"
+        message += r"\(so have 2 later rows\): fill it in or remove the row"
         with pytest.raises(InputError, match=message):
             learn_labels(table(label=rows), ["label"])
         with pytest.raises(InputError, match="which marks a missing label"):

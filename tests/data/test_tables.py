@@ -232,7 +232,19 @@ class TestJson:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ('{\n"text": "a"\n}', "must hold a list of objects, or one on each line, got an object"),
+            ('{"text": "a"}', "must hold a list of objects, or one on each line, got an object with 'text'"),
+            ('{\n"text": "a"\n}', "must hold a list of objects, or one on each line, got an object with 'text'"),
+            (
+                '{"data": [{"text": "a"}]}',
+                "must hold a list of objects, or one on each line, got an object with 'data'",
+            ),
+            ("5", "must hold a list of objects, or one on each line, got a number"),
+            ('["a"]\n["b"]', "a.json:1 must hold an object with named values, got a list"),
+            (
+                '{"text": "a"},\n{"text": "b"}',
+                "Extra data: line 1 column 14 .*: write a list of objects, or one object on",
+            ),
+            ('{"text":\n"a"}\n{"text":\n"b"}', "Extra data: line 3 column 1 .*: write a list of objects, or one obj"),
             ("[]", "holds no rows"),
             ("[1]", "object 1"),
             ('\n[{"text": "a"},\n{"text": }]', r"a.json is not valid JSON: Expecting value: line 3 column 10"),
@@ -333,7 +345,7 @@ def test_paths(tmp_path):
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.tsv.gz", "a.jsonl.gz", "a.JSON.GZ", "a.csv.xz"])
 def test_packed_files(tmp_path, name, pack):
     """Whatever the name says, the content says whether and how it is packed."""
-    content = {"c": "text,label\na,x\n", "t": "text\tlabel\na\tx\n", "j": '{"text": "a", "label": "x"}'}
+    content = {"c": "text,label\na,x\n", "t": "text\tlabel\na\tx\n", "j": '[{"text": "a", "label": "x"}]'}
     path = write(tmp_path / name, pack(content[name[2].lower()].encode()))
     assert read_table(path).columns == {"text": ["a"], "label": ["x"]}
     refused(write(tmp_path / name, pack(b"text,label\na,x\n" * 99)[:-9]), "is packed and damaged")
