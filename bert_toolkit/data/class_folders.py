@@ -47,6 +47,11 @@ def read_class_folders(folder: str | Path, encoding: str = "utf-8") -> dict[str,
     return splits
 
 
+def files_beside_classes(folder: str | Path) -> int:
+    """How many files `read_class_folders` passes over, clutter aside, as they lie in no folder of a class."""
+    return sum(path.is_file() for path in _visible(Path(folder)))
+
+
 def _read_split(folder: Path, encoding: str) -> Table:
     classes = {path: _visible(path) for path in _folders(folder)}
     if not classes:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,24 @@ def corpus_files(path: str | Path) -> list[Path]:
             f"the folder {path} holds no file that ends in {', '.join(CORPUS_ENDINGS)}: name the file itself"
         )
     return files
+
+
+def remarks_on_left_out_files(path: str | Path) -> list[str]:
+    """Says which files of a folder are no documents to `corpus_files`.
+
+    Args:
+        path: File or folder, as `corpus_files` takes it.
+
+    Returns:
+        A sentence for the user if there are any.
+    """
+    path = Path(path).expanduser()
+    endings = Counter(ending_of(file) or "no ending" for file in (_files_below(path) if path.is_dir() else ()))
+    others = sorted((-count, ending) for ending, count in endings.items() if ending not in CORPUS_ENDINGS)
+    if not others:
+        return []
+    count, listed = -sum(number for number, _ in others), ", ".join(f"{-n:,} with {ending}" for n, ending in others)
+    return [f"{count:,} of {endings.total():,} files are left out for their ending: {listed}."]
 
 
 def _files_below(folder: Path) -> list[Path]:

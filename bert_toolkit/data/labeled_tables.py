@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bert_toolkit.data.class_folders import read_class_folders
+from bert_toolkit.data.class_folders import files_beside_classes, read_class_folders
 from bert_toolkit.data.corpus_splits import CorpusSplits, labeled_rows, split_off_validation
 from bert_toolkit.data.hub_tables import read_hub_tables
 from bert_toolkit.data.labels import MULTI, REGRESSION, SINGLE, LabelScheme, learn_labels
@@ -229,6 +229,8 @@ def _read_sources(
 ) -> tuple[dict[str, Table], str]:
     if train is not None and hub_dataset is None:
         tables, description = read_source(train, **reading), str(train)
+        beside = files_beside_classes(train) if Path(train).is_dir() else 0
+        description += f", left out: {beside} files beside the folders of classes" * bool(beside)
     elif hub_dataset is not None and train is None:
         tables, others = read_hub_tables(hub_dataset, hub_config)
         description = f"{hub_dataset}{f' ({hub_config})' if hub_config else ''} from the hub"

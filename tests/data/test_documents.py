@@ -10,6 +10,7 @@ from bert_toolkit.data.documents import (
     DocumentFiles,
     HeldOut,
     corpus_files,
+    remarks_on_left_out_files,
     sentences_of,
     split_sentences,
     state_of_the_union_folder,
@@ -113,6 +114,18 @@ def test_clutter_in_a_folder_is_passed_over(tmp_path):
     hidden.mkdir()
     (hidden / "b.txt").write_text("Two.")
     assert corpus_files(hidden) == [hidden / "b.txt"], "a folder that was named is read, whatever its name"
+
+
+def test_files_that_are_left_out_are_counted(tmp_path):
+    for name in ("a.txt", "b.jsonl.gz", "c.pdf", "d.PDF", "e.docx", "README", ".hidden", "Thumbs.db"):
+        (tmp_path / name).write_text("x")
+    assert remarks_on_left_out_files(tmp_path) == [
+        "4 of 6 files are left out for their ending: 2 with .pdf, 1 with .docx, 1 with no ending."
+    ]
+    assert remarks_on_left_out_files(tmp_path / "c.pdf") == []
+    for name in ("c.pdf", "d.PDF", "e.docx", "README"):
+        (tmp_path / name).unlink()
+    assert remarks_on_left_out_files(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize("split", ["file", "blank_line", "2"])

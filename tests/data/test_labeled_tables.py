@@ -124,6 +124,10 @@ class TestSplits:
                 (tmp_path / name).write_text(name)
         corpus, _ = load_labeled_tables(tmp_path)
         assert (len(corpus.train), len(corpus.validation), len(corpus.test)) == (18, 2, 20)
+        assert corpus.description == f"{tmp_path}; 2 classes"
+        (tmp_path / "train" / "c.txt").write_text("of no class")
+        corpus, _ = load_labeled_tables(tmp_path / "train")
+        assert "train, left out: 1 files beside the folders of classes; 2 classes" in corpus.description
         with pytest.raises(InputError, match="`test_data` .* is one test split too many"):
             load_labeled_tables(tmp_path, test_data=tmp_path / "test")
         with pytest.raises(InputError, match="the data have test rows of their own"):
