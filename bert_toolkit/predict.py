@@ -18,7 +18,8 @@ from bert_toolkit.data.labels import REGRESSION, SINGLE
 from bert_toolkit.data.tables import check_new_file, read_table, shown, write_table
 from bert_toolkit.errors import InputError
 from bert_toolkit.reporting.decisions import decision_columns
-from bert_toolkit.training.launching import parse_arguments, run_recipe
+from bert_toolkit.training.arguments import parse_arguments
+from bert_toolkit.training.launching import run_recipe
 from bert_toolkit.training.loading import load_pretrained
 from bert_toolkit.training.pretrained import choose_model
 

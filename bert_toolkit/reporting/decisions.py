@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,20 +13,34 @@ LABEL_SEPARATOR = "; "
 
 
 def class_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, in float64: (n, classes) to (n, classes)."""
+    """Softmax over the last axis, in float64.
+
+    Args:
+        logits: (n, classes).
+
+    Returns:
+        Probabilities (n, classes).
+    """
     powers = np.exp(np.asarray(logits, dtype=np.float64) - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
 
 
 def label_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Sigmoid in float64, of any shape."""
+    """Sigmoid in float64.
+
+    Args:
+        logits: Of any shape.
+
+    Returns:
+        Probabilities of that shape.
+    """
     halves = np.asarray(logits, dtype=np.float64) / 2
     return (1 + np.tanh(halves)) / 2
 
 
 def decision_columns(
     logits: np.ndarray, label_names: Sequence[str], problem_type: str, threshold: float = 0.5
-) -> dict[str, Sequence]:
+) -> dict[str, Sequence[Any]]:
     """Columns for a table of predictions.
 
     Args:
@@ -52,8 +67,17 @@ def decision_columns(
     }
 
 
-def label_column(labels: np.ndarray, label_names: Sequence[str], problem_type: str) -> Sequence:
-    """True labels in the form of the `prediction` of `decision_columns`: (n,), or (n, classes) of 0 and 1."""
+def label_column(labels: np.ndarray, label_names: Sequence[str], problem_type: str) -> Sequence[Any]:
+    """True labels in the form of the `prediction` of `decision_columns`.
+
+    Args:
+        labels: (n,), or (n, classes) of 0 and 1.
+        label_names: Name of each class.
+        problem_type: As in the configuration of the model.
+
+    Returns:
+        A value per row.
+    """
     if problem_type == REGRESSION:
         return labels.astype(np.float64).ravel().tolist()
     if problem_type == MULTI:
@@ -62,5 +86,13 @@ def label_column(labels: np.ndarray, label_names: Sequence[str], problem_type: s
 
 
 def join_labels(chosen: np.ndarray, label_names: Sequence[str]) -> list[str]:
-    """Names of the labels of each row: boolean (n, classes) to n strings."""
+    """Names of the labels of each row.
+
+    Args:
+        chosen: Booleans (n, classes).
+        label_names: Name of each class.
+
+    Returns:
+        n strings, with `LABEL_SEPARATOR` between the names.
+    """
     return [LABEL_SEPARATOR.join(label_names[i] for i in row.nonzero()[0]) for row in chosen]

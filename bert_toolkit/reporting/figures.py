@@ -17,7 +17,7 @@ CLASSES_DRAWN = 30
 
 def draw_learning_curves(
     log_history: Sequence[Mapping[str, float]], metrics: Sequence[str], title: str, loss: str = "loss (nats)"
-):
+) -> Figure:
     """Draws the loss of training and validation and, beside it, validation metrics over the steps.
 
     Args:
@@ -27,7 +27,7 @@ def draw_learning_curves(
         loss: Name and unit of the loss.
 
     Returns:
-        `matplotlib.figure.Figure`.
+        The figure.
     """
     figure = _figure(10, 4)
     loss_axes, metric_axes = figure.subplots(1, 2)
@@ -45,7 +45,7 @@ def draw_learning_curves(
     return figure
 
 
-def draw_batch_scores(scores: Sequence[float], total: float, name: str, title: str):
+def draw_batch_scores(scores: Sequence[float], total: float, name: str, title: str) -> Figure:
     """Draws a score for each batch of the test set as bars, with the score of the whole set as a line.
 
     Args:
@@ -53,6 +53,9 @@ def draw_batch_scores(scores: Sequence[float], total: float, name: str, title: s
         total: Score of all rows together.
         name: Name of the score.
         title: Figure title.
+
+    Returns:
+        The figure.
     """
     figure = _figure(10, 4)
     axes = figure.subplots()
@@ -64,7 +67,7 @@ def draw_batch_scores(scores: Sequence[float], total: float, name: str, title: s
     return figure
 
 
-def draw_batch_losses(losses: Sequence[float], first_batch: int, title: str, loss: str = "loss (nats)"):
+def draw_batch_losses(losses: Sequence[float], first_batch: int, title: str, loss: str = "loss (nats)") -> Figure:
     """Draws the training loss of every batch and its running mean.
 
     Args:
@@ -72,6 +75,9 @@ def draw_batch_losses(losses: Sequence[float], first_batch: int, title: str, los
         first_batch: Number of the first of them.
         title: Figure title.
         loss: Name and unit of the loss.
+
+    Returns:
+        The figure.
     """
     figure = _figure(10, 4)
     axes = figure.subplots()
@@ -86,12 +92,15 @@ def draw_batch_losses(losses: Sequence[float], first_batch: int, title: str, los
     return figure
 
 
-def draw_class_scores(scores: Mapping[str, Mapping[str, float]], title: str):
+def draw_class_scores(scores: Mapping[str, Mapping[str, float]], title: str) -> Figure:
     """Draws precision, recall and F1 of each class as bars, the first `CLASSES_DRAWN` classes.
 
     Args:
         scores: Class name to `precision`, `recall` and `f1`.
         title: Figure title.
+
+    Returns:
+        The figure.
     """
     names = list(scores)[:CLASSES_DRAWN]
     figure = _figure(max(5, 2 + 0.5 * len(names)), 4)
@@ -108,13 +117,16 @@ def draw_class_scores(scores: Mapping[str, Mapping[str, float]], title: str):
     return figure
 
 
-def draw_predictions(labels: np.ndarray, predictions: np.ndarray, title: str):
+def draw_predictions(labels: np.ndarray, predictions: np.ndarray, title: str) -> Figure:
     """Draws predicted against true numbers, with the diagonal on which a perfect prediction lies.
 
     Args:
         labels: True numbers (n,).
         predictions: Predicted numbers (n,).
         title: Figure title.
+
+    Returns:
+        The figure.
     """
     figure = _figure(5, 5)
     axes = figure.subplots()
@@ -126,8 +138,8 @@ def draw_predictions(labels: np.ndarray, predictions: np.ndarray, title: str):
     return figure
 
 
-def draw_confusion_matrix(matrix: np.ndarray, label_names: Sequence[str], title: str):
-    """Draws counts of true (rows) against predicted classes (columns), coloured by the share of the row.
+def draw_confusion_matrix(matrix: np.ndarray, label_names: Sequence[str], title: str) -> Figure:
+    """Draws counts of true (rows) against predicted classes (columns), colored by the fraction of the row.
 
     Of more than `CLASSES_DRAWN` classes those with most rows are drawn.
 
@@ -135,6 +147,9 @@ def draw_confusion_matrix(matrix: np.ndarray, label_names: Sequence[str], title:
         matrix: Integer array (classes, classes).
         label_names: Name of each class.
         title: Figure title.
+
+    Returns:
+        The figure.
     """
     chosen = np.sort(np.argsort(-matrix.sum(axis=1), kind="stable")[:CLASSES_DRAWN])
     rows = matrix.sum(axis=1, keepdims=True)[chosen]
@@ -142,11 +157,11 @@ def draw_confusion_matrix(matrix: np.ndarray, label_names: Sequence[str], title:
     side = 3.2 + 0.55 * len(chosen)
     figure = _figure(side + 0.8, side)
     axes = figure.subplots()
-    shares = drawn / np.maximum(1, rows)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    fractions = drawn / np.maximum(1, rows)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(drawn):
-        color = "white" if shares[row, column] > 0.55 else "black"
-        axes.text(column, row, f"{count:,}\n{shares[row, column]:.0%}", ha="center", va="center", color=color)
+        color = "white" if fractions[row, column] > 0.55 else "black"
+        axes.text(column, row, f"{count:,}\n{fractions[row, column]:.0%}", ha="center", va="center", color=color)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(_drawn_of(title, len(chosen), len(matrix)), parse_math=False)
     rotation = 30 if len(names) > 3 else 0
@@ -181,7 +196,7 @@ def save_figures(figures: Mapping[str, Figure], output_dir: str | Path, step: in
     return paths
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float) -> Figure:
     # Figure without pyplot: no global state and no display, whatever backend the user has set.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import TrainingArguments
+
+from bert_toolkit.data.corpus_splits import CorpusSplits
+from bert_toolkit.data.labels import REGRESSION
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 CLASSES_SHOWN = 40
 
 
-def describe_device(training_arguments) -> str:
+def describe_device(training_arguments: TrainingArguments) -> str:
     """One line on device, processes, threads and precision of a run.
 
     Args:
-        training_arguments: `transformers.TrainingArguments` after the process group has started.
+        training_arguments: After the process group has started.
+
+    Returns:
+        The line.
     """
     device = training_arguments.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
@@ -28,8 +39,58 @@ def describe_device(training_arguments) -> str:
     return f"{name}, {processes} process{'es' if processes > 1 else ''}{threads}, {words}"
 
 
+def print_overview(title: str, facts: Mapping[str, object], arguments: TrainingArguments) -> None:
+    """Prints what a run is about to do, on the main process.
+
+    Args:
+        title: Of the run.
+        facts: Data, model, settings.
+        arguments: Tell the device and where the run writes.
+    """
+    if arguments.process_index == 0:
+        settings = {**facts, "device": describe_device(arguments), "output": arguments.output_dir}
+        print_settings(settings, title)
+
+
+def print_classifier_overview(
+    title: str,
+    facts: Mapping[str, object],
+    corpus: CorpusSplits,
+    max_length: int,
+    model: nn.Module,
+    arguments: TrainingArguments,
+) -> None:
+    """Prints what a classifier is about to learn: settings, labels, token lengths and parameters.
+
+    Args:
+        title: Of the run.
+        facts: Data, model, settings.
+        corpus: Tokenized splits; its remarks are printed too.
+        max_length: Limit that the rows were cut to.
+        model: The model.
+        arguments: Tell the device and where the run writes.
+    """
+    if arguments.process_index != 0:
+        return
+    remarks = {f"remark {number}": remark for number, remark in enumerate(corpus.remarks, start=1)}
+    print_overview(title, {**facts, **remarks}, arguments)
+    splits = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    labels = {name: rows["label"][:] for name, rows in splits.items()}
+    if corpus.problem_type == REGRESSION:
+        print_number_spread(labels)
+    else:
+        print_class_balance(labels, corpus.label_names)
+    print_token_lengths(corpus.train["length"][:], max_length, sum(corpus.train["truncated"][:]))
+    print_parameters(model)
+
+
 def print_settings(rows: Mapping[str, object], title: str) -> None:
-    """Prints `name: value` rows as a two-column table."""
+    """Prints names and values as a table of two columns.
+
+    Args:
+        rows: Name to value.
+        title: Of the table.
+    """
     table = _table(title, ["", ""])
     for name, value in rows.items():
         table.add_row(name, str(value))
@@ -93,7 +154,7 @@ def print_class_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
     _print(table)
 
 
-def print_token_lengths(lengths: Sequence[int], max_length: int, truncated: int) -> None:
+def print_token_lengths(lengths: Sequence[int] | np.ndarray, max_length: int, truncated: int) -> None:
     """Prints the distribution of token lengths (special tokens included).
 
     Args:
@@ -121,6 +182,9 @@ def parameter_groups(model: nn.Module) -> dict[str, tuple[int, int]]:
     A parameter belongs to its numbered layer if its name has a number, and to the module below the base model
     otherwise. A tied parameter is counted once.
 
+    Args:
+        model: Any model.
+
     Returns:
         Group name to (parameters, trainable parameters), in the order of the model.
     """
@@ -136,7 +200,11 @@ def parameter_groups(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def print_parameters(model: nn.Module) -> None:
-    """Prints the parameter table of `parameter_groups` with totals."""
+    """Prints the parameter table of `parameter_groups` with totals.
+
+    Args:
+        model: Any model.
+    """
     groups = parameter_groups(model)
     table = _table("Parameters", ["part", "parameters", "trainable"])
     for group, (total, trainable) in groups.items():
@@ -146,7 +214,7 @@ def print_parameters(model: nn.Module) -> None:
     _print(table)
 
 
-def _table(title: str, columns: Sequence[str]):
+def _table(title: str, columns: Sequence[str]) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=any(columns))
@@ -155,7 +223,7 @@ def _table(title: str, columns: Sequence[str]):
     return table
 
 
-def _print(table) -> None:
+def _print(table: Table) -> None:
     from rich.console import Console
 
     Console(markup=False, emoji=False).print(table)  # names in brackets or colons are names

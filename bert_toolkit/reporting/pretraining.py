@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset, Subset
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel, Trainer, TrainingArguments
 
-from bert_toolkit.callbacks import TrainingHealthCallback
-from bert_toolkit.callbacks.token_counter import TokenCounterCallback
-from bert_toolkit.reporting import figures, overview, results
+from bert_toolkit.model import ToolkitBertForPreTraining
+from bert_toolkit.pretraining import NextSentencePairs
+from bert_toolkit.reporting import figures, overview
+from bert_toolkit.reporting.finished_run import FinishedRun, close_run, write_report
 
 CONTEXT = 12
 
 
+def print_pretraining_overview(
+    facts: Mapping[str, object],
+    train: NextSentencePairs,
+    max_length: int,
+    model: PreTrainedModel,
+    arguments: TrainingArguments,
+) -> None:
+    """Prints what a pre-training is about to learn from: settings, token lengths and parameters.
+
+    Args:
+        facts: Data, model, settings.
+        train: Pairs to train on.
+        max_length: Tokens per pair at most.
+        model: The model.
+        arguments: Tell the device and where the run writes.
+    """
+    overview.print_overview("Pre-training", facts, arguments)
+    if arguments.process_index == 0:
+        overview.print_token_lengths(train.lengths(), max_length, 0)
+        overview.print_parameters(model)
+
+
 @torch.no_grad()
-def demonstrate(model, tokenizer, pairs, collator, masks: int = 3) -> dict[str, list[dict[str, object]]]:
-    """Let a model fill masks of held-out text, and judge one true and one random pair.
+def sample_predictions(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    pairs: Sequence[Mapping[str, Any]],
+    collator: Callable[[list[Mapping[str, Any]]], dict[str, torch.Tensor]],
+    masks: int = 3,
+) -> dict[str, list[dict[str, object]]]:
+    """Lets a model fill masks of held-out text, and judge one true and one random pair.
 
     Args:
         model: Masked LM, with or without a next-sentence head.
@@ -54,7 +85,9 @@ def demonstrate(model, tokenizer, pairs, collator, masks: int = 3) -> dict[str, 
     return shown
 
 
-def _show_mask(tokenizer, batch, output) -> dict[str, object] | None:
+def _show_mask(
+    tokenizer: Any, batch: Mapping[str, torch.Tensor], output: Mapping[str, torch.Tensor]
+) -> dict[str, object] | None:
     ids, labels = batch["input_ids"][0], batch["labels"][0]
     places = ((ids == tokenizer.mask_token_id) & (labels != -100)).nonzero().flatten().tolist()
     if not places:
@@ -72,7 +105,7 @@ def _show_mask(tokenizer, batch, output) -> dict[str, object] | None:
     }
 
 
-def _segments(tokenizer, pair) -> tuple[str, str]:
+def _segments(tokenizer: Any, pair: Mapping[str, Any]) -> tuple[str, ...]:
     ids, types = pair["input_ids"], pair["token_type_ids"]
     return tuple(
         tokenizer.decode(
@@ -82,44 +115,47 @@ def _segments(tokenizer, pair) -> tuple[str, str]:
     )
 
 
-def write_pretraining_outputs(
-    trainer,
-    facts: Mapping[str, object],
-    scores: Mapping[str, float],
-    examples: Mapping[str, Sequence[Mapping[str, Any]]],
-    tokens: TokenCounterCallback,
-    health: TrainingHealthCallback | None = None,
-) -> None:
-    """Prints scores and examples and writes figures, model card and `results.json`. On the main process only.
+def held_out_scores(trainer: Trainer) -> dict[str, float]:
+    """Evaluates on the held-out pairs, which `trainer` has.
 
     Args:
-        trainer: Has finished training.
-        facts: What the run was: data, model, settings.
-        scores: `trainer.evaluate(metric_key_prefix="held_out")`.
-        examples: Of `demonstrate`.
-        tokens: The counter of the run.
-        health: What watched the training, if anything did.
+        trainer: Has finished training, with `pretraining_metrics`.
+
+    Returns:
+        What `pretraining_metrics` gives.
     """
-    output_dir, history = trainer.args.output_dir, trainer.state.log_history
-    facts = {
-        **facts,
-        "learning rate": trainer.args.learning_rate,
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "training seconds": round(tokens.seconds, 2),
-        "tokens per second": round(tokens.tokens_per_second),
-        "padding share": round(tokens.padding_share, 4),
-        "training health": health.verdict.removeprefix("Training health: ") if health else "not watched",
+    metrics = trainer.evaluate(metric_key_prefix="held_out")
+    names = {name: name.removeprefix("held_out_") for name in metrics}
+    return {
+        short: metrics[name] for name, short in names.items() if short.startswith(("mlm", "nsp", "perplex", "unigram"))
     }
-    utilisation = [entry["mfu"] for entry in history if "mfu" in entry]
-    if utilisation:
-        facts["MFU"] = round(sum(utilisation) / len(utilisation), 4)
-    metrics = {
-        name.removeprefix("held_out_"): value
-        for name, value in scores.items()
-        if name.startswith(("held_out_mlm", "held_out_nsp", "held_out_perplexity", "held_out_unigram"))
-    }
-    overview.print_settings({**facts, **{f"held-out {k}": f"{v:.4f}" for k, v in metrics.items()}}, "Result")
+
+
+def finish_pretraining(
+    run: FinishedRun, held_out: Dataset[Any], examples: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+    """Prints scores and examples, writes figures, model card and `results.json`, and checks that the model reloads.
+
+    Every process calls it; the main one prints and writes.
+
+    Args:
+        run: The run, whose model is saved.
+        held_out: Pairs, some of which the reloaded model predicts.
+        examples: Of `sample_predictions`.
+
+    Raises:
+        ReloadError: The saved model predicts something else.
+    """
+    rows = Subset(held_out, range(min(len(held_out), 2 * run.trainer.args.eval_batch_size)))  # type: ignore[arg-type]
+    both = isinstance(run.trainer.model, ToolkitBertForPreTraining)
+    auto_class = AutoModelForPreTraining if both else AutoModelForMaskedLM
+    close_run(run, lambda: _write_outputs(run, examples), auto_class, rows)
+
+
+def _write_outputs(run: FinishedRun, examples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    history = run.trainer.state.log_history
+    scores = {f"held-out {name}": f"{value:.4f}" for name, value in run.numbers.items()}
+    overview.print_settings({**run.all_facts(), **scores}, "Result")
     overview.print_settings(
         {
             word["text"]: f"{word['word']}: " + ", ".join(f"{guess} {share:.2f}" for guess, share in word["top 5"])
@@ -137,19 +173,5 @@ def write_pretraining_outputs(
             },
             "Held-out pairs",
         )
-    curves = [name for name in ("mlm_accuracy", "nsp_accuracy") if name in metrics]
-    drawn = {"learning_curves": figures.draw_learning_curves(history, curves, "Pre-training")}
-    figures.save_figures(drawn, output_dir, trainer.state.global_step)
-    results.write_model_card(
-        output_dir,
-        "Pre-trained BERT",
-        "fill-mask",
-        "Fills masked words and tells whether a text follows another. Not fine-tuned for a task.",
-        facts,
-        metrics,
-    )
-    findings = health.report["findings"] if health else []
-    results.write_results(
-        output_dir,
-        {**metrics, **facts, "training_health_findings": findings, "examples": examples, "log_history": history},
-    )
+    drawn = {"learning_curves": figures.draw_learning_curves(history, run.curves, run.title)}
+    write_report(run, "fill-mask", drawn, {"examples": examples})

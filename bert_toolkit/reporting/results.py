@@ -9,17 +9,28 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bert_toolkit.files import replaced_at_once
+
 
 def command_line() -> str:
-    """The command that started this process, as one can type it again (without the launcher's own flags)."""
+    """The command that started this process, as one can type it again.
+
+    Returns:
+        The command without the launcher's own flags.
+    """
     return shlex.join([Path(sys.executable).name, *sys.argv])
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
+    """Versions of Python and of the packages that decide a result.
+
+    Returns:
+        Package to version.
+    """
     packages = ("bert_toolkit", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
@@ -30,25 +41,30 @@ def write_results(output_dir: str | Path, results: Mapping[str, object]) -> Path
     Args:
         output_dir: Output directory of the run.
         results: Values that JSON can hold; numpy scalars and arrays are converted, NaN becomes null.
+
+    Returns:
+        The file.
     """
     path = Path(output_dir) / "results.json"
     record = {**results, "versions": package_versions(), "command": command_line()}
     text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    with replaced_at_once(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
     return path
 
 
-def write_predictions(output_dir: str | Path, columns: Mapping[str, Sequence]) -> Path:
+def write_predictions(output_dir: str | Path, columns: Mapping[str, Sequence[Any]]) -> Path:
     """Writes `predictions.tsv` with a header: tab-separated, line breaks and tabs inside a text become spaces.
 
     Args:
         output_dir: Output directory of the run.
         columns: Column name to values, all of one length.
+
+    Returns:
+        The file.
     """
     path = Path(output_dir) / "predictions.tsv"
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    with replaced_at_once(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         file.write("\t".join(columns) + "\n")
         for row in zip(*columns.values(), strict=True):
             file.write("\t".join(_cell(value) for value in row) + "\n")
@@ -72,6 +88,9 @@ def write_model_card(
         summary: A paragraph on what the model is and what it is not.
         facts: Rows of the training table.
         metrics: Rows of the result table.
+
+    Returns:
+        The file.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -108,7 +127,8 @@ model = pipeline("{task}", model="path/to/this/folder")
 ```
 """
     path = Path(output_dir) / "README.md"
-    ModelCard(text).save(path)
+    with replaced_at_once(path) as partial:
+        ModelCard(text).save(partial)
     return path
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from transformers.trainer_callback import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bert_toolkit.errors import InputError
+from bert_toolkit.files import replaced_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -27,45 +28,57 @@ STOPPED_STATUS = 128 + signal.SIGTERM  # 143, what a shell reports for a process
 
 
 def resume_callbacks() -> list[TrainerCallback]:
-    """What makes a run that was stopped go on as if nothing had happened; give them to Trainer last, in this order."""
+    """What makes a run that was stopped go on exactly where it was.
+
+    Returns:
+        Callbacks, to be given to Trainer last and in this order.
+    """
     return [CheckpointMarkerCallback(), StopOnSigtermCallback()]
 
 
 class CheckpointMarkerCallback(TrainerCallback):
     """Writes the names and sizes of a checkpoint's files into it once every process has written its part.
 
-    It also removes old checkpoints, as `save_total_limit` says, in Trainer's stead: Trainer removes them before the
-    new one is marked, and a kill in between would leave none. Marks of steps later than the one that training starts
+    It also removes old checkpoints, as `save_total_limit` says, instead of Trainer, which removes them before the new
+    one is marked, and a kill in between would leave none. Marks of steps later than the one that training starts
     at are taken away, because these checkpoints are of another course of the run and may be half overwritten.
 
-    Reads and writes at `on_train_begin` and `on_save`, on the main process; costs one directory listing a checkpoint.
+    Reads and writes at `on_train_begin` and `on_save`, on the main process; costs one directory listing
+    per checkpoint.
     """
 
     def __init__(self) -> None:
+        """Waits for `on_train_begin`."""
         self._limit: int | None = None
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Takes over the limit of checkpoints, and unmarks those of steps that are still to come."""
         if args.save_total_limit is not None:  # None: an earlier call of train() was interrupted
             self._limit, args.save_total_limit = args.save_total_limit, None
         if state.is_world_process_zero:
-            for step, folder in _checkpoints(args.output_dir):
+            for step, folder in _checkpoints(str(args.output_dir)):
                 if step > state.global_step:
                     (folder / MARKER).unlink(missing_ok=True)
 
-    def on_save(self, args, state, control, **kwargs) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Marks the checkpoint just written, then removes old ones."""
         if _is_distributed():
             torch.distributed.barrier()
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            partial = folder / f"{MARKER}.partial"
-            partial.write_text(json.dumps(_file_sizes(folder), indent=1), encoding="utf-8")
-            partial.replace(folder / MARKER)
-            self._remove_old(args.output_dir, {folder.name, Path(state.best_model_checkpoint or "").name})
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            with replaced_at_once(folder / MARKER) as partial:
+                partial.write_text(json.dumps(_file_sizes(folder), indent=1), encoding="utf-8")
+            self._remove_old(str(args.output_dir), {folder.name, Path(state.best_model_checkpoint or "").name})
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Gives the limit back, and leaves the best checkpoint alone where one is allowed."""
         args.save_total_limit = self._limit
         if self._limit == 1 and state.best_model_checkpoint and state.is_world_process_zero:
-            self._remove_old(args.output_dir, {Path(state.best_model_checkpoint).name})
+            self._remove_old(str(args.output_dir), {Path(state.best_model_checkpoint).name})
 
     def _remove_old(self, output_dir: str, kept: set[str]) -> None:
         """Removes what is not whole, then the oldest, until as many as allowed are left."""
@@ -83,7 +96,7 @@ class StopOnSigtermCallback(TrainerCallback):
 
     Schedulers send SIGTERM some time before they take a machine away. An evaluation that is due at the same step runs
     first, so that the resumed run equals an uninterrupted one. If any process receives the signal, all stop at the
-    same step. While no signal comes, one process alone spends nothing; several exchange one number a step, for which
+    same step. While no signal comes, one process alone spends nothing; several exchange one number per step, for which
     nothing waits until the next step.
 
     Reads at `on_step_end`, `on_epoch_end`, `on_save` and `on_train_end`. Add it last: it raises SystemExit, and the
@@ -92,13 +105,17 @@ class StopOnSigtermCallback(TrainerCallback):
     """
 
     def __init__(self) -> None:
+        """Waits for `on_train_begin`."""
         self._received = self._stop = self._leave = False
         self._saved_step: int | None = None
         self._previous_handler: Any = None
         self._group: torch.distributed.ProcessGroup | None = None
         self._vote: tuple[torch.distributed.Work, torch.Tensor] | None = None
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Listens for the signal."""
         self._received = self._stop = self._leave = False
         if threading.current_thread() is threading.main_thread():
             self._previous_handler = signal.signal(signal.SIGTERM, self._receive)
@@ -107,23 +124,33 @@ class StopOnSigtermCallback(TrainerCallback):
         if _is_distributed() and self._group is None:
             self._group = torch.distributed.new_group(backend="gloo")  # of CPUs, so that no GPU has to be waited for
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Asks for a checkpoint where a signal has come, unless an epoch ends here."""
         self._stop = self._stop or self._counted_vote()
         self._cast_vote()
         # What is due at the end of an epoch would be passed over if the checkpoint were written before it
         if self._stop and not float(state.epoch).is_integer():
             self._save_and_leave(state, control)
 
-    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Asks for a checkpoint where a signal has come in the epoch's last step."""
         if self._stop:
             self._save_and_leave(state, control)
 
-    def on_save(self, args, state, control, **kwargs) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ends the process where this checkpoint was asked for."""
         self._saved_step = state.global_step
         if self._leave:
             self._exit(args, state)
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stops listening, and ends the process where a signal came in the last step."""
         self._stop = self._stop or self._counted_vote()
         self._cast_vote()
         self._stop = self._stop or self._counted_vote()
@@ -136,12 +163,12 @@ class StopOnSigtermCallback(TrainerCallback):
     def _receive(self, signal_number: int, frame: object) -> None:
         self._received = True
 
-    def _save_and_leave(self, state, control) -> None:
+    def _save_and_leave(self, state: TrainerState, control: TrainerControl) -> None:
         control.should_save = True
         if state.global_step < state.max_steps:  # after the last step it is left to `on_train_end`
             self._leave = control.should_training_stop = True
 
-    def _exit(self, args, state) -> NoReturn:
+    def _exit(self, args: TrainingArguments, state: TrainerState) -> NoReturn:
         if state.is_world_process_zero:
             print(
                 f"\nstopped by SIGTERM: everything up to step {state.global_step} is saved in {args.output_dir}; "
@@ -169,7 +196,14 @@ class StopOnSigtermCallback(TrainerCallback):
 
 
 def is_whole_checkpoint(folder: str | Path) -> bool:
-    """Whether every file that `CheckpointMarkerCallback` listed in a checkpoint is there with its full size."""
+    """Whether every file that `CheckpointMarkerCallback` listed in a checkpoint is there with its full size.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        False also where nothing is listed.
+    """
     try:
         sizes = json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -179,7 +213,14 @@ def is_whole_checkpoint(folder: str | Path) -> bool:
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """The whole checkpoint with the highest step in an output directory, or None."""
+    """The whole checkpoint with the highest step.
+
+    Args:
+        output_dir: Output directory of a run.
+
+    Returns:
+        Its folder, or None.
+    """
     whole = [folder for _, folder in _checkpoints(output_dir) if is_whole_checkpoint(folder)]
     return whole[-1] if whole else None
 

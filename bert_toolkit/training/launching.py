@@ -1,25 +1,23 @@
-"""How a recipe starts and stops: arguments, number of processes, output directory, one-line errors, clean exit."""
+"""How a recipe starts and stops: number of processes, threads, output directory, one-line errors, clean exit."""
 
 from __future__ import annotations
 
-import difflib
 import gc
-import json
 import os
 import shutil
 import sys
 import tempfile
-from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
 import torch
-from transformers import HfArgumentParser
+from transformers import TrainingArguments, set_seed
 
-from bert_toolkit.errors import InputError
+from bert_toolkit.errors import InputError, reason_of
+from bert_toolkit.training.arguments import RECIPE_DEFAULTS, RunArguments, parse_arguments
+
+OwnArguments = TypeVar("OwnArguments")
 
 # What a run writes at the top of its output directory. Only these are removed by --overwrite_output_dir.
 RUN_FILES = (
@@ -44,100 +42,63 @@ RUN_FILES = (
 )
 
 
-class _RecipeArgumentParser(HfArgumentParser):
-    """HfArgumentParser whose errors are one line, without the usage of two hundred Trainer flags."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; run with --help for every flag")
-
-
-def parse_arguments(
-    dataclass_types: Sequence[Any], defaults: dict[str, Any], arguments: Sequence[str] | None = None
-) -> tuple[Any, ...]:
-    """Reads a recipe's command line.
-
-    A first argument that ends in `.yaml`, `.yml` or `.json` is a file of `flag: value` pairs. The order of
-    precedence is command line, then file, then `defaults`, then the dataclasses' own defaults.
+def start_recipe(
+    own_arguments: type[OwnArguments], defaults: Mapping[str, Any]
+) -> tuple[OwnArguments, RunArguments, TrainingArguments]:
+    """Reads the command line and makes everything ready for a training with Trainer.
 
     Args:
-        dataclass_types: The recipe's dataclass and `TrainingArguments`, in the order of the result.
-        defaults: Values by which the recipe departs from the dataclasses' defaults.
-        arguments: Command line without the program; `sys.argv[1:]` if None.
+        own_arguments: The recipe's dataclass.
+        defaults: Where the recipe departs from the defaults of `TrainingArguments` and from `RECIPE_DEFAULTS`.
 
     Returns:
-        One instance of each dataclass type.
+        The recipe's arguments, those of every recipe, and Trainer's.
 
     Raises:
-        InputError: Unknown flag or key (with the nearest known one), unreadable file, or a refused value.
+        InputError: As `parse_arguments`, `prepare_processes` and `open_run`.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _RecipeArgumentParser(dataclass_types, allow_abbrev=False)
-    known = {field.name for dataclass_type in dataclass_types for field in fields(dataclass_type) if field.init}
-    parser.set_defaults(**defaults)
-    if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
-        settings = _read_settings(Path(arguments.pop(0)))
-        hints: dict[str, Any] = {}
-        for dataclass_type in dataclass_types:
-            hints |= get_type_hints(dataclass_type)
-        for key, value in settings.items():
-            if key not in known:
-                raise InputError(f"unknown setting `{key}`{_nearest(str(key), known)}")
-            may_be_none = value is None and key in defaults and defaults[key] is None
-            # argparse converts strings as it does those of the command line, and leaves other values as they are
-            if not (may_be_none or isinstance(value, str) or _fits(value, hints[key])):
-                wanted = hints[key].__name__ if isinstance(hints[key], type) else hints[key]
-                came = "a list of other things" if isinstance(value, list) else type(value).__name__
-                raise InputError(f"setting `{key}` must be {wanted}, got {came}")
-            if isinstance(value, str) and str not in _alternatives(hints[key]) and _fits([value], hints[key]):
-                settings[key] = [value]
-        parser.set_defaults(**settings)
-
-    namespace, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        flag = unknown[0]
-        raise InputError(f"unknown argument `{flag}`{_nearest(flag.lstrip('-').split('=')[0], known, prefix='--')}")
-    try:
-        return tuple(_instance(dataclass_type, namespace) for dataclass_type in dataclass_types)
-    except (ValueError, TypeError) as error:
-        raise InputError(str(error)) from error
+    prepare_processes()
+    types = [own_arguments, RunArguments, TrainingArguments]
+    own, run, arguments = parse_arguments(types, {**RECIPE_DEFAULTS, **defaults})
+    open_run(
+        run,
+        arguments.output_dir,
+        device=arguments.device,
+        world_size=arguments.world_size,
+        is_main_process=arguments.process_index == 0,
+        seed=arguments.seed,
+        resume=arguments.resume_from_checkpoint is not None,
+    )
+    return own, run, arguments
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+def open_run(
+    run: RunArguments,
+    output_dir: str | Path,
+    device: torch.device,
+    world_size: int,
+    is_main_process: bool,
+    seed: int,
+    resume: bool = False,
+) -> None:
+    """Checks processes and output directory, chooses the number of threads, and seeds every random number generator.
 
+    Args:
+        run: Flags of every recipe.
+        output_dir: Where the run writes.
+        device: Where the model trains.
+        world_size: Processes that take part.
+        is_main_process: Whether this process may remove an earlier run.
+        seed: Of Python, NumPy and PyTorch.
+        resume: The run continues what is in `output_dir`.
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value that is no string may be given to a field of a dataclass with this type."""
-    kinds = [get_origin(alternative) or alternative for alternative in _alternatives(hint)]
-    if isinstance(value, list):
-        return list in kinds and all(isinstance(item, str) for item in value)
-    return type(value) in kinds or type(value) is int and float in kinds
-
-
-def _instance(dataclass_type: type, namespace: Namespace) -> Any:
-    names = {field.name for field in fields(dataclass_type) if field.init}
-    return dataclass_type(**{name: value for name, value in vars(namespace).items() if name in names})
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"the settings file {path} is not valid YAML or JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"the settings file {path} must hold `flag: value` pairs, got {type(settings).__name__}")
-    return settings
-
-
-def _nearest(name: str, known: set[str], prefix: str = "") -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    suggestion = f"did you mean `{prefix}{nearest[0]}`? " if nearest else ""
-    return f"; {suggestion}run with --help for every flag"
+    Raises:
+        InputError: As `check_world_size` and `prepare_output_dir`.
+    """
+    use_cpu_threads(run.cpu_threads, device)
+    check_world_size(world_size)
+    prepare_output_dir(output_dir, run.overwrite_output_dir, resume, is_main_process)
+    set_seed(seed)
 
 
 def prepare_processes() -> None:
@@ -174,8 +135,6 @@ def use_cpu_threads(threads: int | None, device: torch.device) -> None:
         device: Where the model trains.
     """
     if threads is not None:
-        if threads < 1:
-            raise InputError(f"`cpu_threads` must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     elif device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS and Windows
@@ -200,7 +159,7 @@ def check_world_size(world_size: int) -> None:
         )
 
 
-def claim_output_dir(output_dir: str | Path, overwrite: bool, resume: bool, is_main_process: bool = True) -> None:
+def prepare_output_dir(output_dir: str | Path, overwrite: bool, resume: bool, is_main_process: bool = True) -> None:
     """Makes sure that the run may write to `output_dir` and that nothing in it is lost.
 
     Args:
@@ -221,7 +180,7 @@ def claim_output_dir(output_dir: str | Path, overwrite: bool, resume: bool, is_m
             pass
     except OSError as error:
         raise InputError(
-            f"`output_dir` {path} is not writable ({error.strerror}); choose another with --output_dir"
+            f"`output_dir` {path} is not writable ({reason_of(error)}); choose another with --output_dir"
         ) from error
     if overwrite and resume:
         raise InputError("--overwrite_output_dir and --resume_from_checkpoint exclude each other; pass one of them")
@@ -252,13 +211,20 @@ def run_recipe(main: Callable[[], None]) -> NoReturn:
     `main` must keep trainer and model in its own frame: they are collected before the process group is
     destroyed, because a process that destroys the group while a DistributedDataParallel object is alive can
     abort after a correct run (about a third of runs with gloo on CPU, in plain PyTorch too).
+
+    Args:
+        main: The whole program; it takes its arguments from `sys.argv`.
+
+    Raises:
+        SystemExit: Always, with that status.
     """
     status: str | int | None = 0
     try:
         main()
     except InputError as error:
+        sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr, flush=True)
-        # No farewell to the other processes: they may be in the same error or wait for this one; the launcher
+        # No word to the other processes: they may be in the same error or wait for this one; the launcher
         # sees this status and stops them.
         os._exit(2)
     except SystemExit as stop:

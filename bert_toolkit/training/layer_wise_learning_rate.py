@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
 from bert_toolkit.errors import InputError
+
+
+def use_layer_wise_learning_rates(trainer: Trainer, decay: float) -> None:
+    """Has a Trainer make its optimizer with the groups of `layer_wise_parameter_groups`.
+
+    Args:
+        trainer: Before training.
+        decay: Factor from a layer to the one below it, in (0, 1].
+
+    Raises:
+        InputError: `decay` lies outside (0, 1].
+    """
+    args, model = trainer.args, cast(PreTrainedModel, trainer.model)
+    optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    decayed = trainer.get_decay_parameter_names(model)
+    settings["params"] = layer_wise_parameter_groups(model, args.learning_rate, decay, args.weight_decay, decayed)
+    trainer.optimizer_cls_and_kwargs = (optimizer_class, settings)
 
 
 def layer_wise_parameter_groups(
@@ -26,6 +45,9 @@ def layer_wise_parameter_groups(
 
     Returns:
         Parameter groups for any PyTorch optimizer, each with `params`, `lr` and `weight_decay`.
+
+    Raises:
+        InputError: `decay` lies outside (0, 1].
     """
     if not 0 < decay <= 1:
         raise InputError(f"`layer_wise_decay` must lie in (0, 1], got {decay}; 1 gives all layers the same rate")

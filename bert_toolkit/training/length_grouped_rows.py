@@ -38,6 +38,7 @@ class LengthGroupedRows(Dataset):
     """
 
     def __init__(self, rows: Any, lengths: Sequence[int], group_size: int, seed: int = 0) -> None:
+        """Makes the order of the first epoch."""
         if len(lengths) != len(rows):
             raise ValueError(f"lengths must be given for all {len(rows)} rows, got {len(lengths)}")
         if group_size < 1:
@@ -51,19 +52,32 @@ class LengthGroupedRows(Dataset):
         self._order, self._order_epoch = self._make_order(0), 0
 
     def __len__(self) -> int:
+        """Number of rows."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Any:
+        """The row that stands at `index` in the present epoch."""
         return self.rows[int(self.order[index])]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Rows of a batch, fetched at once where `rows` can; PyTorch's data loaders call it."""
+        """Rows of a batch, fetched at once where `rows` can; PyTorch's data loaders call it.
+
+        Args:
+            indices: Places in the present epoch.
+
+        Returns:
+            The rows.
+        """
         places = self.order[list(indices)].tolist()
         fetch = getattr(self.rows, "__getitems__", None)
         return fetch(places) if fetch else [self.rows[place] for place in places]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; workers that are already running follow."""
+        """Chooses the epoch; workers that are already running follow.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+        """
         self._epoch[0] = epoch
 
     @property

@@ -1,12 +1,21 @@
 """Loads models and tokenizers so that whatever is wrong with their files is the toolkit's one-line error."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
 
+from bert_toolkit.data.corpus_splits import CorpusSplits
 from bert_toolkit.errors import InputError
+from bert_toolkit.model import ToolkitBertForSequenceClassification
+
+IMPLEMENTATIONS = {
+    "toolkit": ToolkitBertForSequenceClassification,
+    "transformers": AutoModelForSequenceClassification,
+}
 
 
 def load_pretrained(auto_class: Any, name_or_path: str, trust_remote_code: bool = False, **settings: Any) -> Any:
@@ -18,6 +27,9 @@ def load_pretrained(auto_class: Any, name_or_path: str, trust_remote_code: bool 
         trust_remote_code: Whether Python files that lie beside the model may be run.
         settings: Passed on. For a model pass `use_safetensors=True`: that format cannot run code.
 
+    Returns:
+        What `from_pretrained` returns.
+
     Raises:
         InputError: Anything that `from_pretrained` raises, in one line.
     """
@@ -28,12 +40,93 @@ def load_pretrained(auto_class: Any, name_or_path: str, trust_remote_code: bool 
 def model_type_of(name_or_path: str) -> str:
     """The `model_type` of a saved model; `bert` for the checkpoints of 2018 and 2019, which name none.
 
+    Args:
+        name_or_path: Folder or hub name.
+
+    Returns:
+        The value in `config.json`.
+
     Raises:
         InputError: The configuration cannot be read.
     """
     with _errors_in_one_line(name_or_path, "a configuration"):
         settings, _ = PreTrainedConfig.get_config_dict(name_or_path)
-        return settings.get("model_type", "bert")
+        return str(settings.get("model_type", "bert"))
+
+
+def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model whose texts can form batches.
+
+    Args:
+        name_or_path: Folder or hub name.
+        trust_remote_code: Whether Python files that lie beside it may be run.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        InputError: It cannot be loaded, or has no padding token.
+    """
+    tokenizer = load_pretrained(AutoTokenizer, name_or_path, trust_remote_code)
+    if tokenizer.pad_token is None:
+        raise InputError(f"{name_or_path} has no padding token, so texts cannot form a batch: choose an encoder")
+    return tokenizer
+
+
+def load_classifier(
+    name_or_path: str, corpus: CorpusSplits, implementation: str = "auto", trust_remote_code: bool = False
+) -> Any:
+    """A model with a fresh head for the labels of a corpus.
+
+    Args:
+        name_or_path: Folder or hub name of a pre-trained encoder.
+        corpus: Gives the names of the labels and what kind they are.
+        implementation: `toolkit` (ToolkitBert), `transformers`, or `auto`: toolkit for a BERT.
+        trust_remote_code: Whether Python files that lie beside the model may be run.
+
+    Returns:
+        The model, in float32 as saved.
+
+    Raises:
+        InputError: Another implementation, or a model that cannot be loaded.
+    """
+    if implementation == "auto":
+        implementation = "toolkit" if model_type_of(name_or_path) in ("bert", "toolkit_bert") else "transformers"
+    if implementation not in IMPLEMENTATIONS:
+        raise InputError(f"`implementation` must be auto, toolkit or transformers, got {implementation}")
+    model = load_pretrained(
+        IMPLEMENTATIONS[implementation],
+        name_or_path,
+        trust_remote_code,
+        num_labels=len(corpus.label_names),
+        id2label=dict(enumerate(corpus.label_names)),
+        label2id={name: number for number, name in enumerate(corpus.label_names)},
+        problem_type=corpus.problem_type,
+        use_safetensors=True,
+    )
+    if implementation == "transformers":
+        # their classifiers take the count of labels and ignore it, so that accumulation would multiply gradients
+        model.accepts_loss_kwargs = False
+    return model
+
+
+def check_max_length(max_length: int, tokenizer: Any, model: Any) -> None:
+    """Refuses texts longer than a model's positions.
+
+    Args:
+        max_length: Tokens per text at most, special tokens included.
+        tokenizer: Its `model_max_length` counts too.
+        model: A classifier.
+
+    Raises:
+        InputError: `max_length` is too large, or too small for any text.
+    """
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", max_length))
+    if not 4 < max_length <= longest:
+        raise InputError(
+            f"`max_length` must lie in 5 to {longest} for {model.config.name_or_path}, the tokens that the model "
+            f"takes, got {max_length}"
+        )
 
 
 @contextmanager

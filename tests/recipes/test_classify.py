@@ -278,17 +278,6 @@ def test_numbers_of_pairs(run, tmp_path, capsys):
     assert (output_dir / "figures" / "predictions.png").exists()
 
 
-def test_second_text_has_token_type_one(tiny_bert_dir):
-    tokenize = runpy.run_path(str(RECIPE))["tokenize"]
-    tokenizer = AutoTokenizer.from_pretrained(tiny_bert_dir)
-    rows = {"text": ["the dog", "a cat runs today ."], "text_pair": ["a cat", "my friend laughs"]}
-    encoded = tokenize(rows, tokenizer, max_length=8)
-    assert encoded["token_type_ids"][0] == [0, 0, 0, 0, 1, 1, 1]
-    assert tokenizer.decode(encoded["input_ids"][0]) == "[CLS] the dog [SEP] a cat [SEP]"
-    assert encoded["length"] == [7, 8]
-    assert encoded["truncated"] == [False, True]
-
-
 def test_folder_of_classes_with_another_architecture(run, tmp_path):
     """A model that ToolkitBert does not cover is trained by transformers' own class."""
     from transformers import BertTokenizer, DistilBertConfig, DistilBertForMaskedLM

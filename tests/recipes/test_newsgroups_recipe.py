@@ -93,7 +93,7 @@ def test_monitoring_is_in_tensorboard_in_files_and_in_the_log(finished):
     for folder in {path.parent for path in (output_dir / "runs").rglob("events*")}:
         found = EventAccumulator(str(folder)).Reload().Tags()
         tags = {kind: tags[kind] | set(found[kind]) for kind in tags}
-    assert {"train/gradient_flow/mean/layer.1", "train/update_ratio/layer.0", "eval/accuracy"} <= tags["scalars"]
+    assert {"gradient_flow/mean/layer.1", "update_ratio/layer.0", "eval/accuracy"} <= tags["scalars"]
     assert {"monitoring/gradients", "monitoring/update_ratios", "confusion_matrix"} <= tags["images"]
     for name in ("gradients", "gradients_over_time", "update_ratios", "update_ratios_over_time"):
         assert (output_dir / "monitoring" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -108,12 +108,13 @@ def test_reads_the_archive_and_removes_parts(finished, posts_dir, tiny_bert_dir,
     with tarfile.open(archive, "w:gz") as tar:
         for folder in sorted(posts_dir.iterdir()):
             tar.add(folder, folder.name)
-    few = {"max_steps": 3, "monitor_every": 0, "training_health": False}
+    few = {"max_steps": 3, "monitor_every": 0, "training_health": False, "categories": "all"}
     settings = flags(archive, tiny_bert_dir, tmp_path / "run", **few)
     process = launch("newsgroups", settings)
     assert process.returncode == 0, process.stderr[-3000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert "20news-bydate.tar.gz" in results["data"]
+    assert list(results["classes"]) == GROUPS
     assert not (tmp_path / "run" / "monitoring").exists()
 
 
@@ -123,7 +124,7 @@ def test_reads_the_archive_and_removes_parts(finished, posts_dir, tiny_bert_dir,
         ({"categories": "no.such.group"}, "no.such.group"),
         ({"remove": "signatures"}, "signatures"),
         ({"data_dir": "nowhere.tar.gz"}, "nowhere.tar.gz"),
-        ({"max_length": 65}, "`max_length` must be at most 64"),
+        ({"max_length": 65}, "`max_length` must lie in 5 to 64"),
         ({"warmup": 0.1}, "unknown argument `--warmup`"),
     ],
 )

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from bert_toolkit.training.pretrained import hub_answers
+from bert_toolkit.hub import hub_answers
 
 torch.distributed.init_process_group("gloo")
 print(os.environ["RANK"], hub_answers())

