@@ -3,11 +3,13 @@
     accelerate launch recipes/cola_no_trainer.py
     accelerate launch --mixed_precision bf16 recipes/cola_no_trainer.py --data_dir path/to/cola/raw
 
-It shows where each part of the toolkit goes in a loop of your own; the monitors are the lines that name them.
+It shows where each part of the toolkit goes in a loop of your own: `watch_loop` is what watches the training.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,9 +18,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, get_scheduler
 
-from bert_toolkit import GradientFlowMonitor, UpdateRatioMonitor, flat_accuracy, matthews_correlation
+from bert_toolkit import flat_accuracy, matthews_correlation, watch_loop
 from bert_toolkit.data.cola import load_cola
 from bert_toolkit.reporting import overview, results
+from bert_toolkit.reporting.reload_check import ReloadError
 from bert_toolkit.training.arguments import RunArguments, parse_arguments
 from bert_toolkit.training.launching import open_run, prepare_processes, run_recipe
 from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
@@ -35,7 +38,6 @@ class ColaArguments:
     data_dir: str | None = field(default=None, metadata={"help": "folder in CoLA's raw layout; forces that data"})
     model_name_or_path: str | None = field(default=None, metadata={"help": "forces this model: folder or hub name"})
     output_dir: str = field(default="runs/cola_no_trainer", metadata={"help": "everything is written here"})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "replace an earlier run in output_dir"})
     batch_size: int = field(default=32, metadata={"help": "rows of a batch on each process"})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches of an optimizer step"})
     num_train_epochs: int = field(default=4, metadata={"help": "passes over the training rows"})
@@ -44,40 +46,27 @@ class ColaArguments:
     warmup_share: float = field(default=0.1, metadata={"help": "fraction of the steps that warm up"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "clip the gradient's norm to this"})
     max_length: int = field(default=64, metadata={"help": "longer sentences are cut to this number of tokens"})
-    monitor_every: int = field(default=50, metadata={"help": "observe gradients and updates every N steps; 0: never"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N shuffled rows"})
     seed: int = field(default=42, metadata={"help": "of weights, order and dropout"})
-    cpu_threads: int | None = field(default=None, metadata={"help": "threads of each process; default: all cores"})
 
 
 def main() -> None:
     prepare_processes()
-    (cola,) = parse_arguments([ColaArguments], {})
-    accelerator = Accelerator(
-        gradient_accumulation_steps=cola.gradient_accumulation_steps,
-        log_with="tensorboard",
-        project_dir=cola.output_dir,
-    )
+    cola, run = parse_arguments([ColaArguments, RunArguments], {})
+    accumulation, output_dir = cola.gradient_accumulation_steps, cola.output_dir
+    accelerator = Accelerator(gradient_accumulation_steps=accumulation, log_with="tensorboard", project_dir=output_dir)
     processes, is_main = accelerator.num_processes, accelerator.is_main_process
-    run = RunArguments(overwrite_output_dir=cola.overwrite_output_dir, cpu_threads=cola.cpu_threads)
-    open_run(run, cola.output_dir, accelerator.device, processes, is_main, cola.seed)
+    open_run(run, output_dir, accelerator.device, processes, is_main, cola.seed)
     accelerator.init_trackers("runs")
 
     # data
     corpus = load_cola(cola.dataset, cola.data_dir, None, cola.seed)
     model_name, model_description = choose_model(cola.model_name_or_path)
     tokenizer = load_tokenizer(model_name)
-    corpus = tokenize_corpus(corpus, tokenizer, cola.max_length, cola.seed, cola.max_train_samples)
-    lengths = corpus.train["length"][:]
-    grouped = LengthGroupedRows(corpus.train, lengths, cola.batch_size * processes, cola.seed)
-    pad, inputs = DataCollatorWithPadding(tokenizer), {*tokenizer.model_input_names, "label"}
-
-    def batches(rows) -> DataLoader:
-        return DataLoader(
-            rows,
-            cola.batch_size,
-            collate_fn=lambda batch: pad([{k: v for k, v in row.items() if k in inputs} for row in batch]),
-        )
+    corpus = tokenize_corpus(corpus, tokenizer, cola.max_length, cola.seed, run.max_train_samples)
+    lengths, columns = corpus.train["length"][:], [*tokenizer.model_input_names, "label"]
+    train, validation, test = (r.select_columns(columns) for r in (corpus.train, corpus.validation, corpus.test))
+    grouped = LengthGroupedRows(train, lengths, cola.batch_size * processes, cola.seed)
+    batches = partial(DataLoader, batch_size=cola.batch_size, collate_fn=DataCollatorWithPadding(tokenizer))
 
     # model
     model = load_classifier(model_name, corpus, "toolkit")
@@ -87,12 +76,12 @@ def main() -> None:
     groups = [{"params": decayed, "weight_decay": cola.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=cola.learning_rate, fused=True)
     train_batches = batches(grouped)
-    steps = cola.num_train_epochs * math.ceil(len(train_batches) / (processes * cola.gradient_accumulation_steps))
+    steps = cola.num_train_epochs * math.ceil(len(train_batches) / (processes * accumulation))
     # accelerate steps the schedule once for each process
     warmup_steps = int(steps * cola.warmup_share) * processes
     schedule = get_scheduler("linear", optimizer, warmup_steps, steps * processes)
     model, optimizer, schedule, train_batches, validation_batches, test_batches = accelerator.prepare(
-        model, optimizer, schedule, train_batches, batches(corpus.validation), batches(corpus.test)
+        model, optimizer, schedule, train_batches, batches(validation), batches(test)
     )
     if is_main:
         device = f"{accelerator.device} × {processes}, {accelerator.mixed_precision}"
@@ -102,69 +91,64 @@ def main() -> None:
         overview.print_parameters(accelerator.unwrap_model(model))
 
     # training
-    gradient_flow, update_ratios = GradientFlowMonitor(model), UpdateRatioMonitor(model)
-    progress = tqdm(total=steps, desc="training", disable=not is_main)
-    step = 0
-    for epoch in range(cola.num_train_epochs):
-        model.train()
-        grouped.set_epoch(epoch)
-        for batch in train_batches:
-            with accelerator.accumulate(model):
-                loss = model(**batch).loss
-                accelerator.backward(loss)
-                observed = False
+    watching = nullcontext()
+    if run.monitor_every:
+        plan = {"output_dir": output_dir, "total_steps": steps, "schedule": schedule, "tokenizer": tokenizer}
+        settings = {"every_n_steps": run.monitor_every, "health": run.training_health, **plan}
+        watching = watch_loop(model, optimizer, report_to=accelerator.log, **settings)
+    step, progress = 0, tqdm(total=steps, desc="training", disable=not is_main)
+    with watching as watched:
+        for epoch in range(cola.num_train_epochs):
+            model.train()
+            grouped.set_epoch(epoch)
+            for batch in train_batches:
+                with accelerator.accumulate(model):
+                    loss = model(**batch).loss
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(model.parameters(), cola.max_grad_norm)
+                    optimizer.step()
+                    schedule.step()
+                    optimizer.zero_grad()
                 if accelerator.sync_gradients:
                     step += 1
-                    observed = cola.monitor_every > 0 and step % cola.monitor_every == 0
-                    norm = accelerator.clip_grad_norm_(model.parameters(), cola.max_grad_norm)
-                if observed:
-                    gradients = gradient_flow.observe(step, total_norm=norm, max_norm=cola.max_grad_norm)
-                    update_ratios.before_step()
-                optimizer.step()
-                if observed:
-                    updates = update_ratios.after_step(step)
-                schedule.step()
-                optimizer.zero_grad()
-            if accelerator.sync_gradients:
-                progress.update()
-            if observed:
-                shown = {"train/loss": loss.item(), "train/learning_rate": schedule.get_last_lr()[0]}
-                shown["gradient_flow/clip_coefficient"] = gradients.clip_coefficient
-                for name, mean, ratio in zip(gradients.names, gradients.mean, updates.ratio, strict=True):
-                    shown[f"gradient_flow/mean/{name}"], shown[f"update_ratio/{name}"] = float(mean), float(ratio)
-                accelerator.log(shown, step=step)
-        predicted, labels = predict(accelerator, model, validation_batches)
-        score = matthews_correlation(predicted, labels)
-        accelerator.log({"eval/matthews_correlation": score, "eval/accuracy": flat_accuracy(predicted, labels)}, step)
-        accelerator.print(f"epoch {epoch + 1}: validation Matthews correlation {score:.4f}")
+                    progress.update()
+                    if step % 10 == 0:
+                        rates = {"train/learning_rate": schedule.get_last_lr()[0]}
+                        accelerator.log({"train/loss": loss.item(), **rates}, step)
+            scores = score(*predict(accelerator, model, validation_batches))
+            accelerator.log({f"eval/{name}": value for name, value in scores.items()}, step)
+            if watched is not None:
+                watched.log_evaluation(scores)
+            mcc = scores["matthews_correlation"]
+            accelerator.print(f"epoch {epoch + 1}: validation Matthews correlation {mcc:.4f}")
     progress.close()
 
     # evaluation
     predicted, labels = predict(accelerator, model, test_batches)
-    scores = {
-        "accuracy": flat_accuracy(predicted, labels),
-        "matthews_correlation": matthews_correlation(predicted, labels),
-    }
+    scores = score(predicted, labels)
 
     # save
     for tracker in accelerator.trackers:  # end_training() would destroy the process group, which is still needed
         tracker.finish()
-    accelerator.unwrap_model(model).save_pretrained(
-        cola.output_dir, is_main_process=is_main, state_dict=accelerator.get_state_dict(model)
-    )
+    weights = accelerator.get_state_dict(model)
+    accelerator.unwrap_model(model).save_pretrained(output_dir, is_main_process=is_main, state_dict=weights)
     if is_main:
-        tokenizer.save_pretrained(cola.output_dir)
+        tokenizer.save_pretrained(output_dir)
         overview.print_settings({name: f"{value:.4f}" for name, value in scores.items()}, "Result")
         facts = {"data": corpus.description, "remarks": corpus.remarks, "model": model_description}
-        results.write_results(cola.output_dir, {**scores, **facts})
+        results.write_results(output_dir, {**scores, **facts})
     accelerator.wait_for_everyone()
-    reloaded = AutoModelForSequenceClassification.from_pretrained(cola.output_dir).to(accelerator.device)
+    reloaded = AutoModelForSequenceClassification.from_pretrained(output_dir).to(accelerator.device)
     again, _ = predict(accelerator, reloaded, test_batches)
     if not np.array_equal(again, predicted):
-        raise RuntimeError(
-            f"the model reloaded from {cola.output_dir} predicts other classes for {(again != predicted).sum()} rows"
-        )
-    accelerator.print(f"Saved and reloaded with identical predictions: {cola.output_dir}")
+        raise ReloadError(f"the model reloaded from {output_dir} predicts {(again != predicted).sum()} rows otherwise")
+    accelerator.print(f"Saved and reloaded with identical predictions: {output_dir}")
+
+
+def score(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    accuracy = flat_accuracy(predicted, labels)
+    return {"accuracy": accuracy, "matthews_correlation": matthews_correlation(predicted, labels)}
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import Trainer
 
-from bert_toolkit.callbacks import GradientFlowCallback, TrainingHealthCallback, UpdateRatioCallback
+from bert_toolkit.callbacks import TrainingHealthCallback, watch
 from bert_toolkit.callbacks.batch_losses import BatchLossCallback
 from bert_toolkit.callbacks.token_counter import TokenCounterCallback
 from bert_toolkit.training.arguments import RunArguments
@@ -39,18 +39,16 @@ def add_run_callbacks(trainer: Trainer, run: RunArguments, batch_losses: bool = 
     Returns:
         Those of them that the report reads.
     """
-    callbacks = RunCallbacks(
-        TokenCounterCallback(),
-        TrainingHealthCallback() if run.training_health else None,
-        BatchLossCallback() if batch_losses else None,
-    )
-    for callback in (callbacks.tokens, callbacks.losses, callbacks.health, *resume_callbacks()):
+    tokens, losses = TokenCounterCallback(), BatchLossCallback() if batch_losses else None
+    health = TrainingHealthCallback() if run.training_health else None
+    if run.monitor_every:
+        watch(trainer, run.monitor_every, health=health or False)
+    elif health is not None:
+        health.attach(trainer)
+    for callback in (tokens, losses, *resume_callbacks()):
         if callback is not None:
             trainer.add_callback(callback)
-    if run.monitor_every:
-        GradientFlowCallback(run.monitor_every).attach(trainer)
-        UpdateRatioCallback(run.monitor_every).attach(trainer)
-    return callbacks
+    return RunCallbacks(tokens, health, losses)
 
 
 def train_and_save(trainer: Trainer) -> None:

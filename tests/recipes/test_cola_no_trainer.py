@@ -6,7 +6,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSequenceClassification
 
-import bert_toolkit  # noqa: F401  registers the model that the recipe saves
+from bert_toolkit import GradientFlowRecord
+from bert_toolkit.monitoring.record_file import load_records
 
 pytestmark = pytest.mark.launch
 
@@ -32,12 +33,16 @@ def test_loop_learns_and_what_it_saved_loads(tmp_path, launch, cola_dir, tiny_be
     assert results["matthews_correlation"] > 0.5
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").config.label2id["acceptable"] == 1
     scalars = EventAccumulator(str(tmp_path / "run" / "runs")).Reload()
-    ratios = scalars.Scalars("update_ratio/bert.encoder.layer.0.attention.self.query.weight")
-    assert [event.step for event in ratios] == list(range(10, 10 * len(ratios) + 1, 10))
-    assert all(0 < event.value < 1 for event in ratios)
-    coefficients = [event.value for event in scalars.Scalars("gradient_flow/clip_coefficient")]
-    assert len(coefficients) == len(ratios)
-    assert all(0 < value <= 1 for value in coefficients) and min(coefficients) < 0.999, "gradients are clipped"
+    ratios = scalars.Scalars("update_ratio/layer.0")
+    steps = [event.step for event in ratios]
+    assert steps == sorted({1, 2, 5, 10, 20, 50} | set(range(10, steps[-1] + 1, 10)))
+    assert ratios[0].value == 0, "the warm-up begins with a rate of 0"
+    assert all(0 < event.value < 1 for event in ratios[1:])
+    assert {"train/loss", "train/learning_rate", "eval/accuracy"} <= set(scalars.Tags()["scalars"])
+    records = load_records(tmp_path / "run" / "monitoring" / "gradient_flow.npz", GradientFlowRecord)
+    coefficients = [record.clip_coefficient for record in records]
+    assert [record.step for record in records] == steps
+    assert all(0 < value <= 1 for value in coefficients) and min(coefficients) < 0.9, "gradients are clipped"
 
 
 def test_monitor_every_zero_watches_nothing(tmp_path, launch, cola_dir, tiny_bert_dir):
@@ -47,6 +52,7 @@ def test_monitor_every_zero_watches_nothing(tmp_path, launch, cola_dir, tiny_ber
     assert process.returncode == 0, process.stderr[-3000:]
     tags = EventAccumulator(str(tmp_path / "run" / "runs")).Reload().Tags()["scalars"]
     assert tags and not any(tag.startswith(("gradient_flow", "update_ratio")) for tag in tags)
+    assert not (tmp_path / "run" / "monitoring").exists()
 
 
 def test_finished_run_is_not_overwritten(tmp_path, launch, cola_dir, tiny_bert_dir):
