@@ -198,35 +198,41 @@ def weights_replaced(
     remedy="check the sign of the update of the optimizer, and of hooks and wrappers around its step",
 )
 def step_ascends(
-    history: HealthHistory, *, cosine: float = 0.1, samples: int = 5, share: float = 0.5
+    history: HealthHistory, *, cosine: float = 0.1, samples: int = 5, samples_of_layer: int = 10, share: float = 0.5
 ) -> Finding | None:
     """Steps point along the gradient instead of against it, in most matrices or in those of one layer, every time.
 
-    Momentum and weight decay turn single steps; `samples` in a row with a cosine above `cosine` they do not.
+    Momentum and weight decay turn single steps; `samples` in a row with a cosine above `cosine` in most matrices they
+    do not, nor `samples_of_layer` in those of one layer that has two or more.
     """
     ascent = history.fact("ascent")
     if ascent.ndim != 2 or len(history) < samples:
         return None
-    with np.errstate(invalid="ignore"):
-        up = np.atleast_1d((ascent[-samples:] > cosine).all(axis=0))
     matrices = history.is_matrix & np.isfinite(ascent[-samples:]).all(axis=0)
     if not matrices.any():
         return None
-    blocks = np.array(history.blocks)
-    wrong: list[int] = []
-    for block in dict.fromkeys(history.blocks):
-        inside = matrices & (blocks == block)
-        if inside.any() and up[inside].mean() >= share:
-            wrong += np.flatnonzero(inside & up).tolist()
-    if not wrong:
+    wrong = matrices & _points_up(ascent[-samples:], cosine)
+    everywhere = wrong.sum() >= max(3, share * matrices.sum())
+    if not everywhere:
+        if len(history) < samples_of_layer:
+            return None
+        wrong &= _points_up(ascent[-samples_of_layer:], cosine)
+        blocks = np.array(history.blocks)
+        inside = {block: matrices & (blocks == block) for block in dict.fromkeys(history.blocks)}
+        layers = [b for b, here in inside.items() if here.sum() >= 2 and wrong[here].mean() >= share]
+        wrong &= np.isin(blocks, layers)
+    if not wrong.any():
         return None
-    everywhere = len(wrong) >= share * matrices.sum()
     value = float(np.median(ascent[-1][wrong]))
     return step_ascends.finding(
         history,
-        parameters=() if everywhere else wrong,
+        parameters=() if everywhere else np.flatnonzero(wrong),
         value=value,
         threshold=cosine,
-        seen=f"in {samples} samples in a row the step had a cosine of about {value:.2g} with the gradient; it should "
-        "be negative",
+        seen=f"step after step has a cosine of about {value:.2g} with the gradient; it should be negative",
     )
+
+
+def _points_up(ascent: np.ndarray, cosine: float) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.asarray((ascent > cosine).all(axis=0))

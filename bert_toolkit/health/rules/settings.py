@@ -48,7 +48,7 @@ def implausible_setting(history: HealthHistory) -> Finding | None:
     | Adam's beta1, beta2 | beta1 0.999 and more, beta2 below 0.5 | 0.9 and 0.95 to 0.999 (Kingma & Ba 2015) |
     | Adam's epsilon | 1e-3 and more | 1e-8 to 1e-6 |
     | learning rate of Adam | 0.1 and more for 100,000 parameters and more; 1e-8 and less | 1e-5 to 1e-2 |
-    | learning rate of SGD | 1e-4 and less, where steps move matrices by less than 1e-4 | 1e-3 to 0.1 (He et al. 2016) |
+    | learning rate of SGD | 1e-4 and less, where steps move matrices by < 1e-4 | 1e-3 to 0.1 (He et al. 2016) |
     | schedule | zero for more than a fifth of the run; never above a tenth of the rate | ends with the run |
     | epsilon of LayerNorm | 1e-2 and more | 1e-12 to 1e-5 |
     | scaling of adapters | above 64, below 1/64, or 0 | alpha / r of 0.5 to 4 (Hu et al. 2021) |
@@ -132,9 +132,7 @@ def _doubtful_sgd(history: HealthHistory) -> Iterator[_Doubt]:
     first = moving[0]
     ratio = float(history.largest_ratio[first] * rate / history.rate[first])
     if ratio < 1e-4:
-        what = (
-            f"SGD's learning rate is {rate:g}, a rate for Adam: its steps move matrices by {ratio:.1g} of their norm"
-        )
+        what = f"SGD's learning rate is {rate:g}, a rate for Adam: steps move matrices by {ratio:.1g}"
         yield _Doubt("error", rate, 1e-4, what, "1e-3 to 0.1")
 
 
