@@ -1,5 +1,6 @@
 """What the labels of a table mean: one class per row, several at once, or a number to predict."""
 
+import html
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,10 @@ SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
 
 LARGEST = float(np.finfo(np.float32).max)
 
-MISSING = "- -- ? nan NaN NAN -nan NA N/A n/a #N/A #NA <NA> <na> null NULL None NaT #NULL!"
+MISSING = (
+    "- -- ? nan NaN NAN -nan NA N/A n/a #N/A #NA <NA> <na> null NULL (null) None NaT \\N "
+    "#NULL! #VALUE! #REF! #DIV/0! #NAME? 1.#QNAN -1.#IND"
+)
 """What programs write where a label is missing."""
 _MISSING = frozenset(["", *MISSING.split()])
 
@@ -32,6 +36,7 @@ _WRITTEN_LIST = re.compile(
       |  \[ [^\[\],]* , [^\[\]]* \]  |  [01] ([\s,;|]+ [01])+""",
     re.VERBOSE | re.IGNORECASE,
 )
+_PLAIN_MARKS = str.maketrans("’‘“”–—−", "''\"\"---")
 _ZERO_ONE = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 
 
@@ -171,7 +176,7 @@ def learn_labels(
     if problem_type not in ("auto", *PROBLEM_TYPES):
         raise InputError(f"`problem_type` must be auto, {', '.join(PROBLEM_TYPES)}, got {problem_type}")
     first = columns[0]
-    if len(columns) == 1 and (problem_type == "auto" or separator is not None):
+    if len(columns) == 1 and problem_type in ("auto", MULTI):
         _refuse_written_lists(table, first, separator)
     if problem_type == "auto":
         problem_type = _guess_problem_type(table, columns, separator)
@@ -314,8 +319,8 @@ def _class_name(label: str) -> str:
 
 
 def _likeness(name: str) -> str:
-    """The same for names that a person could take for one: of other case, width, hyphens, points, leading zeros."""
-    plain = unicodedata.normalize("NFKC", name).casefold()
+    """The same for names that a person could take for one: of other case, width, hyphens, quotes, leading zeros."""
+    plain = unicodedata.normalize("NFKC", html.unescape(name)).casefold().translate(_PLAIN_MARKS)
     plain = "".join(c for c in plain if unicodedata.category(c) not in ("Cf", "Cc")).strip(" .,:;'\"`")
     plain = re.sub(r"(?<=[^\W\d_])[-_\s]+(?=[^\W\d_])", "", plain)
     return plain.lstrip("0") or "0" if plain.isdecimal() else plain

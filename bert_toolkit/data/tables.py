@@ -168,6 +168,8 @@ def _read_delimited(
         names = list(column_names)
     names = _checked_names(path, names)
     for line, fields in rows:
+        if column_names is None and fields == header:
+            raise InputError(f"{path}:{line} repeats the header, as where files were joined: remove the line")
         if len(fields) != len(names):
             in_quotes = not quoted and any(field.startswith('"') for field in fields)
             raise InputError(

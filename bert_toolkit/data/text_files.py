@@ -31,8 +31,10 @@ def ending_of(path: Path) -> str:
 
 
 def is_clutter(path: Path) -> bool:
-    """Whether a system or a program left this beside the data: hidden files, AppleDouble files, thumbnails, locks."""
-    return path.name.startswith((".", "~$")) or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
+    """Whether a system or a program left this beside the data: hidden files, thumbnails, locks, backups."""
+    name = path.name.lower()
+    left = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "icon\r")
+    return name.startswith((".", "~$")) or name.endswith("~") or name in left
 
 
 @contextmanager
@@ -74,6 +76,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         text = _decode(path, content, _encoding_of(content, encoding))
     if not text.strip():
         raise InputError(f"{path} is empty")
+    text = text.removesuffix("\x1a")  # the end of a file to DOS
     return text if "\n" in text else text.replace("\r", "\n")
 
 

@@ -195,6 +195,8 @@ def test_list_that_is_written_as_text_is_refused(cell):
 def test_brackets_do_not_become_parts_of_names(cell):
     with pytest.raises(InputError, match="rows.csv:2 has .* several values as one text"):
         learn_labels(table(label=[cell, "a", "b"]), ["label"], separator=",")
+    with pytest.raises(InputError, match="rows.csv:2 has .* several values as one text|expected a list of labels"):
+        learn_labels(table(label=[cell, cell]), ["label"], MULTI)
 
 
 def test_names_with_brackets_are_names():
@@ -274,11 +276,12 @@ class TestNumbers:
 
 class TestNames:
     @pytest.mark.parametrize(
-        "marker", ["nan", "NaN", "-", "N/A", "NA", "#N/A", "null", "NULL", "None", "<NA>", "?", " - "]
+        "marker",
+        ["nan", "NaN", "-", "N/A", "NA", "#N/A", "null", "NULL", "None", "<NA>", "?", " - ", "\\N", "#VALUE!"],
     )
     def test_marks_of_missing_labels_are_refused_with_their_number(self, marker):
         rows = ["a", marker, "b", "a", marker, marker]
-        message = rf"rows.csv:3 has '{re.escape(marker.strip())}', which marks a missing label, in column 'label' "
+        message = rf"rows.csv:3 has {re.escape(repr(marker.strip()))}, which marks a missing label, in column 'label' "
         message += r"\(so have 2 later rows\): fill it in or remove the row"
         with pytest.raises(InputError, match=message):
             learn_labels(table(label=rows), ["label"])
@@ -306,6 +309,7 @@ class TestNames:
         [
             *(("TRUE", "True"), ("sci-fi", "Sci Fi"), ("New_York", "new york"), ("yes", "yes."), ("01", "1")),
             *(("ﬁne", "fine"), ("a\u200bb", "ab"), ("Ｙｅｓ", "Yes"), ("straße", "STRASSE")),
+            *(("R&amp;D", "R&D"), ("don’t", "don't"), ("−1", "-1"), ("a–b", "a-b")),
         ],
     )
     def test_classes_that_look_alike_are_remarked_on(self, first, second):

@@ -109,6 +109,10 @@ def test_file_that_does_not_fit_into_memory_is_one_line(tmp_path):
     )
 
 
+def test_end_of_file_of_dos_is_no_text(tmp_path):
+    assert read_text(written(tmp_path, b"a\x1ab\r\n\x1a")) == "a\x1ab\r\n"
+
+
 def test_empty_text_is_refused(tmp_path):
     for content in (b"", b" \r\n", b"\xef\xbb\xbf", b"\xff\xfe", gzip.compress(b"")):
         with pytest.raises(InputError, match="a.txt is empty"):
@@ -129,6 +133,17 @@ def test_what_the_ending_is(tmp_path):
 
 
 def test_what_is_clutter(tmp_path):
-    left = [".DS_Store", "._a.txt", ".git", "Thumbs.db", "desktop.ini", "~$a.csv", "__MACOSX"]
+    left = [
+        ".DS_Store",
+        "._a.txt",
+        ".git",
+        "Thumbs.db",
+        "desktop.ini",
+        "~$a.csv",
+        "__MACOSX",
+        "50001~",
+        "Icon\r",
+        "@eaDir",
+    ]
     assert all(is_clutter(tmp_path / name) for name in left)
     assert not any(is_clutter(tmp_path / name) for name in ("a.txt", "_a", "thumbs", "50001", "-"))
