@@ -195,7 +195,7 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         losses, self._losses = self._losses, []
-        if any(callback.has_open_step for callback in self._callbacks):
+        if any(callback.is_sampling for callback in self._callbacks):
             self._safe.attempt("loss", lambda: self._note_loss(losses))
             scales = self._safe.attempt("loss scale", lambda: self._scales(optimizer)) or (None, 1.0)
             for callback in self._callbacks:

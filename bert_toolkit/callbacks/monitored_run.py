@@ -35,6 +35,7 @@ class MonitoredRun:
         batches_per_epoch: length of the data loader, None where unknown.
         log_history: what was logged before a run was resumed, each entry with its `step`.
         watch_forward: forward passes can be watched by hooks.
+        device: where processes exchange numbers, the model's if None.
     """
 
     model: nn.Module
@@ -52,6 +53,7 @@ class MonitoredRun:
     batches_per_epoch: int | None = None
     log_history: Sequence[dict[str, Any]] = ()
     watch_forward: bool = True
+    device: torch.device | None = None
 
     @property
     def folder(self) -> Path:
@@ -67,6 +69,7 @@ class MonitoredRun:
         distributed = torch.distributed
         if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
             return flag
-        answer = torch.tensor(float(flag), device=next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device if self.device is None else self.device
+        answer = torch.tensor(float(flag), device=device)
         distributed.all_reduce(answer, op=distributed.ReduceOp.MAX)
         return bool(answer.item())

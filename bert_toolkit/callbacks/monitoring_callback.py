@@ -110,6 +110,8 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         self._reading: StepReading | None = None
         self._safe = SafeOutputs(self.title)
         self._run: MonitoredRun | None = None
+        self._active = False  # on every process alike, while `_reader` is None where this one has failed
+        self._sampling = False
         self._output: MonitoringOutput[Record] | None = None
 
     # --- what a subclass fills in ---
@@ -209,9 +211,9 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         return self._reader is not None
 
     @property
-    def has_open_step(self) -> bool:
-        """Whether the step that goes on is sampled."""
-        return self._reading is not None
+    def is_sampling(self) -> bool:
+        """Whether the step that goes on is sampled, on every process alike."""
+        return self._sampling
 
     def start_run(self, run: MonitoredRun) -> None:
         """Find out whether the model can be observed, and read the records of a run that is resumed.
@@ -222,6 +224,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         self.stop_run()
         self._safe = SafeOutputs(self.title)
         self.records, self.parameters = [], {}
+        self._active, self._sampling = True, False
         self._safe.attempt("measurements", lambda: self._start_run(run))
 
     def _start_run(self, run: MonitoredRun) -> None:
@@ -230,6 +233,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         reason = unsupported_reason(run.model, run.optimizer)
         if reason:
             self._stop_observing(reason)
+            self._active = False
             return
         reader = StepReader.of(run.model)
         reader.forget()
@@ -246,7 +250,8 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         Args:
             step: number of the step, 1 for the first.
         """
-        if self._reader is not None and self.is_sampled(step):
+        self._sampling = self._active and self.is_sampled(step)
+        if self._sampling and self._reader is not None:
             self._observe(lambda: self._open_step(step))
 
     def _open_step(self, step: int) -> None:
@@ -284,6 +289,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         loss_scale: float,
     ) -> None:
         reading.before_step(optimizer, max_norm, backward_scale, loss_scale)
+        reading.check(self.reads_gradients, self.reads_updates is not None)
         self.before_step(reading, optimizer)
         if self.reads_gradients and self.needs_gradients and not reading.has_gradients:
             self._stop_observing(
@@ -293,17 +299,26 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
 
     def read_after(self) -> None:
         """Compare the parameters of a sampled step with their copy; called right after the optimizer's step."""
+        if not self._sampling or self._run is None:
+            return
+        # What follows may be a collective: all processes go on, or none.
+        run, failed = self._run, self._reader is None
+        if self._safe.attempt("agreement of the processes", lambda: run.any_rank(failed)):
+            if self._reader is not None:
+                self._stop_observing("another process has failed to measure")
+            self._active = self._sampling = False
         reading = self._reading
         if reading is not None:
             self._observe(lambda: self._read_after(reading))
 
     def _read_after(self, reading: StepReading) -> None:
-        reading.after_step()
+        if self.reads_updates is not None:
+            reading.after_step()
         self.after_step(reading)
 
     def close_step(self) -> None:
         """Keep and report the record of a sampled step."""
-        reading, self._reading = self._reading, None
+        reading, self._reading, self._sampling = self._reading, None, False
         if reading is None or self._output is None:
             return
         record = self._observe(lambda: self.measure(reading))
@@ -363,6 +378,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
                 batches_per_epoch=_length(kwargs.get("train_dataloader")),
                 log_history=state.log_history,
                 watch_forward=not args.torch_compile and args.n_gpu <= 1,
+                device=args.device,
             )
         )
 
@@ -378,11 +394,15 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         """Read gradients and copy parameters of a sampled step; see `read_before`."""
         if self._reading is not None:
             optimizer = kwargs.get("optimizer")
-            # Accelerate's wrapper of the optimizer carries the gradient scaler.
-            scaler = getattr(optimizer, "scaler", None)
-            device = next(self._reading.model.parameters()).device
-            scale = None if scaler is None else scaler.scale(torch.ones((), device=device))
+            scale = self._observe(lambda: self._backward_scale(optimizer))
             self.read_before(optimizer, args.max_grad_norm or None, scale)
+
+    def _backward_scale(self, optimizer: Any) -> torch.Tensor | None:
+        """The loss scale; Accelerate's wrapper of the optimizer carries the gradient scaler."""
+        scaler = getattr(optimizer, "scaler", None)
+        if scaler is None or self._reading is None:
+            return None
+        return scaler.scale(torch.ones((), device=next(self._reading.model.parameters()).device))
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

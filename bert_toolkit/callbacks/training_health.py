@@ -243,14 +243,17 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         """
         if self.history is not None and self._is_main:
             self._write_samples()
-            self._write_findings(self.verdict)
-            if self.findings:
-                logger.warning("%s", self.verdict)
-            elif logger.isEnabledFor(logging.INFO):
-                logger.info("%s", self.verdict)
-            else:  # loggers are silent below warnings by default, and a healthy run must not look like a fault
-                print(self.verdict)
+            self._safe.attempt("verdict", self._tell_verdict)
         super().end_run(step)
+
+    def _tell_verdict(self) -> None:
+        self._write_findings(self.verdict)
+        if self.findings:
+            logger.warning("%s", self.verdict)
+        elif logger.isEnabledFor(logging.INFO):
+            logger.info("%s", self.verdict)
+        else:  # loggers are silent below warnings by default, and a healthy run must not look like a fault
+            print(self.verdict)
 
     def note_loss(self, loss: float) -> None:
         """Remember the loss that the training loop reports, for models that return none.

@@ -308,6 +308,7 @@ class _BackwardWatch:
     def __init__(self, named: list[tuple[str, nn.Parameter]]):
         self.named = named
         self._queued = False
+        self._failure: Exception | None = None
         self._norms: dict[str, Tensor] = {}
         self._hooks = [p.register_post_accumulate_grad_hook(self._on_gradient) for _, p in named]
 
@@ -318,6 +319,8 @@ class _BackwardWatch:
 
     def norms(self, names: Sequence[str]) -> list[Tensor]:
         """The local norm of each gradient before clipping; 0 where none was seen."""
+        if self._failure is not None:
+            raise self._failure
         return [self._norms[name] if name in self._norms else torch.zeros(()) for name in names]
 
     def _on_gradient(self, parameter: Tensor) -> None:
@@ -333,4 +336,7 @@ class _BackwardWatch:
         self._queued = False
         names = [n for n, p in self.named if p.grad is not None]
         gradients = [p.grad for _, p in self.named if p.grad is not None]
-        self._norms = dict(zip(names, local_norms(gradients), strict=True))
+        try:
+            self._norms = dict(zip(names, local_norms(gradients), strict=True))
+        except Exception as error:  # raised here it would end the backward pass; `norms` tells it
+            self._failure = error

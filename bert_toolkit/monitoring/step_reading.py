@@ -126,7 +126,8 @@ class StepReading:
         self._wants_gradients = False
         self._wants_updates: list[tuple[UpdateSampling, int]] = []
         self._read_before = False
-        self._failure: Exception | None = None
+        self._gradient_failure: Exception | None = None
+        self._update_failure: Exception | None = None
         self._pending: PendingGradientFlow | None = None
         self._gradients: GradientFlowRecord | None = None
         self._copies: dict[tuple[Mode, int], UpdateRatioMonitor] = {}
@@ -168,18 +169,9 @@ class StepReading:
             backward_scale: loss scale of the backward pass, as a tensor; see `GradientFlowMonitor.start`.
             loss_scale: by how much gradients are still multiplied.
         """
-        if self._failure is not None:
-            raise self._failure
         if self._read_before:
             return
         self._read_before = True
-        try:
-            self._read(optimizer, max_norm, backward_scale, loss_scale)
-        except Exception as error:
-            self._failure = error  # every observer must hear of it
-            raise
-
-    def _read(self, optimizer: Any, max_norm: float | None, backward_scale: Tensor | None, loss_scale: float) -> None:
         groups: Sequence[dict[str, Any]] = getattr(optimizer, "param_groups", ())
         if groups:
             names = {id(parameter): name for name, parameter in named_unique_parameters(self.model)}
@@ -190,19 +182,52 @@ class StepReading:
                 if id(parameter) in names
             }
         if self._wants_gradients:
-            self._pending = self._reader.gradient_flow.start(
-                max_norm=max_norm, loss_scale=loss_scale, backward_scale=backward_scale
-            )
-        for mode, seed in self._needed():
-            monitor = self._reader._update_monitor(mode, seed)
-            monitor.before_step()
-            self._copies[mode, seed] = monitor
+            try:
+                self._pending = self._reader.gradient_flow.start(
+                    max_norm=max_norm, loss_scale=loss_scale, backward_scale=backward_scale
+                )
+            except Exception as error:  # told to those who want gradients; the others go on
+                self._gradient_failure = error
+        try:
+            for mode, seed in self._needed():
+                monitor = self._reader._update_monitor(mode, seed)
+                monitor.before_step()
+                self._copies[mode, seed] = monitor
+        except Exception as error:
+            self._fail_updates(error)
 
     def after_step(self) -> None:
-        """Compare the parameters with their copies and free these; call it after the step, before `zero_grad()`."""
+        """Compare the parameters with their copies and free these; call it after the step, before `zero_grad()`.
+
+        Only those who joined for updates may call it: where parameters are sharded, every process must.
+        """
         copies, self._copies = self._copies, {}
-        for key, monitor in copies.items():
-            self._updates[key] = monitor.after_step(self.step)
+        try:
+            for key, monitor in copies.items():
+                self._updates[key] = monitor.after_step(self.step)
+        except Exception as error:
+            self._fail_updates(error)
+
+    def _fail_updates(self, error: Exception) -> None:
+        self._update_failure = error
+        for monitor in self._copies.values():
+            monitor.forget()
+        self._copies, self._updates = {}, {}
+
+    def check(self, gradients: bool, updates: bool) -> None:
+        """Raise what went wrong while this was read.
+
+        Args:
+            gradients: with gradients.
+            updates: with updates.
+
+        Raises:
+            Exception: whatever it was.
+        """
+        if gradients and self._gradient_failure is not None:
+            raise self._gradient_failure
+        if updates and self._update_failure is not None:
+            raise self._update_failure
 
     @property
     def has_gradients(self) -> bool:
@@ -212,6 +237,7 @@ class StepReading:
     @property
     def gradients(self) -> GradientFlowRecord | None:
         """Statistics of the gradients, once the device has sent them; None where no parameter had a gradient."""
+        self.check(gradients=True, updates=False)
         if self._pending is not None:
             self._gradients, self._pending = self._pending.finish(self.step), None
         return self._gradients
@@ -225,7 +251,11 @@ class StepReading:
 
         Returns:
             The record, or None before `after_step` and where nobody asked for one.
+
+        Raises:
+            Exception: what went wrong while parameters were copied or compared.
         """
+        self.check(gradients=False, updates=True)
         for key, record in self._updates.items():
             if mode == "any" or key[0] == "exact" or key == (mode, seed):
                 return record

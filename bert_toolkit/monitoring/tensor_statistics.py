@@ -117,13 +117,18 @@ def absolute_rows(
         values: flat values that this rank holds of each, possibly none.
         extra: one number per tensor that this rank found before, to travel as a last column.
     """
-    if extra is None:
-        return _collect(tensors, _absolute_rows, values)
+    zeros = [
+        tensor.numel() - len(held) if tensor.is_sparse else 0 for tensor, held in zip(tensors, values, strict=True)
+    ]
 
-    def with_extra(values: list[Tensor], numbers: list[Tensor]) -> Tensor:
-        return torch.cat([rows := _absolute_rows(values), torch.stack(numbers).to(rows)[:, None]], dim=1)
+    def compute(values: list[Tensor], zeros: list[int], *extra: list[Tensor]) -> Tensor:
+        rows = _absolute_rows(values)
+        if any(zeros):
+            rows = _with_zeros(rows, zeros)
+        columns = [torch.stack(numbers).to(rows)[:, None] for numbers in extra]
+        return torch.cat([rows, *columns], dim=1)
 
-    return _collect(tensors, with_extra, values, extra)
+    return _collect(tensors, compute, values, zeros, *([] if extra is None else [extra]))
 
 
 def local_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -177,18 +182,24 @@ def update_statistics(rows: np.ndarray) -> UpdateStatistics:
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """Return the flat values that this rank holds, a view where memory allows it."""
+    """Return the flat values that this rank holds, a view where memory allows it; of a sparse tensor those stored.
+
+    Raises:
+        TypeError: if the values are no real numbers.
+    """
+    if not tensor.is_floating_point():
+        raise TypeError(f"a tensor of {tensor.dtype} has no statistics here; they are those of real numbers")
     tensor = tensor.detach()
     if isinstance(tensor, DTensor):
         tensor = tensor.to_local()
     if tensor.is_sparse:
-        tensor = tensor.to_dense()
+        return tensor.coalesce().values().reshape(-1)
     if not tensor.is_contiguous() and torch.ops.aten.is_non_overlapping_and_dense(tensor):
         return tensor.as_strided((tensor.numel(),), (1,))
     return tensor.reshape(-1)
 
 
-def _collect(tensors: Sequence[Tensor], compute: Callable[..., Tensor], *columns: Sequence[Tensor]) -> PendingRows:
+def _collect(tensors: Sequence[Tensor], compute: Callable[..., Tensor], *columns: Sequence[Any]) -> PendingRows:
     """Group by device and mesh, compute the rows of each group, gather them where values are split over ranks."""
     groups = []
     for (_, mesh, dims), positions in _positions_by([(t.device, *_sharding(t)) for t in tensors]).items():
@@ -208,6 +219,14 @@ def _positions_by(keys: Sequence) -> dict[Any, list[int]]:
     for position, key in enumerate(keys):
         positions.setdefault(key, []).append(position)
     return positions
+
+
+def _with_zeros(rows: Tensor, zeros: list[int]) -> Tensor:
+    """Rows of absolute values as if so many zeros had been among them, which sparse tensors do not store."""
+    added = torch.tensor(zeros, dtype=rows.dtype, device=rows.device)
+    count, total, squares, largest, nonzero = rows.unbind(1)
+    between = torch.where(count > 0, added * total.square() / (count * (count + added)).clamp(min=1), 0.0)
+    return torch.stack([count + added, total, squares + between, largest, nonzero], dim=1)
 
 
 def _absolute_rows(values: list[Tensor]) -> Tensor:

@@ -156,17 +156,31 @@ def test_a_new_step_frees_one_that_was_interrupted():
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
 
 
-def test_every_observer_hears_of_a_failure(monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "name", "gradients"),
+    [
+        (GradientFlowMonitor, "start", True),
+        (UpdateRatioMonitor, "before_step", False),
+        (UpdateRatioMonitor, "after_step", False),
+    ],
+)
+def test_only_those_who_wanted_it_hear_of_a_failure(monkeypatch, owner, name, gradients):
     def broken(*args, **kwargs):
-        raise MemoryError("no room for a copy")
+        raise MemoryError("no room")
 
-    monkeypatch.setattr(UpdateRatioMonitor, "before_step", broken)
+    monkeypatch.setattr(owner, name, broken)
     model = build()
     reading = StepReader.of(model).begin(1)
-    reading.join(updates="exact")
+    reading.join(gradients=True, updates="exact")
+    train_step(model, torch.optim.SGD(model.parameters(), lr=0.1), [reading])
+    reading.check(gradients=not gradients, updates=gradients)
     for _ in range(2):
-        with pytest.raises(MemoryError, match="no room for a copy"):
-            reading.before_step()
+        with pytest.raises(MemoryError, match="no room"):
+            reading.check(gradients=gradients, updates=not gradients)
+        with pytest.raises(MemoryError, match="no room"):
+            _ = reading.gradients if gradients else reading.updates()
+    assert (reading.updates() if gradients else reading.gradients) is not None
+    assert all(monitor._before == [] for monitor in reading._reader._update_ratios.values()) or name == "after_step"
 
 
 def test_parameters_that_come_and_go():
