@@ -198,41 +198,40 @@ def weights_replaced(
     remedy="check the sign of the update of the optimizer, and of hooks and wrappers around its step",
 )
 def step_ascends(
-    history: HealthHistory, *, cosine: float = 0.1, samples: int = 5, samples_of_layer: int = 10, share: float = 0.5
+    history: HealthHistory, *, cosine: float = 0.1, samples: int = 5, samples_of_layer: int = 10
 ) -> Finding | None:
-    """Steps point along the gradient instead of against it, in most matrices or in those of one layer, every time.
+    """Steps point along the gradient instead of against it, in the model as a whole or in one layer, every time.
 
-    Momentum and weight decay turn single steps; `samples` in a row with a cosine above `cosine` in most matrices they
-    do not, nor `samples_of_layer` in those of one layer that has two or more.
+    Looked at is the median cosine over the matrices: above zero in each sample and above `cosine` on the whole. Noise
+    and momentum turn single steps; `samples` in a row for the model, and `samples_of_layer` for a layer of two
+    matrices or more, they do not.
     """
     ascent = history.fact("ascent")
     if ascent.ndim != 2 or len(history) < samples:
         return None
     matrices = history.is_matrix & np.isfinite(ascent[-samples:]).all(axis=0)
-    if not matrices.any():
+    if matrices.sum() >= 3 and _points_up(ascent[-samples:, matrices], cosine):
+        return _ascending(history, (), float(np.median(ascent[-samples:, matrices])), cosine)
+    if len(history) < samples_of_layer:
         return None
-    wrong = matrices & _points_up(ascent[-samples:], cosine)
-    everywhere = wrong.sum() >= max(3, share * matrices.sum())
-    if not everywhere:
-        if len(history) < samples_of_layer:
-            return None
-        wrong &= _points_up(ascent[-samples_of_layer:], cosine)
-        blocks = np.array(history.blocks)
-        inside = {block: matrices & (blocks == block) for block in dict.fromkeys(history.blocks)}
-        layers = [b for b, here in inside.items() if here.sum() >= 2 and wrong[here].mean() >= share]
-        wrong &= np.isin(blocks, layers)
-    if not wrong.any():
-        return None
-    value = float(np.median(ascent[-1][wrong]))
+    blocks = np.array(history.blocks)
+    for block in dict.fromkeys(history.blocks):
+        inside = np.flatnonzero(matrices & (blocks == block) & np.isfinite(ascent[-samples_of_layer:]).all(axis=0))
+        if len(inside) >= 2 and _points_up(ascent[-samples_of_layer:, inside], cosine):
+            return _ascending(history, tuple(inside), float(np.median(ascent[-samples_of_layer:, inside])), cosine)
+    return None
+
+
+def _points_up(ascent: np.ndarray, cosine: float) -> bool:
+    each = np.median(ascent, axis=1)
+    return bool((each > 0).all() and np.median(each) > cosine)
+
+
+def _ascending(history: HealthHistory, parameters: tuple[int, ...], value: float, cosine: float) -> Finding:
     return step_ascends.finding(
         history,
-        parameters=() if everywhere else np.flatnonzero(wrong),
+        parameters=parameters,
         value=value,
         threshold=cosine,
         seen=f"step after step has a cosine of about {value:.2g} with the gradient; it should be negative",
     )
-
-
-def _points_up(ascent: np.ndarray, cosine: float) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return np.asarray((ascent > cosine).all(axis=0))
