@@ -328,7 +328,7 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
     ),
     "head_not_in_the_optimizer": ("not_updated", 5, lambda: Loop(optimizer=without("classifier"))),
     "layer_not_in_the_optimizer": ("not_updated", 5, lambda: Loop(optimizer=without("layer.1."))),
-    "maximized": ("step_ascends", 5, lambda: Loop(optimizer=lambda loop: Ascending(loop.model.parameters(), lr=1e-3))),
+    "maximized": ("step_ascends", 8, lambda: Loop(optimizer=lambda loop: Ascending(loop.model.parameters(), lr=1e-3))),
     "evaluation_mode": ("evaluation_mode", 2, lambda: Loop(model=classifier().eval())),
     "evaluation_mode_later": ("evaluation_mode", 11, lambda: Loop(before_forward=evaluation_from(10))),
     "part_in_evaluation_mode": ("dropout_inactive", 2, lambda: Loop(model=partly_evaluating())),

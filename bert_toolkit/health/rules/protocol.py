@@ -6,7 +6,7 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding, Severity
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import latest
+from bert_toolkit.health.rules.questions import falls, latest
 from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
 from bert_toolkit.health.rules.settings import ADAM_LIKE
 
@@ -198,16 +198,16 @@ def weights_replaced(
     remedy="check the sign of the update of the optimizer, and of hooks and wrappers around its step",
 )
 def step_ascends(
-    history: HealthHistory, *, cosine: float = 0.1, samples: int = 5, samples_of_layer: int = 10
+    history: HealthHistory, *, cosine: float = 0.15, samples: int = 8, samples_of_layer: int = 12
 ) -> Finding | None:
     """Steps point along the gradient instead of against it, in the model as a whole or in one layer, every time.
 
     Looked at is the median cosine over the matrices: above zero in each sample and above `cosine` on the whole. Noise
     and momentum turn single steps; `samples` in a row for the model, and `samples_of_layer` for a layer of two
-    matrices or more, they do not.
+    matrices or more, they do not. Silent while the loss falls.
     """
     ascent = history.fact("ascent")
-    if ascent.ndim != 2 or len(history) < samples:
+    if ascent.ndim != 2 or len(history) < samples or falls(history.step, history.loss):
         return None
     matrices = history.is_matrix & np.isfinite(ascent[-samples:]).all(axis=0)
     if matrices.sum() >= 3 and _points_up(ascent[-samples:, matrices], cosine):
