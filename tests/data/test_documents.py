@@ -10,7 +10,7 @@ from bert_toolkit.data.documents import (
     DocumentFiles,
     HeldOut,
     corpus_files,
-    remarks_on_left_out_files,
+    left_out_files,
     sentences_of,
     split_sentences,
     state_of_the_union_folder,
@@ -119,13 +119,12 @@ def test_clutter_in_a_folder_is_passed_over(tmp_path):
 def test_files_that_are_left_out_are_counted(tmp_path):
     for name in ("a.txt", "b.jsonl.gz", "c.pdf", "d.PDF", "e.docx", "README", ".hidden", "Thumbs.db"):
         (tmp_path / name).write_text("x")
-    assert remarks_on_left_out_files(tmp_path) == [
-        "4 of 6 files are left out for their ending: 2 with .pdf, 1 with .docx, 1 with no ending."
-    ]
-    assert remarks_on_left_out_files(tmp_path / "c.pdf") == []
+    words = "4 of 6 files are left out for their ending: 2 with .pdf, 1 with .docx, 1 with no ending"
+    assert left_out_files(tmp_path) == words
+    assert left_out_files(tmp_path / "c.pdf") == ""
     for name in ("c.pdf", "d.PDF", "e.docx", "README"):
         (tmp_path / name).unlink()
-    assert remarks_on_left_out_files(str(tmp_path)) == []
+    assert left_out_files(str(tmp_path)) == ""
 
 
 @pytest.mark.parametrize("split", ["file", "blank_line", "2"])
