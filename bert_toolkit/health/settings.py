@@ -50,6 +50,8 @@ class RunSettings:
         special_tokens: `pad`, `unk`, `cls`, `sep`, `bos`, `eos`, `mask` -> id, as far as a tokenizer has them.
         name_or_path: Where the config came from; empty for one made in the script.
         model_class: Class name of the model.
+        tied: Whether input and output embeddings are one parameter where the config says so; None where it does not,
+            or where there is no output layer.
     """
 
     optimizer: str = ""
@@ -67,6 +69,7 @@ class RunSettings:
     special_tokens: Mapping[str, int] = field(default_factory=dict)
     name_or_path: str = ""
     model_class: str = ""
+    tied: bool | None = None
 
     @classmethod
     def of(
@@ -103,6 +106,7 @@ class RunSettings:
             special_tokens=special_tokens_of(tokenizer),
             name_or_path=str(getattr(config, "_name_or_path", "") or ""),
             model_class=type(inner).__name__,
+            tied=_tied(inner, config),
             **known,
         )
 
@@ -118,6 +122,22 @@ class RunSettings:
             known[name] = tuple(known.get(name, ()))
         known["groups"] = tuple(GroupSettings(**group) for group in known.get("groups", ()))
         return cls(**known)
+
+
+def _tied(model: Any, config: Any) -> bool | None:
+    if not getattr(config, "tie_word_embeddings", False) or not hasattr(model, "get_output_embeddings"):
+        return None
+    try:
+        output, words = model.get_output_embeddings(), model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    weights = getattr(output, "weight", None), getattr(words, "weight", None)
+    # Adapters, quantized layers and shards hold weights of another kind.
+    if any(type(module) not in (nn.Linear, nn.Embedding) for module in (output, words)):
+        return None
+    if weights[0] is None or weights[1] is None or weights[0].shape != weights[1].shape:
+        return None
+    return weights[0] is weights[1]
 
 
 def innermost(wrapper: Any) -> Any:

@@ -1,5 +1,6 @@
 """Faults planted in a plain PyTorch loop are named within a few samples, and healthy loops are silent."""
 
+import copy
 import itertools
 from collections.abc import Callable
 
@@ -110,6 +111,12 @@ class RectifiedLater(torch.optim.AdamW):
 
 
 RectifiedLater.__name__ = "RAdamScheduleFree"
+
+
+def untied() -> nn.Module:
+    model = masked_lm()
+    model.cls.predictions.decoder.weight = nn.Parameter(model.cls.predictions.decoder.weight.detach().clone())
+    return model
 
 
 def frozen_body() -> nn.Module:
@@ -361,6 +368,16 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
     "cut_below_the_head": ("no_gradient", 5, lambda: Loop(model=detached("bert.pooler"))),
     "cut_after_the_words": ("no_gradient", 5, lambda: Loop(model=detached("bert.embeddings"))),
     "cut_branch": ("no_gradient", 5, lambda: Loop(model=detached("bert.encoder.layer.1.attention.self.query"))),
+    "optimizer_of_a_copy": (
+        "not_updated",
+        12,
+        lambda: Loop(
+            optimizer=lambda loop: torch.optim.AdamW(copy.deepcopy(loop.model).parameters(), lr=1e-3),
+            after_step=lambda loop, step: loop.model.zero_grad(),
+        ),
+    ),
+    "every_batch_twice": ("repeated_batch", 8, lambda: Loop(data=(b for b in batches(texts) for _ in range(2)))),
+    "tie_broken": ("tie_broken", 0, lambda: Loop(untied(), batches(masked_words))),
     "one_layer_fresh": ("fresh_weights", 0, lambda: Loop(model=partly_fresh(1))),
     "one_matrix_constant": ("constant_weights", 0, lambda: Loop(model=filled(0.02))),
     "layer_copied": ("equal_layers", 0, lambda: Loop(model=equal_layers())),

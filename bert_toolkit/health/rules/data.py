@@ -242,8 +242,17 @@ def repeated_batch(history: HealthHistory, *, samples: int = 3) -> Finding | Non
 
     Not judged where an epoch has one batch, or where the sampled steps are whole epochs apart, since data in a fixed
     order then repeat by design. Where the length of an epoch is unknown it is a warning: learning one batch by heart
-    is a usual check.
+    is a usual check. Batches of neighboring steps that come in equal pairs, again and again, are told as well.
     """
+    if (pairs := _equal_neighbors(history)) >= samples and history.settings.batches_per_epoch is None:
+        return repeated_batch.finding(
+            history,
+            value=pairs,
+            threshold=samples,
+            seen=f"{pairs} times in the last 12 samples a step had the batch of the step before",
+            cause="several workers of the data loader read the same stream",
+            remedy="split the stream by torch.utils.data.get_worker_info(), or use dataloader_num_workers=0",
+        )
     prints = latest(history, "fingerprint", samples)
     if len(prints) < samples or len(set(prints.tolist())) > 1:
         return None
@@ -262,6 +271,16 @@ def repeated_batch(history: HealthHistory, *, samples: int = 3) -> Finding | Non
         seen=f"the batches of steps {', '.join(str(step) for step in history.step[-samples:])} are the same",
         severity="warning" if batches is None else "error",
     )
+
+
+def _equal_neighbors(history: HealthHistory) -> int:
+    """How many of the last 12 samples have the batch of the step before them, while others do not."""
+    prints, steps = history.fact("fingerprint")[-12:], history.step[-12:]
+    if prints.ndim != 1 or len(prints) < 6:
+        return 0
+    neighbors = np.diff(steps) == 1
+    equal = (np.diff(prints) == 0) & neighbors
+    return int(equal.sum()) if (~equal & neighbors).sum() >= 3 else 0
 
 
 @rule(

@@ -66,9 +66,19 @@ def not_updated(history: HealthHistory, *, samples: int = 4) -> Finding | None:
         return None
     rates = history.learning_rate[recent]
     on = history.rate[recent] > 0
+    if np.isnan(rates).all() and history.step[-1] >= 12 and (history.ratio[recent] == 0)[:, history.is_matrix].all():
+        return not_updated.finding(
+            history,
+            parameters=np.flatnonzero(history.trainable[-1]),
+            value=0.0,
+            threshold=0.0,
+            seen=f"no parameter moved in {samples} samples, and the optimizer holds none of them",
+            cause="the optimizer was built from another model, or from a copy of this one",
+            remedy="build the optimizer from the parameters of the model that is trained, after it is in its place",
+        )
     if not on.any():
         at_end = history.step[-1] >= 0.9 * history.last_step
-        if at_end or history.step[recent[-1]] - history.step[recent[0]] < samples:
+        if at_end or history.step[-1] < 2 * samples:
             return None
         return not_updated.finding(
             history,

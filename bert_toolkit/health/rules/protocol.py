@@ -132,7 +132,7 @@ def loss_weight(history: HealthHistory, *, samples: int = 3, tolerance: float = 
     The gradient of a cross-entropy at its logits shows the weight of every example; those of a mean add up to one.
     Judged only where batches are accumulated, and only for weights that are the number of batches or one over it,
     since class weights and sums of several losses have weights of their own. With an optimizer that does not heed the
-    size of gradients it is a note.
+    size of gradients it does little harm: a note where nothing is divided, a warning where it is twice.
     """
     batches = history.settings.accumulation
     if batches < 2:
@@ -144,7 +144,7 @@ def loss_weight(history: HealthHistory, *, samples: int = 3, tolerance: float = 
     for wrong, seen in ((float(batches), "as if none were divided"), (1.0 / batches, "as if each were divided twice")):
         if abs(weight / wrong - 1.0) < tolerance and (np.abs(recent / wrong - 1.0) < 2 * tolerance).all():
             heedless = any(name in history.settings.optimizer for name in ("Adam", "Lion", "Lamb", "LAMB", "Muon"))
-            severity: Severity = "note" if heedless else "error"
+            severity: Severity = "error" if not heedless else "note" if wrong > 1 else "warning"
             return loss_weight.finding(
                 history,
                 value=weight,

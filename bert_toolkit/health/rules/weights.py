@@ -56,6 +56,16 @@ def fresh_weights(history: HealthHistory) -> Finding | None:
                 seen=f"{len(missing)} of {len(layers)} layers were not read from the checkpoint",
             )
     whole = bool(fresh) and all(fresh.values())
+    large = history.count[history.in_layer].sum() >= _LARGE
+    if whole and large and loaded[history.in_layer].any():
+        return fresh_weights.finding(
+            history,
+            value=len(fresh),
+            threshold=0,
+            seen="weights were read from a checkpoint, and all layers have those of a fresh model",
+            cause="init_weights() was called after loading, or the checkpoint was saved before any training",
+            severity="warning",
+        )
     if whole and history.settings.name_or_path and not loaded.any():
         return fresh_weights.finding(
             history,
@@ -64,6 +74,9 @@ def fresh_weights(history: HealthHistory) -> Finding | None:
             seen=f"the config comes from {history.settings.name_or_path!r}, the weights of all layers are fresh",
         )
     return None
+
+
+_LARGE = 5_000_000  # elements of all layers: smaller models with random weights are saved for tests
 
 
 def _fresh_layers(history: HealthHistory) -> dict[str, bool]:
@@ -117,6 +130,24 @@ def constant_weights(history: HealthHistory) -> Finding | None:
         value=len(positions),
         threshold=0,
         seen=f"{len(positions)} matrices hold one value each, {start['mean'][positions[0]]:.3g} in the first",
+    )
+
+
+@rule(
+    needs="model",
+    explains=(),
+    cause="one of the two was replaced after the model was built (resized, loaded, wrapped or quantized)",
+    remedy="call model.tie_weights() after the last change; or set config.tie_word_embeddings=False if this is meant",
+)
+def tie_broken(history: HealthHistory) -> Finding | None:
+    """The config ties input and output embeddings, and they are two parameters."""
+    if len(history) > 1 or history.settings.tied is not False:
+        return None
+    return tie_broken.finding(
+        history,
+        value=2,
+        threshold=1,
+        seen="config.tie_word_embeddings is True, and the output layer has a weight of its own",
     )
 
 
