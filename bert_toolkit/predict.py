@@ -5,6 +5,7 @@
 Unlike a pipeline it reads and writes whole tables, says which row is wrong, and runs texts of like length together.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from bert_toolkit.data.labels import REGRESSION, SINGLE
 from bert_toolkit.data.tables import check_new_file, read_table, shown, write_table
@@ -20,8 +21,9 @@ from bert_toolkit.errors import InputError
 from bert_toolkit.reporting.decisions import decision_columns
 from bert_toolkit.training.arguments import parse_arguments
 from bert_toolkit.training.launching import run_recipe
-from bert_toolkit.training.loading import load_pretrained
+from bert_toolkit.training.loading import load_pretrained, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
+from bert_toolkit.training.tokenized_rows import tokenize_texts
 
 ROWS_SORTED = 10_000
 """Rows that are sorted by length at a time: the tokens of more of them need not fit into memory."""
@@ -64,9 +66,10 @@ def predict_logits(
     cut = 0
     model.eval()
     for first in range(0, len(logits), ROWS_SORTED):
-        encoded = tokenizer(*(column[first : first + ROWS_SORTED] for column in texts), truncation=True)
-        cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
-        lengths = [len(ids) for ids in encoded["input_ids"]]
+        part = {str(number): list(column[first : first + ROWS_SORTED]) for number, column in enumerate(texts)}
+        encoded = tokenize_texts(part, tokenizer, list(part), tokenizer.model_max_length)
+        cut += sum(encoded.pop("truncated"))
+        lengths = encoded.pop("length")
         longest_first = np.argsort(lengths, kind="stable")[::-1]
         for start in range(0, len(lengths), batch_size):
             rows = longest_first[start : start + batch_size]
@@ -95,7 +98,7 @@ def main() -> None:
         Path(predict.data).expanduser(), predict.delimiter, predict.quoted, predict.encoding, predict.column_names
     )
     model_name, model_description = choose_model(predict.model_name_or_path)
-    tokenizer = load_pretrained(AutoTokenizer, model_name, predict.trust_remote_code)
+    tokenizer = load_tokenizer(model_name, predict.trust_remote_code)
     model, report = load_pretrained(
         AutoModelForSequenceClassification,
         model_name,
@@ -108,7 +111,7 @@ def main() -> None:
     columns = predict.text_columns or getattr(model.config, "text_columns", None)
     if not columns or len(columns) > 2:
         raise InputError(f"name one or two `text_columns` of {predict.data}: there are {shown(list(table.columns))}")
-    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model))
     texts = [table.texts(column) for column in columns]
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
     problem_type = model.config.problem_type or (REGRESSION if len(names) == 1 else SINGLE)
@@ -126,6 +129,16 @@ def main() -> None:
         f"{len(table):,} rows of {predict.data} labeled by {model_description}: {output}"
         + (f"; {cut:,} were longer than {tokenizer.model_max_length} tokens and cut" if cut else "")
     )
+
+
+def _positions(model: Any) -> int:
+    """Tokens that a model takes at most; without a table of positions, as many as any tokenizer gives."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or positions <= 0:
+        return sys.maxsize
+    table = next((m for n, m in model.named_modules() if n.endswith("position_embeddings")), None)
+    padding = getattr(table, "padding_idx", None)  # RoBERTa and its kin number positions from there on
+    return positions if padding is None else positions - padding - 1
 
 
 if __name__ == "__main__":

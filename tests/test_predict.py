@@ -6,7 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    CanineConfig,
+    CanineTokenizer,
+    RobertaConfig,
+    XLNetConfig,
+)
 
 import bert_toolkit
 from bert_toolkit.data.tables import read_table
@@ -147,6 +154,47 @@ def test_model_that_does_not_name_its_columns(predict, tmp_path, tiny_bert_dir, 
     with pytest.raises(InputError, match="name one or two `text_columns` of .*data.csv: there are 'n', 'text'"):
         predict(model, data)
     assert len(predict(model, data, text_columns="text")) == 25
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlnet", "canine"])
+def test_other_architectures(predict, tmp_path, tiny_bert_dir, kind):
+    """Positions that begin after the padding, no table of them, a tokenizer in Python that does not say what it cuts."""
+    torch.manual_seed(1)
+    folder = tmp_path / kind
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert_dir)
+    tokenizer.model_max_length = 10**30
+    small = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_attention_heads": 2, "num_labels": 2}
+    if kind == "roberta":
+        settings = RobertaConfig(
+            num_hidden_layers=1,
+            intermediate_size=32,
+            max_position_embeddings=18,
+            pad_token_id=1,
+            type_vocab_size=2,
+            **small,
+        )
+    elif kind == "xlnet":
+        settings = XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=1, n_head=2, d_inner=32, num_labels=2)
+    else:
+        tokenizer = CanineTokenizer(model_max_length=16)
+        settings = CanineConfig(
+            num_hidden_layers=1,
+            intermediate_size=32,
+            num_hash_buckets=64,
+            max_position_embeddings=16,
+            downsampling_rate=4,
+            local_transformer_stride=8,
+            **{k: v for k, v in small.items() if k != "vocab_size"},
+        )
+    settings.text_columns = ["text"]
+    AutoModelForSequenceClassification.from_config(settings).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    data = tmp_path / "data.csv"
+    data.write_text(
+        "text\n" + "".join(f"{text}\n" for text in ["the dog", "every child runs " * 12]), encoding="utf-8"
+    )
+    table = predict(folder, data, "out.jsonl")
+    assert len(table) == 2 and all(0.5 <= probability <= 1 for probability in table.columns["probability"])
 
 
 def test_diverged_model(predict, tmp_path, tiny_bert_dir, data):
