@@ -158,7 +158,7 @@ def test_model_that_does_not_name_its_columns(predict, tmp_path, tiny_bert_dir, 
 
 @pytest.mark.parametrize("kind", ["roberta", "xlnet", "canine"])
 def test_other_architectures(predict, tmp_path, tiny_bert_dir, kind):
-    """Positions that begin after the padding, no table of them, a tokenizer in Python that does not say what it cuts."""
+    """Positions that begin after the padding, no table of them, a tokenizer that does not say what it cuts."""
     torch.manual_seed(1)
     folder = tmp_path / kind
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert_dir)
