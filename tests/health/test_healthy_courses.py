@@ -1,0 +1,324 @@
+"""Health rules stay silent on healthy courses that look like faults, and the judge puts symptoms under causes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from courses import Course, rule_names
+from test_health_rules import (
+    exploding_gradients,
+    frozen_layer,
+    loss_flat_at_uniform_guess,
+    no_gradient,
+    nonfinite_everywhere,
+    not_in_optimizer,
+)
+from torch import nn
+
+from bert_toolkit.health.findings import message
+from bert_toolkit.health.history import LONGEST, HealthHistory
+from bert_toolkit.health.judge import HealthJudge
+
+
+def as_it_is(c):
+    pass
+
+
+def frozen_from_the_input(c):
+    c.model.words.requires_grad_(False)
+    c.model.layers[0].requires_grad_(False)
+    c.model.layers[1].requires_grad_(False)
+
+
+def only_the_head_trains(c):
+    c.model.requires_grad_(False)
+    c.model.head.requires_grad_(True)
+
+
+def only_biases_train(c):
+    for name, parameter in c.model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+
+
+def lora_begins_at_zero(c):
+    at = c.at("layers.1.up.weight")
+    c.weight[0, at], c.ratio[0, at] = 0.0, np.nan
+    c.gradient[0, c.at("layers.0.up.weight")] = 0.0
+
+
+def embeddings_mostly_zero(c):
+    c.zero_share[:, 0] = 0.99
+
+
+def relu_layers_half_silent(c):
+    c.zero_share[:, c.at("layers", "up")] = 0.5
+
+
+def cosine_to_zero(c):
+    c.rate *= (np.cos(np.linspace(0, np.pi, c.samples)) * 0.5 + 0.5)[:, None]
+    c.ratio *= (np.cos(np.linspace(0, np.pi, c.samples)) * 0.5 + 0.5)[:, None]
+
+
+def rate_zero_at_the_end(c):
+    c.rate[55:], c.ratio[55:] = 0.0, 0.0
+
+
+def layer_wise_rates(c):
+    for layer in range(5):
+        at = c.at(f"layers.{layer}.")
+        c.rate[:, at] *= 0.5 ** (4 - layer)
+        c.ratio[:, at] *= 0.5 ** (4 - layer)
+
+
+def norms_round_away_late_in_a_decay(c):
+    c.ratio[52:, c.at("norm.weight")] = 0.0
+    c.rate[52:] *= 0.01
+
+
+def scatter_grows_while_learning(c):
+    random = np.random.default_rng(3)
+    c.loss = np.linspace(0.7, 0.5, c.samples) + np.linspace(0.01, 0.2, c.samples) * random.standard_normal(c.samples)
+
+
+def noisy_small_batches(c):
+    random = np.random.default_rng(1)
+    c.gradient *= np.exp(1.2 * random.standard_normal(c.samples))[:, None]
+    c.loss += 0.4 * random.standard_normal(c.samples)
+
+
+def learned_by_heart(c):
+    # Gradients and loss go to zero, but for a few examples now and then.
+    random = np.random.default_rng(2)
+    c.gradient *= np.exp(-np.arange(c.samples) / 6 + 2 * random.standard_normal(c.samples))[:, None]
+    c.loss = 1.1 * np.exp(-np.arange(c.samples) / 5)
+
+
+def clipped_often(c):
+    c.clip[:] = 0.1
+
+
+def scale_search_of_the_scaler(c):
+    c.skipped[:2] = True
+
+
+def one_overflow_later(c):
+    c.skipped[35] = True
+
+
+def pretrained_gpt2_scale(c):
+    c.weight[:] = 0.14 * 6
+
+
+def fresh_narrow_transformer(c):
+    c.config = 0.02
+    c.weight[:] = 0.02
+    c.weight[:, c.at("norm.weight")] = 1.0
+
+
+def fresh_small_weights_grow_fast(c):
+    c.ratio[1:8] = 0.12
+
+
+def fresh_head_on_a_frozen_encoder(c):
+    only_the_head_trains(c)
+    c.ratio[1:20, c.at("head")] = 0.04
+    c.loss = 0.7 - 0.002 * np.arange(c.samples) + 0.1 * np.random.default_rng(5).standard_normal(c.samples)
+
+
+def large_steps_long_ago(c):
+    c.ratio[1:6, c.at("weight")] = 0.04
+    c.loss = 0.7 - 0.001 * np.arange(c.samples) + 0.1 * np.random.default_rng(5).standard_normal(c.samples)
+
+
+def batches_of_two(c):
+    # What a healthy fine-tuning with batches of two gave: examples are either easy or wrong.
+    c.loss = np.linspace(0.7, 0.12, c.samples)
+    c.loss[45:50] = [0.674, 0.182, 0.169, 0.787, 1.615]
+
+
+def plateau_of_word_frequencies(c):
+    c.classes, c.label_counts = 1000, np.zeros(0)
+    c.loss = 5.9 + 0.05 * np.random.default_rng(0).standard_normal(c.samples)
+
+
+def converged_before(c):
+    c.loss = 0.3 + 0.05 * np.random.default_rng(0).standard_normal(c.samples)
+
+
+def slow_start_then_learns(c):
+    c.loss[:] = 1.1
+    c.loss[25:] = np.linspace(1.1, 0.5, c.samples - 25)
+
+
+def noisy_and_slow_but_falling(c):
+    random = np.random.default_rng(4)
+    c.loss = np.r_[np.full(20, 1.1), np.linspace(1.1, 0.9, c.samples - 20)] + 0.08 * random.standard_normal(c.samples)
+
+
+def warmup_over_most_of_the_run(c):
+    rising = np.minimum(1.0, np.arange(c.samples) / 45)
+    c.rate = np.repeat((1e-3 * rising)[:, None], c.rate.shape[1], axis=1)
+    c.ratio[1:] = 1e-3 * rising[1:, None]
+    c.loss = 1.1 * np.exp(-np.cumsum(rising) / 25) + 0.05 * np.random.default_rng(0).standard_normal(c.samples) + 0.05
+
+
+def regression(c):
+    c.integer_labels, c.classes, c.label_counts = False, 1, np.zeros(0)
+    c.loss = 0.4 + 0.05 * np.random.default_rng(0).standard_normal(c.samples)
+
+
+def next_sentences_with_a_large_weight(c):
+    """Words at 4.4 nats and ten times the loss of next sentences, near the 10.3 of a guess among all words."""
+    loss_flat_at_uniform_guess(c)
+    c.several_losses = True
+
+
+def negative_log_density(c):
+    c.integer_labels, c.classes, c.label_counts = False, 1, np.zeros(0)
+    c.loss = np.linspace(1.0, -2.0, c.samples)
+
+
+def bf16_weights_with_large_steps(c):
+    c.model.to(torch.bfloat16)
+    c.changed_share[:] = 0.8
+
+
+def loss_unknown(c):
+    c.loss[:] = np.nan
+    c.classes, c.label_counts, c.integer_labels = 0, np.zeros(0), False
+
+
+HEALTHY = [
+    as_it_is,
+    frozen_from_the_input,
+    only_the_head_trains,
+    only_biases_train,
+    lora_begins_at_zero,
+    embeddings_mostly_zero,
+    relu_layers_half_silent,
+    cosine_to_zero,
+    rate_zero_at_the_end,
+    layer_wise_rates,
+    norms_round_away_late_in_a_decay,
+    scatter_grows_while_learning,
+    noisy_small_batches,
+    learned_by_heart,
+    clipped_often,
+    scale_search_of_the_scaler,
+    one_overflow_later,
+    pretrained_gpt2_scale,
+    fresh_narrow_transformer,
+    fresh_small_weights_grow_fast,
+    fresh_head_on_a_frozen_encoder,
+    large_steps_long_ago,
+    batches_of_two,
+    plateau_of_word_frequencies,
+    converged_before,
+    slow_start_then_learns,
+    noisy_and_slow_but_falling,
+    warmup_over_most_of_the_run,
+    regression,
+    next_sentences_with_a_large_weight,
+    negative_log_density,
+    bf16_weights_with_large_steps,
+    loss_unknown,
+]
+
+
+@pytest.mark.parametrize("change", HEALTHY, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("every", [1, 10])
+def test_healthy_courses_raise_no_alarm(change, every):
+    course = Course(every=every)
+    change(course)
+    judge = course.judged()
+    assert [message(finding) for finding in judge.findings] == []
+
+
+# --- findings -----------------------------------------------------------------------------------------------------
+
+
+def test_symptoms_are_folded_under_their_cause():
+    course = Course()
+    nonfinite_everywhere(course)
+    exploding_gradients(course)
+    course.loss[32:] = 50.0
+    judge = course.judged()
+    assert rule_names(judge) == ["nonfinite"] or rule_names(judge) == ["exploding_gradients"]
+    assert [f.rule for f in judge.symptoms(rule_names(judge)[0])]
+
+
+def test_a_finding_is_reported_once_and_kept_up_to_date():
+    course = Course()
+    no_gradient(course)
+    judge, history, reported = HealthJudge(), course.history(), []
+    for length in range(1, len(history) + 1):
+        history.shorten(length)
+        reported += judge.judge(history)
+    assert len(reported) == 1
+    case = judge.cases["no_gradient"]
+    assert reported[0].step == case.finding.step == history.step[4]
+    assert case.samples == 5
+    assert case.last_step == history.step[-1]
+
+
+def test_a_fault_that_spreads_keeps_its_place():
+    course = Course()
+    course.ratio[10:, course.at("layers.2", "weight")] *= 50
+    course.ratio[20:, course.at("layers.2", "weight")] /= 50
+    course.ratio[20:, course.at("layers.3", "weight")] *= 50
+    judge = course.judged()
+    case = judge.cases["layer_out_of_line"]
+    assert case.finding.parameters == ("layers.2.up.weight",)
+    assert "layer.2" in case.finding.seen
+    assert case.last_step == 590
+
+
+def test_two_faults_are_two_findings():
+    course = Course()
+    frozen_layer(course)
+    not_in_optimizer(course)
+    assert sorted(rule_names(course.judged())) == ["frozen_layer", "not_updated"]
+
+
+def test_history_is_bounded_and_keeps_the_start_and_the_recent_samples():
+    course = Course(samples=3 * LONGEST, every=2)
+    history = course.history()
+    assert len(history) <= LONGEST
+    assert history.step[0] == 1
+    assert history.step[-20:].tolist() == [2 * i for i in range(3 * LONGEST - 20, 3 * LONGEST)]
+    assert (np.diff(history.step) > 0).all()
+
+
+def test_history_comes_back_from_its_file(tmp_path):
+    course = Course()
+    history, again = course.history(), HealthHistory(course.model, 600)
+    history.save(tmp_path / "h.npz")
+    assert again.load(tmp_path / "h.npz", last_step=300)
+    assert again.step.tolist() == [s for s in history.step if s <= 300]
+    np.testing.assert_array_equal(again.gradient, history.gradient[: len(again)])
+    other = HealthHistory(nn.Linear(3, 3), 600)
+    assert not other.load(tmp_path / "h.npz", last_step=300)
+
+
+def test_gradients_are_undone_of_clipping():
+    course = Course(samples=3)
+    np.testing.assert_allclose(course.history().gradient, course.gradient, rtol=1e-12)
+
+
+def test_prior_loss_is_the_entropy_of_labels():
+    course = Course(samples=3)
+    course.label_counts = course.label_counts * 1000
+    shares = course.label_counts / course.label_counts.sum()
+    assert course.history().prior_loss[-1] == pytest.approx(-(shares * np.log(shares)).sum(), abs=1e-4)
+
+
+def test_prior_loss_of_few_labels_is_not_too_low():
+    random = np.random.default_rng(0)
+    estimates = []
+    for _ in range(200):
+        course = Course(samples=1)
+        course.label_counts = np.bincount(random.integers(0, 3, 12), minlength=3).astype(float)
+        estimates.append(course.history().prior_loss[-1])
+    # Twelve labels of three classes: the plain estimate is 0.09 too low on average.
+    assert np.mean(estimates) == pytest.approx(math.log(3), abs=0.03)
