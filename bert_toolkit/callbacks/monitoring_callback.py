@@ -130,6 +130,9 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
             step: number of the step.
         """
 
+    def check(self) -> None:
+        """Raise what went wrong in hooks of this step, which must not raise within the forward pass themselves."""
+
     def before_step(self, reading: StepReading, optimizer: Any) -> None:
         """Do what is due right before the optimizer's step, once gradients are read.
 
@@ -276,9 +279,15 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
             backward_scale: see `StepReading.before_step`.
             loss_scale: see `StepReading.before_step`.
         """
+        if not self._sampling:
+            return
         reading = self._reading
         if reading is not None:
             self._observe(lambda: self._read_before(reading, optimizer, max_norm, backward_scale, loss_scale))
+        self._agree()
+        agreed = self._reading
+        if agreed is not None:
+            self._observe(lambda: self.before_step(agreed, optimizer))
 
     def _read_before(
         self,
@@ -288,27 +297,29 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         backward_scale: torch.Tensor | None,
         loss_scale: float,
     ) -> None:
+        self.check()
         reading.before_step(optimizer, max_norm, backward_scale, loss_scale)
         reading.check(self.reads_gradients, self.reads_updates is not None)
-        self.before_step(reading, optimizer)
         if self.reads_gradients and self.needs_gradients and not reading.has_gradients:
             self._stop_observing(
                 "no parameter has a gradient before the optimizer's step, so the optimizer or its wrapper keeps "
                 "gradients elsewhere"
             )
 
-    def read_after(self) -> None:
-        """Compare the parameters of a sampled step with their copy; called right after the optimizer's step."""
-        if not self._sampling or self._run is None:
-            return
-        # What follows may be a collective: all processes go on, or none.
+    def _agree(self) -> None:
+        """Let all processes go on or none, before what may be a collective."""
         run, failed = self._run, self._reader is None
-        if self._safe.attempt("agreement of the processes", lambda: run.any_rank(failed)):
-            if self._reader is not None:
+        if run is not None and self._safe.attempt("agreement of the processes", lambda: run.any_rank(failed)):
+            if not failed:
                 self._stop_observing("another process has failed to measure")
             self._active = self._sampling = False
-        reading = self._reading
-        if reading is not None:
+
+    def read_after(self) -> None:
+        """Compare the parameters of a sampled step with their copy; called right after the optimizer's step."""
+        if not self._sampling:
+            return
+        self._agree()
+        if (reading := self._reading) is not None:
             self._observe(lambda: self._read_after(reading))
 
     def _read_after(self, reading: StepReading) -> None:
@@ -392,7 +403,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read gradients and copy parameters of a sampled step; see `read_before`."""
-        if self._reading is not None:
+        if self._sampling:
             optimizer = kwargs.get("optimizer")
             scale = self._observe(lambda: self._backward_scale(optimizer))
             self.read_before(optimizer, args.max_grad_norm or None, scale)

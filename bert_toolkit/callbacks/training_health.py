@@ -161,6 +161,11 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         if self._watch is not None:
             self._watch.start()
 
+    def check(self) -> None:
+        """Raise what went wrong in a hook of this step."""
+        if self._watch is not None:
+            self._watch.check()
+
     def before_step(self, reading: StepReading, optimizer: Any) -> None:
         """Read what the backward pass has left.
 

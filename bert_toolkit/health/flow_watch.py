@@ -40,6 +40,11 @@ class FlowWatch:
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         return {} if self._identity is None else self._identity.stop(device)
 
+    def check(self) -> None:
+        """Raise what went wrong in a hook."""
+        if self._identity is not None:
+            self._identity.guard.check()
+
     def forget(self) -> None:
         """Leave no hook and no number behind."""
         if self._identity is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bert_toolkit.health.batch_facts import batch_facts
 from bert_toolkit.health.facts import FactValue, flattened, mean_over_ranks, merged, named
 from bert_toolkit.health.output_facts import gradient_facts, logit_facts
+from bert_toolkit.monitoring.guarded_hooks import GuardedHooks
 from bert_toolkit.monitoring.parameter_roles import unwrap
 from bert_toolkit.monitoring.tensor_statistics import HostCopy
 
@@ -68,6 +69,7 @@ class ForwardWatch:
     """
 
     def __init__(self, model: nn.Module, special_tokens: Mapping[str, int] | None = None) -> None:
+        self.guard = GuardedHooks()
         self._model = unwrap(model)
         self._special_tokens = special_tokens or {}
         self._handle: Any = None
@@ -82,7 +84,7 @@ class ForwardWatch:
     def start(self) -> None:
         """Watch from now on; call it before the forward pass of a step."""
         self.stop()
-        self._handle = self._model.register_forward_hook(self._on_forward, with_kwargs=True)
+        self._handle = self._model.register_forward_hook(self.guard(self._on_forward), with_kwargs=True)
 
     def stop(self, further: Mapping[str, Tensor | float] | None = None) -> PendingForward:
         """Stop watching and hand out what was seen.
@@ -161,7 +163,7 @@ class ForwardWatch:
         if logits is not None and logits.is_floating_point() and logits.numel():
             facts |= logit_facts(logits)
             if logits.requires_grad:
-                self._gradient_handles.append(logits.register_hook(_Arrival(facts, logits, inputs)))
+                self._gradient_handles.append(logits.register_hook(self.guard(_Arrival(facts, logits, inputs))))
         return facts
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from bert_toolkit.monitoring.guarded_hooks import GuardedHooks
 from bert_toolkit.monitoring.parameter_roles import clean_name, unwrap
 
 MOST_MODULES = 64
@@ -46,6 +47,7 @@ class ModuleIdentity:
     def __init__(self, model: nn.Module) -> None:
         self._modules = _spread_over(unwrap(model))
         self.names = tuple(clean_name(name) for name, _ in self._modules)
+        self.guard = GuardedHooks()
         self._handles: list[Any] = []
         self._found: dict[int, Tensor] = {}
         self._tolerance = _TOLERANCE
@@ -58,7 +60,9 @@ class ModuleIdentity:
         for place in places if self._times == 0 else places[self._times % _PARTS :: _PARTS]:
             module = self._modules[place][1]
             if getattr(module, "neftune_noise_alpha", None) is None:  # noise that Trainer was asked for
-                self._handles.append(module.register_forward_hook(_Comparison(self, place), with_kwargs=True))
+                self._handles.append(
+                    module.register_forward_hook(self.guard(_Comparison(self, place)), with_kwargs=True)
+                )
         self._times += 1
 
     def stop(self, device: torch.device) -> dict[str, Tensor | float]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bert_toolkit.health.settings import innermost
+from bert_toolkit.monitoring.guarded_hooks import GuardedHooks
 from bert_toolkit.monitoring.parameter_roles import named_unique_parameters
 
 _PARAMETERS_WATCHED = 4
@@ -27,6 +28,7 @@ class ProtocolWatch:
     def __init__(self, model: nn.Module, unheld: tuple[str, ...] = ()) -> None:
         self._model = model
         self._unheld = frozenset(unheld)
+        self.guard = GuardedHooks()
         self._handles: list[Any] = []
         self._watched: list[nn.Parameter] = []
         self._incoming: dict[int, Tensor] = {}
@@ -51,8 +53,8 @@ class ProtocolWatch:
         self._watched = candidates[::-1][::step][:_PARAMETERS_WATCHED]
         self._values = [p.detach().clone() for p in self._watched]
         for parameter in self._watched:
-            self._handles.append(parameter.register_hook(self._before(parameter)))
-            self._handles.append(parameter.register_post_accumulate_grad_hook(self._after))
+            self._handles.append(parameter.register_hook(self.guard(self._before(parameter))))
+            self._handles.append(parameter.register_post_accumulate_grad_hook(self.guard(self._after)))
 
     def stop(self) -> None:
         """Remove the hooks and forget what they saw."""

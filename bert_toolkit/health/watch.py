@@ -90,6 +90,14 @@ class HealthWatch:
         if self._flow is not None:
             self._flow.start()
 
+    def check(self) -> None:
+        """Raise what went wrong in a hook of this step, which must not raise within somebody's forward pass."""
+        self._protocol.guard.check()
+        if self._forward is not None:
+            self._forward.guard.check()
+        if self._flow is not None:
+            self._flow.check()
+
     def before_step(self, optimizer: Any) -> None:
         """Read what the backward pass has left, right before the optimizer's step."""
         facts: dict[str, Tensor | float] = self._protocol.facts(optimizer)

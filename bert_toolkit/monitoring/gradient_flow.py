@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bert_toolkit.errors import InputError
+from bert_toolkit.monitoring.guarded_hooks import GuardedHooks
 from bert_toolkit.monitoring.parameter_roles import (
     ParameterInfo,
     WatchedParameters,
@@ -308,9 +309,10 @@ class _BackwardWatch:
     def __init__(self, named: list[tuple[str, nn.Parameter]]):
         self.named = named
         self._queued = False
-        self._failure: Exception | None = None
+        self._guard = GuardedHooks()
         self._norms: dict[str, Tensor] = {}
-        self._hooks = [p.register_post_accumulate_grad_hook(self._on_gradient) for _, p in named]
+        on_gradient = self._guard(self._on_gradient)
+        self._hooks = [p.register_post_accumulate_grad_hook(on_gradient) for _, p in named]
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -319,8 +321,7 @@ class _BackwardWatch:
 
     def norms(self, names: Sequence[str]) -> list[Tensor]:
         """The local norm of each gradient before clipping; 0 where none was seen."""
-        if self._failure is not None:
-            raise self._failure
+        self._guard.check()
         return [self._norms[name] if name in self._norms else torch.zeros(()) for name in names]
 
     def _on_gradient(self, parameter: Tensor) -> None:
@@ -329,14 +330,12 @@ class _BackwardWatch:
             # DDP and FSDP2 put gradients in place in their own final callbacks, queued before the backward pass
             # ends; a callback queued from a final callback runs after all of these.
             engine = torch.autograd.Variable._execution_engine
-            engine.queue_callback(lambda: engine.queue_callback(self._on_backward_end))
+            on_backward_end = self._guard(self._on_backward_end)
+            engine.queue_callback(lambda: engine.queue_callback(on_backward_end))
 
     @torch.no_grad()
     def _on_backward_end(self) -> None:
         self._queued = False
         names = [n for n, p in self.named if p.grad is not None]
         gradients = [p.grad for _, p in self.named if p.grad is not None]
-        try:
-            self._norms = dict(zip(names, local_norms(gradients), strict=True))
-        except Exception as error:  # raised here it would end the backward pass; `norms` tells it
-            self._failure = error
+        self._norms = dict(zip(names, local_norms(gradients), strict=True))

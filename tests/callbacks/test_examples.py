@@ -18,6 +18,7 @@ MODULES = [
     "callbacks.loop_watch",
     "callbacks.safe_outputs",
     "monitoring.gradient_flow",
+    "monitoring.guarded_hooks",
     "monitoring.update_ratios",
     "monitoring.step_reading",
     "metrics.pretraining_scores",

@@ -25,6 +25,7 @@ from bert_toolkit import (
     watch_loop,
 )
 from bert_toolkit.callbacks import monitoring_output
+from bert_toolkit.health.forward_statistics import ForwardWatch
 from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.judge import HealthJudge
 from bert_toolkit.monitoring import figures, gradient_flow
@@ -72,6 +73,7 @@ FAULTS = {
     "end of backward": [(gradient_flow, "local_norms", wrong), ("Gradient flow", "measurements")],
     "copy": [(UpdateRatioMonitor, "before_step", wrong), ("Update ratios", "measurements")],
     "update": [(UpdateRatioMonitor, "after_step", wrong), ("Update ratios", "measurements")],
+    "forward hook of health": [(ForwardWatch, "_look", wrong), ("Training health", "measurements")],
     "judge": [(HealthJudge, "judge", wrong), ("Training health", "measurements")],
     "samples of health": [(HealthHistory, "save", disk_full), ("Training health", "file of samples")],
     "verdict": [(HealthJudge, "verdict", wrong), ("Training health", "verdict")],
