@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from defaultplusplus.deform import OPERATORS, get_injector, list_operators
@@ -15,7 +14,7 @@ from torch import nn
 from transformers import set_seed
 
 from benchmarks.fault_injection.deform.subjects import Subject
-from benchmarks.fault_injection.deform.texts import TASKS, Sources, Task
+from benchmarks.fault_injection.deform.texts import TASKS, Sources, Task, collate
 
 CLEAN = "clean"
 ACTS = "acts"
@@ -51,20 +50,6 @@ class Mutant:
 def mutants(scope: str) -> list[Mutant]:
     """Every operator of a scope at every value, in the catalogue's order."""
     return [Mutant(op.op_id, value) for op in list_operators(scope) for value in (op.param_grid or (None,))]
-
-
-def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pad at the end; labels of padding are ignored."""
-    longest = max(len(row["input_ids"]) for row in batch)
-    out: dict[str, torch.Tensor] = {}
-    for name, first in batch[0].items():
-        if isinstance(first, list):
-            fill = -100 if name == "labels" else 0
-            padded = [row[name] + [fill] * (longest - len(row[name])) for row in batch]
-            out[name] = torch.tensor(padded)
-        else:
-            out[name] = torch.tensor([row[name] for row in batch])
-    return out
 
 
 def fingerprint(subject: Subject, task: Task, sources: Sources, mutant: Mutant | None) -> str:

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments, set_seed
 
-from benchmarks.fault_injection.deform.mutants import CLEAN, Mutant, collate
+from benchmarks.fault_injection.deform.mutants import CLEAN, Mutant
 from benchmarks.fault_injection.deform.predictor import Predictor
 from benchmarks.fault_injection.deform.subjects import SUBJECTS, Subject
-from benchmarks.fault_injection.deform.texts import TASKS, Sources, Task
+from benchmarks.fault_injection.deform.texts import TASKS, Sources, Task, collate
 from benchmarks.fault_injection.smdebug import other_thresholds
 from bert_toolkit import TrainingHealthCallback
 from bert_toolkit.errors import InputError

@@ -184,11 +184,11 @@ SUBJECTS = {
     subject.name: subject
     for subject in (
         Subject("minilm", "encoder", False, True, minilm, 60, 4e-4, 8),
-        Subject("bert", "encoder", False, False, bert, 60, 2e-3, 16),
+        Subject("bert", "encoder", False, False, bert, 90, 1e-3, 16),
         Subject("gpt2", "decoder", False, False, gpt2, 60, 1e-3, 8),
-        Subject("neo", "decoder", False, False, neo, 60, 3e-3, 8),
-        Subject("distilbert", "encoder", True, False, distilbert, 60, 2e-3, 16, segments=False),
-        Subject("toolkit_pre_ln", "encoder", True, False, toolkit_pre_ln, 60, 2e-3, 16),
-        Subject("llama", "decoder", True, False, llama, 60, 3e-3, 8),
+        Subject("neo", "decoder", False, False, neo, 60, 2e-3, 8),
+        Subject("distilbert", "encoder", True, False, distilbert, 90, 1e-3, 16, segments=False),
+        Subject("toolkit_pre_ln", "encoder", True, False, toolkit_pre_ln, 90, 1e-3, 16),
+        Subject("llama", "decoder", True, False, llama, 60, 2e-3, 8),
     )
 }

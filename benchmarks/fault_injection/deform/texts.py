@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, BertTokenizer
 
 from bert_toolkit.data.cola import read_cola_file
@@ -178,3 +179,17 @@ def rows(task: Task, sources: Sources, pretrained: bool) -> tuple[list[dict], li
             row["labels"] = example.label
         made.append(row)
     return made[:TRAINING_ROWS], made[TRAINING_ROWS:]
+
+
+def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pad at the end; labels of padding are ignored."""
+    longest = max(len(row["input_ids"]) for row in batch)
+    out: dict[str, torch.Tensor] = {}
+    for name, first in batch[0].items():
+        if isinstance(first, list):
+            fill = -100 if name == "labels" else 0
+            padded = [row[name] + [fill] * (longest - len(row[name])) for row in batch]
+            out[name] = torch.tensor(padded)
+        else:
+            out[name] = torch.tensor([row[name] for row in batch])
+    return out

@@ -1,0 +1,1 @@
+"""Silent errors of real trainings, reproduced on one or two CPU processes."""
