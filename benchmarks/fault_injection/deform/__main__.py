@@ -3,7 +3,8 @@
     python -m benchmarks.fault_injection.deform survey --cola path/to/cola/raw --newsgroups path/to/20news.tar.gz
     python -m benchmarks.fault_injection.deform run --cola ... --newsgroups ... --histories FOLDER
     python -m benchmarks.fault_injection.deform rejudge --cola ... --newsgroups ... --histories FOLDER
-    python -m benchmarks.fault_injection.deform report
+    python -m benchmarks.fault_injection.deform cost --cola ... --newsgroups ...
+    python -m benchmarks.fault_injection.deform report --held-out
 
 `survey` finds which mutants change anything. `run` trains clean and mutated with the same seeds; a mutant that is once
 not worse than the clean training cannot be killed any more and gets no further seeds. It goes on where it was stopped;
@@ -27,7 +28,7 @@ import torch
 import transformers
 from torch import nn
 
-from benchmarks.fault_injection.deform import mutants, report, runs
+from benchmarks.fault_injection.deform import cost, mutants, report, runs
 from benchmarks.fault_injection.deform.mutants import ACTS, CLEAN, Mutant
 from benchmarks.fault_injection.deform.runs import SEEDS, Job
 from benchmarks.fault_injection.deform.subjects import SUBJECTS
@@ -35,6 +36,7 @@ from benchmarks.fault_injection.deform.texts import TASKS, Sources
 from bert_toolkit.errors import InputError
 
 RESULTS = Path(__file__).parents[2] / "results"
+COST = RESULTS / "deform_cost.json"
 Key = tuple[str, str, str, int]
 
 
@@ -154,6 +156,12 @@ def rejudge(arguments: argparse.Namespace, sources: Sources) -> None:
         print(f"{damaged} samples were stored by another version: `run --again` trains anew", file=sys.stderr)
 
 
+def measure_cost(arguments: argparse.Namespace, sources: Sources) -> None:
+    """Time training with and without watchers."""
+    quiet()
+    cost.measure(arguments.models or ["minilm", "bert", "gpt2"], sources, COST)
+
+
 def mutant_of(row: dict[str, Any]) -> Mutant:
     """The mutant of a row."""
     return next(m for m in mutants.mutants(SUBJECTS[row["model"]].scope) if m.name == row["mutant"])
@@ -162,7 +170,7 @@ def mutant_of(row: dict[str, Any]) -> Mutant:
 def main() -> None:
     """Read the command line and do what it asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["survey", "run", "rejudge", "report"])
+    parser.add_argument("command", choices=["survey", "run", "rejudge", "cost", "report"])
     parser.add_argument("--cola", type=Path, help="folder with CoLA's raw files")
     parser.add_argument("--newsgroups", type=Path, help="archive or folder of 20 newsgroups, by date")
     parser.add_argument("--models", nargs="+", choices=list(SUBJECTS))
@@ -178,12 +186,12 @@ def main() -> None:
     parser.add_argument("--survey", type=Path, default=RESULTS / "deform_survey.json")
     arguments = parser.parse_args()
     if arguments.command == "report":
-        report.write(arguments.results, arguments.survey, arguments.held_out)
+        report.write(arguments.results, arguments.survey, COST, arguments.held_out)
         return
     if arguments.cola is None or arguments.newsgroups is None:
         parser.error(f"{arguments.command} needs --cola and --newsgroups")
     sources = Sources(arguments.cola, arguments.newsgroups)
-    {"survey": survey, "run": run, "rejudge": rejudge}[arguments.command](arguments, sources)
+    {"survey": survey, "run": run, "rejudge": rejudge, "cost": measure_cost}[arguments.command](arguments, sources)
 
 
 if __name__ == "__main__":

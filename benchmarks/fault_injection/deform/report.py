@@ -239,7 +239,7 @@ def group_report(title: str, group: list[Case], clean: list[Row]) -> list[str]:
     return lines
 
 
-def write(results: Path, survey: Path, held_out: bool) -> None:
+def write(results: Path, survey: Path, cost: Path, held_out: bool) -> None:
     """Write benchmarks/deform.md, or print the tuning group alone."""
     rows = read_rows(results)
     everything = cases(rows)
@@ -256,6 +256,7 @@ def write(results: Path, survey: Path, held_out: bool) -> None:
         "Rules were written by looking at the tuning group alone. A training is held out where its model or task is.",
         "",
         *surveyed(read_survey(survey)),
+        *costs(cost),
     ]
     for title, wanted in (("Held out", True), ("Tuning", False)):
         if wanted and not held_out:
@@ -285,4 +286,24 @@ def surveyed(verdicts: dict[str, dict[str, str]]) -> list[str]:
             sum(verdict.startswith("breaks the step") for verdict in by_mutant.values()),
         ]
         lines.append(f"| {model} | {len(by_mutant)} | " + " | ".join(map(str, kinds)) + " |")
+    return [*lines, ""]
+
+
+def costs(path: Path) -> list[str]:
+    """The table of processor time, nothing where it was not measured."""
+    if not path.exists():
+        return []
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    arms = list(next(iter(measured["milliseconds"].values())))
+    lines = [
+        "## Cost",
+        "",
+        f"Processor time per step in milliseconds, one thread, median of {measured['rounds']} trainings of "
+        f"{measured['steps']} steps. On models this small the number of calls costs, not the size of tensors.",
+        "",
+        "| model | " + " | ".join(arms) + " |",
+        "|---|" + "---|" * len(arms),
+    ]
+    for model, by_arm in measured["milliseconds"].items():
+        lines.append(f"| {model} | " + " | ".join(f"{by_arm[arm]:.1f}" for arm in arms) + " |")
     return [*lines, ""]

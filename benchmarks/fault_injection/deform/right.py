@@ -23,8 +23,18 @@ PARAMETERS = {
 }
 """By component, what the names of its parameters hold, in the words of the catalogue's own patterns."""
 
-RULES: dict[str, frozenset[str]] = {}
-"""By operator, rules that name the cause without naming parameters."""
+WORDS = {
+    "embedding": r"embedding",
+    "masking": r"mask|future|padding",
+    "positional": r"position",
+    "layernorm": r"norm",
+    "ffn": r"activation",
+    "output": r"logits|head",
+}
+"""By component, what the name of a rule holds that speaks of nothing else."""
+
+RULES = {"NCE": frozenset({"implausible_setting"}), "FCA": frozenset({"implausible_setting"})}
+"""By operator, rules that name the cause in their text, without naming parameters."""
 
 
 def names_component(finding: dict[str, Any], mutant: Mutant) -> bool:
@@ -35,6 +45,8 @@ def names_component(finding: dict[str, Any], mutant: Mutant) -> bool:
         mutant: What was broken.
     """
     if finding["rule"] in RULES.get(mutant.operator, frozenset()):
+        return True
+    if mutant.component in WORDS and re.search(WORDS[mutant.component], finding["rule"]):
         return True
     names = finding["parameters"]
     return bool(names) and all(re.search(PARAMETERS[mutant.component], name.lower()) for name in names)
