@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from bert_toolkit.health.activations import changed_activations
 from bert_toolkit.monitoring.parameter_roles import named_unique_parameters, unwrap
 
 _PLANNED_POINTS = 41  # of the learning rate: every 2.5 % of the run
@@ -45,6 +46,7 @@ class RunSettings:
         batches_per_epoch: None where unknown.
         dropouts: Module or setting of the model's config -> probability.
         norm_eps: Normalization module -> epsilon.
+        activations: Activation module that is not as configured -> what is there; see `changed_activations`.
         adapter_scaling: Adapter module -> factor of its output.
         config: Settings of the model's config that are numbers, strings or booleans.
         special_tokens: `pad`, `unk`, `cls`, `sep`, `bos`, `eos`, `mask` -> id, as far as a tokenizer has them.
@@ -64,6 +66,7 @@ class RunSettings:
     batches_per_epoch: int | None = None
     dropouts: Mapping[str, float] = field(default_factory=dict)
     norm_eps: Mapping[str, float] = field(default_factory=dict)
+    activations: Mapping[str, str] = field(default_factory=dict)
     adapter_scaling: Mapping[str, float] = field(default_factory=dict)
     config: Mapping[str, float | str | bool] = field(default_factory=dict)
     special_tokens: Mapping[str, int] = field(default_factory=dict)
@@ -101,6 +104,7 @@ class RunSettings:
             planned_rates=_planned_rates(schedule, last_step),
             dropouts=_dropouts(inner, config),
             norm_eps=_norm_eps(inner),
+            activations=changed_activations(inner),
             adapter_scaling=_adapter_scaling(inner),
             config=_plain_config(config),
             special_tokens=special_tokens_of(tokenizer),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from bert_toolkit.health.checkpoint_comparison import checkpoint_differences
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.health.flow_watch import FlowWatch
 from bert_toolkit.health.forward_statistics import ForwardStatistics, ForwardWatch, PendingForward
@@ -19,6 +20,7 @@ from bert_toolkit.health.protocol import ProtocolWatch
 from bert_toolkit.health.replicas import replica_facts
 from bert_toolkit.health.sampled_values import SampledValues
 from bert_toolkit.health.settings import RunSettings
+from bert_toolkit.health.weight_census import weight_census
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import named_unique_parameters
 from bert_toolkit.monitoring.update_ratios import UpdateRatioRecord
@@ -79,7 +81,9 @@ class HealthWatch:
         Returns:
             What is wrong already.
         """
-        self.history.start = self._values.census()
+        names = self.history.names
+        self.history.start = self._values.census() | weight_census(self._model, names)
+        self.history.start["differs"] = checkpoint_differences(self._model, names)
         return self.judge.judge_start(self.history)
 
     def start(self) -> None:

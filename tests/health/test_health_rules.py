@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import test_flow
 import test_watched_loops
+import test_weights_at_the_start
 import torch
 from courses import Course, rule_names
 
@@ -251,8 +252,13 @@ def test_rule_fires_alone_and_names_the_place(rule, spoil, named):
 
 
 def test_every_rule_has_a_course_that_makes_it_fire():
-    in_loops = {rule for loops in (test_watched_loops, test_flow) for rule, _, _ in loops.FAULTS.values()}
+    in_loops = {
+        rule
+        for loops in (test_watched_loops, test_flow, test_weights_at_the_start)
+        for rule, _, _ in loops.FAULTS.values()
+    }
     elsewhere = {
+        "not_as_in_checkpoint",  # test_weights_at_the_start.py, with a checkpoint
         # test_health_watch.py, with a scheduler, an evaluation and two processes
         *("schedule_out_of_step", "training_mode_in_evaluation"),
         *("replicas_differ", "gradients_not_averaged", "ranks_share_rows"),

@@ -65,3 +65,25 @@ def _parameters_of(history: HealthHistory, modules: Iterable[str]) -> np.ndarray
     """Positions of the parameters that these modules own."""
     owners = set(modules)
     return np.flatnonzero([name.rpartition(".")[0] in owners for name in history.names])
+
+
+@rule(
+    needs="settings",
+    explains=(COURSE, OUTCOME, FLOW, STEPS),
+    severity="warning",
+    cause="activation modules were replaced after the model was built",
+    remedy="set hidden_act (activation_function) in the config instead, or the saved model will be loaded with "
+    "another function than it was trained with",
+)
+def activation_not_as_configured(history: HealthHistory) -> Finding | None:
+    """Every activation in the layers of a transformers model computes another function than its config names.
+
+    Judged once. Approximations of one function count as the same.
+    """
+    changed = history.settings.activations
+    if not changed or len(history) > 1:
+        return None
+    name, what = next(iter(changed.items()))
+    return activation_not_as_configured.finding(
+        history, value=len(changed), threshold=0, seen=f"{len(changed)} activations, first {name}: {what}"
+    )

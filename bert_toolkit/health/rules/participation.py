@@ -47,6 +47,42 @@ def frozen_layer(history: HealthHistory, *, samples: int = 2, share: float = 0.5
 
 
 @rule(
+    explains=(OUTCOME, "vanishing_gradients"),
+    needs="gradients",
+    severity="warning",
+    cause="requires_grad was switched off by a pattern of names that matches these in every layer",
+    remedy="call requires_grad_(True) on them; if they are meant to stay as they are, ignore this",
+)
+def frozen_kind(history: HealthHistory, *, samples: int = 2, share: float = 0.5) -> Finding | None:
+    """Some kinds of matrices are frozen in every layer of a stack while everything else in the model trains.
+
+    At most `share` of the kinds. Training few parts on purpose (biases, normalizations, adapters, attention alone)
+    leaves embeddings and most of the model frozen as well.
+    """
+    trainable = history.trainable[-1]
+    if len(history) < samples or trainable.all() or history.where("adapter").any():
+        return None
+    frozen = np.zeros(len(history.names), dtype=bool)
+    for stack in history.stacks:
+        matrices = stack[history.is_matrix[stack].all(axis=1)]
+        kinds = matrices[~trainable[matrices].any(axis=1)]
+        if len(kinds) and len(kinds) <= share * len(matrices):
+            frozen[kinds] = True
+    biases = history.bias_of[frozen]
+    frozen[biases[biases >= 0]] = True
+    if not frozen.any() or not trainable[~frozen].all():
+        return None
+    positions = np.flatnonzero(frozen & ~trainable)
+    return frozen_kind.finding(
+        history,
+        parameters=positions,
+        value=len(positions),
+        threshold=0,
+        seen=f"{len(positions)} parameters of the same kinds in every layer do not require gradients; all others do",
+    )
+
+
+@rule(
     explains=(COURSE, OUTCOME, "vanishing_gradients", "layer_out_of_line"),
     needs="updates",
     cause="the optimizer was built before the parameter was added or from a filtered list, a parameter group with "
