@@ -92,6 +92,7 @@ class Table:
             others = f" ({more})" if len(rows) > 1 else ""
             raise InputError(
                 f"{self.place(rows[0])} has {what} in column {brief(column)}{others}: fill it in or remove the row"
+                + ("" if what == "nothing" else ", or rename the class if it is one")
             )
 
 

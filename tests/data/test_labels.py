@@ -282,7 +282,7 @@ class TestNames:
     def test_marks_of_missing_labels_are_refused_with_their_number(self, marker):
         rows = ["a", marker, "b", "a", marker, marker]
         message = rf"rows.csv:3 has {re.escape(repr(marker.strip()))}, which marks a missing label, in column 'label' "
-        message += r"\(so have 2 later rows\): fill it in or remove the row"
+        message += r"\(so have 2 later rows\): fill it in or remove the row, or rename the class if it is one"
         with pytest.raises(InputError, match=message):
             learn_labels(table(label=rows), ["label"])
         with pytest.raises(InputError, match="which marks a missing label"):
