@@ -23,6 +23,7 @@ from bert_toolkit.training.arguments import parse_arguments
 from bert_toolkit.training.launching import run_recipe
 from bert_toolkit.training.loading import load_pretrained, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
+from bert_toolkit.training.rehearsal import longest_input
 from bert_toolkit.training.tokenized_rows import tokenize_texts
 
 ROWS_SORTED = 10_000
@@ -111,7 +112,7 @@ def main() -> None:
     columns = predict.text_columns or getattr(model.config, "text_columns", None)
     if not columns or len(columns) > 2:
         raise InputError(f"name one or two `text_columns` of {predict.data}: there are {shown(list(table.columns))}")
-    tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model))
+    tokenizer.model_max_length = longest_input(tokenizer, model) or sys.maxsize
     texts = [table.texts(column) for column in columns]
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
     problem_type = model.config.problem_type or (REGRESSION if len(names) == 1 else SINGLE)
@@ -129,16 +130,6 @@ def main() -> None:
         f"{len(table):,} rows of {predict.data} labeled by {model_description}: {output}"
         + (f"; {cut:,} were longer than {tokenizer.model_max_length} tokens and cut" if cut else "")
     )
-
-
-def _positions(model: Any) -> int:
-    """Tokens that a model takes at most; without a table of positions, as many as any tokenizer gives."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is None or positions <= 0:
-        return sys.maxsize
-    table = next((m for n, m in model.named_modules() if n.endswith("position_embeddings")), None)
-    padding = getattr(table, "padding_idx", None)  # RoBERTa and its kin number positions from there on
-    return positions if padding is None else positions - padding - 1
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from bert_toolkit.training.evaluation import class_logits, longest_first, predic
 from bert_toolkit.training.launching import run_recipe, start_recipe
 from bert_toolkit.training.layer_wise_learning_rate import use_layer_wise_learning_rates
 from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
-from bert_toolkit.training.loading import check_max_length, load_classifier, load_tokenizer
+from bert_toolkit.training.loading import load_classifier, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
+from bert_toolkit.training.rehearsal import rehearse
 from bert_toolkit.training.tokenized_rows import tokenize_corpus
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
 
@@ -77,7 +78,7 @@ def main() -> None:
 
     # model
     model = load_classifier(model_name, corpus, cola.implementation)
-    check_max_length(cola.max_length, tokenizer, model)
+    rehearse(model, tokenizer, corpus, cola.max_length, arguments)
     corpus = tokenize_corpus(corpus, tokenizer, cola.max_length, arguments.seed, run.max_train_samples)
 
     # arguments

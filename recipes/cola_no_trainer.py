@@ -25,8 +25,9 @@ from bert_toolkit.reporting.reload_check import ReloadError
 from bert_toolkit.training.arguments import RunArguments, parse_arguments
 from bert_toolkit.training.launching import open_run, prepare_processes, run_recipe
 from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
-from bert_toolkit.training.loading import check_max_length, load_classifier, load_tokenizer
+from bert_toolkit.training.loading import load_classifier, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
+from bert_toolkit.training.rehearsal import check_max_length
 from bert_toolkit.training.tokenized_rows import tokenize_corpus
 
 

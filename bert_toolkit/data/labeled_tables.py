@@ -13,7 +13,7 @@ from bert_toolkit.data.corpus_splits import CorpusSplits, labeled_rows, split_of
 from bert_toolkit.data.hub_tables import read_hub_tables
 from bert_toolkit.data.labels import MULTI, REGRESSION, SINGLE, LabelScheme, learn_labels
 from bert_toolkit.data.tables import Table, read_table, shown
-from bert_toolkit.errors import InputError
+from bert_toolkit.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -286,7 +286,7 @@ def _dataset(table: Table, text_columns: Sequence[str], scheme: LabelScheme) -> 
     texts = dict(zip(("text", "text_pair"), map(table.texts, text_columns), strict=False))
     number = datasets.Value("float32")
     label = {SINGLE: scheme.names, MULTI: datasets.List(number), REGRESSION: number}[scheme.problem_type]
-    places = [table.place(row) for row in range(len(table))]
+    places = [one_line(table.place(row)) for row in range(len(table))]  # names of files may be no text
     return labeled_rows({**texts, "label": scheme.encode(table), "place": places}, label)
 
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from bert_toolkit.files import replaced_at_once
 
+NO_TEXT = "backslashreplace"  # how names of files are written that are no text in UTF-8
+
 
 def command_line() -> str:
     """The command that started this process, as one can type it again.
@@ -49,7 +51,7 @@ def write_results(output_dir: str | Path, results: Mapping[str, object]) -> Path
     record = {**results, "versions": package_versions(), "command": command_line()}
     text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False)
     with replaced_at_once(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(text + "\n", encoding="utf-8", errors=NO_TEXT)
     return path
 
 
@@ -64,7 +66,7 @@ def write_predictions(output_dir: str | Path, columns: Mapping[str, Sequence[Any
         The file.
     """
     path = Path(output_dir) / "predictions.tsv"
-    with replaced_at_once(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+    with replaced_at_once(path) as partial, partial.open("w", encoding="utf-8", errors=NO_TEXT, newline="\n") as file:
         file.write("\t".join(columns) + "\n")
         for row in zip(*columns.values(), strict=True):
             file.write("\t".join(_cell(value) for value in row) + "\n")
@@ -128,7 +130,7 @@ model = pipeline("{task}", model="path/to/this/folder")
 """
     path = Path(output_dir) / "README.md"
     with replaced_at_once(path) as partial:
-        ModelCard(text).save(partial)
+        ModelCard(text.encode("utf-8", NO_TEXT).decode("utf-8")).save(partial)
     return path
 
 

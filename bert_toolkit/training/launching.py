@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -172,6 +173,8 @@ def prepare_output_dir(output_dir: str | Path, overwrite: bool, resume: bool, is
         InputError: Not a writable directory, or it holds files and neither `overwrite` nor `resume` is set.
     """
     path = Path(output_dir)
+    if not str(path).isprintable():
+        raise InputError(f"`output_dir` must be text in UTF-8 without control characters, got {str(path)!r}")
     if path.exists() and not path.is_dir():
         raise InputError(f"`output_dir` must be a directory, {path} is a file; choose another with --output_dir")
     try:
@@ -218,6 +221,9 @@ def run_recipe(main: Callable[[], None]) -> NoReturn:
     Raises:
         SystemExit: Always, with that status.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal or file that lacks a character shows another instead
+            stream.reconfigure(errors="replace")
     status: str | int | None = 0
     try:
         main()

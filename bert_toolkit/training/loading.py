@@ -110,25 +110,6 @@ def load_classifier(
     return model
 
 
-def check_max_length(max_length: int, tokenizer: Any, model: Any) -> None:
-    """Refuses texts longer than a model's positions.
-
-    Args:
-        max_length: Tokens per text at most, special tokens included.
-        tokenizer: Its `model_max_length` counts too.
-        model: A classifier.
-
-    Raises:
-        InputError: `max_length` is too large, or too small for any text.
-    """
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", max_length))
-    if not 4 < max_length <= longest:
-        raise InputError(
-            f"`max_length` must lie in 5 to {longest} for {model.config.name_or_path}, the tokens that the model "
-            f"takes, got {max_length}"
-        )
-
-
 @contextmanager
 def _errors_in_one_line(name_or_path: str, what: str) -> Iterator[None]:
     try:

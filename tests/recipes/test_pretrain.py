@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import any_encoder
 import numpy as np
 import pytest
 import torch
@@ -248,7 +249,16 @@ def bad(tmp_path):
     (tmp_path / "short.txt").write_text("\n\n".join(["One sentence here."] * 9))
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "aa", "ab", "."])}
     BertTokenizer(vocab=vocabulary).save_pretrained(tmp_path / "tokenizer")
+    any_encoder.save(any_encoder.roberta, tmp_path / "roberta")
     return tmp_path
+
+
+def test_home_that_cannot_be_written_is_one_line(monkeypatch, tmp_path, settings):
+    """The cache is in the home directory unless another is named; on clusters that is often not there."""
+    monkeypatch.setenv("HOME", "/proc/self/fdinfo")
+    with pytest.raises(InputError, match="`cache_dir` ~/.cache/bert_toolkit/corpora is not writable") as error:
+        run(monkeypatch, settings(tmp_path / "run", cache_dir=None))
+    assert "pass another with --cache_dir" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +269,7 @@ def bad(tmp_path):
         ({"train_file": "{bad}/blank.txt"}, "holds 0 documents"),
         ({"train_file": "{bad}/one.txt"}, "holds 1 document; next-sentence pairs need at least 4"),
         ({"train_file": "{bad}/one.txt"}, "--documents_split"),
-        ({"train_file": "{bad}/latin.txt"}, "latin.txt is not UTF-8"),
+        ({"train_file": "{bad}/latin.txt"}, "latin.txt:1 is not utf-8 (byte 0xf6 at column 3"),
         (
             {"train_file": "{bad}/short.txt", "tokenizer_name_or_path": "{bad}/tokenizer"},
             "documents have one sentence",
@@ -274,6 +284,13 @@ def bad(tmp_path):
         ({"config_file": "{bad}/absent.json"}, "`config_file` must be a JSON file"),
         ({"config_file": "{bad}/one.txt"}, "`config_file` must be a JSON file"),
         ({"next_sentence_weight": 0}, "`next_sentence_weight`"),
+        ({"cache_dir": "/proc/self/fdinfo/cache"}, "`cache_dir` /proc/self/fdinfo/cache is not writable"),
+        ({"cache_dir": "{bad}/one.txt/cache"}, "one.txt/cache is not writable (Not a directory): pass another"),
+        ({"tokenizer_name_or_path": "{bad}/absent"}, "absent cannot be loaded as AutoTokenizer: "),
+        ({"tokenizer_name_or_path": "{bad}/empty"}, "empty cannot be loaded as AutoTokenizer: "),
+        ({"model_name_or_path": "{bad}/absent"}, "absent: no such folder"),
+        ({"model_name_or_path": "{bad}/roberta"}, "must be a BERT to be trained further, "),
+        ({"model_name_or_path": "{bad}/roberta", "tokenizer_name_or_path": "{bad}/tokenizer"}, "is a roberta"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
