@@ -86,7 +86,7 @@ def rehearse(
     rows = [{name: encoded[name][i] for name in tokenizer.model_input_names if name in encoded} for i in (0, 1)]
     batch = DataCollatorWithPadding(tokenizer)([{**each, "label": row["label"]} for each in rows])
     was_training, name = model.training, model.config.name_or_path
-    model.to(arguments.device).eval()
+    torch.nn.Module.to(model, arguments.device).eval()
     try:
         with torch.no_grad(), torch.random.fork_rng():
             output = model(**{key: tensor.to(arguments.device) for key, tensor in batch.items()})
