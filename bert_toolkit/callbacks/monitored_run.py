@@ -73,3 +73,15 @@ class MonitoredRun:
         answer = torch.tensor(float(flag), device=device)
         distributed.all_reduce(answer, op=distributed.ReduceOp.MAX)
         return bool(answer.item())
+
+
+def length_of(loader: Any) -> int | None:
+    """Return the number of batches of a data loader, None where it is a stream.
+
+    Args:
+        loader: The data loader, None where there is none.
+    """
+    try:
+        return len(loader) or None
+    except TypeError:
+        return None

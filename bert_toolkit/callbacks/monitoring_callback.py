@@ -1,27 +1,23 @@
 """What all monitoring callbacks share: which steps they sample, one reading of each, outputs, and resuming."""
 
-import copy
 import logging
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 import torch
-from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import (
     DefaultFlowCallback,
-    PrinterCallback,
-    ProgressCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
 )
 from transformers.training_args import TrainingArguments
 
-from bert_toolkit.callbacks.monitored_run import MonitoredRun
+from bert_toolkit.callbacks.monitored_run import MonitoredRun, length_of
 from bert_toolkit.callbacks.monitoring_output import MonitoringOutput, SubRun
 from bert_toolkit.callbacks.safe_outputs import SafeOutputs
+from bert_toolkit.callbacks.trainer_reporters import report_scalars, trainers_writer
 from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.observability import unsupported_reason
 from bert_toolkit.monitoring.parameter_roles import ParameterInfo
@@ -380,13 +376,13 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
                 is_main=state.is_world_process_zero,
                 first_step=state.global_step,
                 last_step=state.max_steps,
-                writer=lambda: self._trainers_writer() or sub_run.writer(),
+                writer=lambda: trainers_writer(self._trainer) or sub_run.writer(),
                 wandb="wandb" in (args.report_to or ()),
                 reporter=None if self._trainer is None else self._report,
                 schedule=kwargs.get("lr_scheduler"),
                 tokenizer=kwargs.get("processing_class"),
                 arguments=args,
-                batches_per_epoch=_length(kwargs.get("train_dataloader")),
+                batches_per_epoch=length_of(kwargs.get("train_dataloader")),
                 log_history=state.log_history,
                 watch_forward=not args.torch_compile and args.n_gpu <= 1,
                 device=args.device,
@@ -441,6 +437,10 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         """Return (step, parameter) of the faults that training health, if it takes part, has reported in this run."""
         return [] if self._output is None else self._output.finding_markers()
 
+    def _report(self, scalars: dict[str, float], step: int) -> None:
+        assert self._trainer is not None
+        report_scalars(self._trainer, scalars, step, self._safe, silent=MonitoringCallback)
+
     # --- shared work ---
 
     def is_sampled(self, step: int) -> bool:
@@ -475,56 +475,6 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
             return
         figures = self._safe.attempt("figures", lambda: self.draw(at_end or output.has_time_to_draw))
         output.write_figures(step, figures or {}, png=at_end)
-
-    def _trainers_writer(self) -> Any:
-        if self._trainer is None:
-            return None
-        writers = (getattr(c, "tb_writer", None) for c in self._trainer.callback_handler.callbacks)
-        return next((writer for writer in writers if writer is not None), None)
-
-    def _report(self, scalars: dict[str, float], step: int) -> None:
-        """Hand scalars to the trainer's other reporters, as `Trainer.log` would, and to the log history."""
-        trainer = self._trainer
-        assert trainer is not None
-        handler, state = trainer.callback_handler, trainer.state
-        epoch = {} if state.epoch is None else {"epoch": state.epoch}
-        state.log_history.append({**scalars, **epoch, "step": step})
-        for callback in handler.callbacks:
-            if isinstance(callback, _NOT_REPORTED_TO):
-                continue
-            on_log = partial(
-                callback.on_log,
-                trainer.args,
-                state,
-                copy.copy(trainer.control),  # flags that Trainer's own log needs are left alone
-                logs={**scalars, **epoch},
-                model=handler.model,
-                processing_class=handler.processing_class,
-                optimizer=handler.optimizer,
-                lr_scheduler=handler.lr_scheduler,
-                train_dataloader=handler.train_dataloader,
-                eval_dataloader=handler.eval_dataloader,
-            )
-            self._safe.attempt(f"scalars for {type(callback).__name__}", on_log)
-
-
-# TensorBoard and W&B have the scalars under their own names; the printed line stays short.
-_NOT_REPORTED_TO = (
-    DefaultFlowCallback,
-    PrinterCallback,
-    ProgressCallback,
-    TensorBoardCallback,
-    WandbCallback,
-    MonitoringCallback,
-)
-
-
-def _length(loader: Any) -> int | None:
-    """Number of batches of a data loader, None where it is a stream."""
-    try:
-        return len(loader) or None
-    except TypeError:
-        return None
 
 
 def check_sampling(every_n_steps: int, skip_probability: float = 0.0) -> None:
