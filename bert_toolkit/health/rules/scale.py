@@ -109,9 +109,10 @@ def update_ratio_high(
     """A step moves matrices by a large part of their norm.
 
     Healthy ratios lie at 1e-4 to 1e-2 (cs231n: about 1e-3), and at up to 0.1 while small fresh weights grow, so
-    `always` is a fault by itself in `samples` samples; from `with_loss` on it is one where the loss has not fallen
-    meanwhile or units died. Where hardly any matrix trains but a fresh head (LoRA, frozen encoder), whose small
-    weights grow by large parts at first, a step must be as long as the weights themselves.
+    `always` is a fault by itself in `samples` samples unless the loss falls all the same; from `with_loss` on it is
+    one where the loss has not fallen meanwhile or units died. Where hardly any matrix trains but a fresh head (LoRA,
+    frozen encoder), whose small weights grow by large parts at first, a step must be as long as the weights
+    themselves.
     """
     ratio = history.median_ratio
     few = len(matrices(history)) < 3
@@ -119,7 +120,8 @@ def update_ratio_high(
     large = 0 if few else int((ratio > with_loss).sum())
     lately = int((ratio[-20:] > with_loss).sum())
     useless = min(large, lately) >= 2 * samples and len(history) >= 20 and has_not_fallen(history)
-    if (ratio > always).sum() >= samples:
+    learns = len(history) < 2 * samples or falls(history.step, history.loss)
+    if (ratio > 1.0).sum() >= samples or ((ratio > always).sum() >= samples and not learns):
         threshold = always
     elif useless or (large >= samples and _units_died(history)):
         threshold = with_loss
