@@ -74,7 +74,7 @@ def ia3(setup: Setup) -> Ready:
         target_modules=["key", "value", "output.dense"],
         feedforward_modules=["output.dense"],
     )
-    return adapted(setup, config, 5e-2)
+    return adapted(setup, config, 2e-2)
 
 
 @program(HELD_OUT)
@@ -91,7 +91,7 @@ def prefix_of_an_encoder(setup: Setup) -> Ready:
     from peft import PromptEncoderConfig
 
     config = PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=8, encoder_hidden_size=128)
-    return adapted(setup, config, 1e-2, 120, 0.75)
+    return adapted(setup, config, 3e-3, 160, 0.75)
 
 
 @program(HELD_OUT)
@@ -100,7 +100,7 @@ def random_vectors(setup: Setup) -> Ready:
     from peft import VeraConfig
 
     config = VeraConfig(task_type="SEQ_CLS", r=64, target_modules=["query", "value"])
-    return adapted(setup, config, 5e-2)
+    return adapted(setup, config, 2e-2)
 
 
 @program(HELD_OUT)
@@ -111,7 +111,7 @@ def hadamard_products(setup: Setup) -> Ready:
     config = LoHaConfig(
         task_type="SEQ_CLS", r=8, alpha=8, target_modules=["query", "value"], modules_to_save=["classifier"]
     )
-    return adapted(setup, config, 1e-2)
+    return adapted(setup, config, 5e-3, 120)
 
 
 @program(TUNING)
@@ -126,7 +126,7 @@ def biases_only(setup: Setup) -> Ready:
         setup,
         model,
         rows[:1000],
-        arguments(setup, 80, 1e-2),
+        arguments(setup, 100, 2e-3),
         tokenizer=tokenizer,
         score=held_out_accuracy(rows[1000:], 0.8),
     )
@@ -138,4 +138,4 @@ def norms_only(setup: Setup) -> Ready:
     from peft import LNTuningConfig
 
     config = LNTuningConfig(task_type="SEQ_CLS", target_modules=["LayerNorm"], modules_to_save=["classifier"])
-    return adapted(setup, config, 1e-2)
+    return adapted(setup, config, 2e-3, 100)

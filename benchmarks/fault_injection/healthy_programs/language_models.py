@@ -171,7 +171,7 @@ def qwen_of_many_experts(setup: Setup) -> Ready:
         num_experts=64,
         num_experts_per_tok=2,
     )
-    return causal(setup, Qwen2MoeForCausalLM(config), arguments(setup, 120, 3e-3, 2))
+    return causal(setup, Qwen2MoeForCausalLM(config), arguments(setup, 120, 3e-3, 2), 0.9)
 
 
 @program(HELD_OUT)
