@@ -41,6 +41,7 @@ import transformers
 
 import bert_toolkit
 from benchmarks.fault_injection.healthy_programs.catalogue import PROGRAMS
+from benchmarks.fault_injection.healthy_programs.page import PAGE, page
 from benchmarks.fault_injection.healthy_programs.program import Group, MissingError, Program, Setup
 from benchmarks.fault_injection.healthy_programs.texts import small_minilm_folder
 from bert_toolkit import TrainingHealthCallback, watch_loop
@@ -300,8 +301,11 @@ def main() -> None:
         for program in chosen:
             if program.name in rows:
                 print(line(rows[program.name]))
+    shown = [rows[program.name] for program in chosen if program.name in rows]
     print()
-    print(summary([rows[program.name] for program in chosen if program.name in rows]))
+    print(summary(shown))
+    if options.results == RESULTS and len(chosen) == len(PROGRAMS):
+        PAGE.write_text(page(shown, summary(shown)), encoding="utf-8")
 
 
 if __name__ == "__main__":

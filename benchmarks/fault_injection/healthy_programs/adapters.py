@@ -74,7 +74,7 @@ def ia3(setup: Setup) -> Ready:
         target_modules=["key", "value", "output.dense"],
         feedforward_modules=["output.dense"],
     )
-    return adapted(setup, config, 2e-2)
+    return adapted(setup, config, 2e-2, 160)
 
 
 @program(HELD_OUT)

@@ -213,7 +213,7 @@ def opt(setup: Setup) -> Ready:
         max_position_embeddings=64,
         word_embed_proj_dim=64,
     )
-    return causal(setup, OPTForCausalLM(config), arguments(setup, 120, 2e-3))
+    return causal(setup, OPTForCausalLM(config), arguments(setup, 120, 2e-3), 0.88)
 
 
 @program(HELD_OUT)

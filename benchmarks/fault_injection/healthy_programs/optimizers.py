@@ -41,7 +41,7 @@ def schedule_free_sgd(setup: Setup) -> Ready:
 @program(TUNING)
 def adafactor(setup: Setup) -> Ready:
     """Adafactor with a rate of its own."""
-    return named(setup, "adafactor", 1e-2)
+    return named(setup, "adafactor", 3e-3)
 
 
 @program(HELD_OUT, packages=("lion_pytorch",))
