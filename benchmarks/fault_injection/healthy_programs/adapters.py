@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.fault_injection.healthy_programs.bodies import minilm_classifier
+from torch import nn
+from transformers import AutoModel
+
+from benchmarks.fault_injection.healthy_programs.bodies import MeanPooled, minilm_classifier
 from benchmarks.fault_injection.healthy_programs.measures import held_out_accuracy
 from benchmarks.fault_injection.healthy_programs.program import (
     HELD_OUT,
@@ -15,18 +18,23 @@ from benchmarks.fault_injection.healthy_programs.program import (
     program,
     with_trainer,
 )
-from benchmarks.fault_injection.healthy_programs.texts import small_minilm_tokenizer, source_rows
+from benchmarks.fault_injection.healthy_programs.texts import small_minilm_folder, small_minilm_tokenizer, source_rows
 
 
 def adapted(setup: Setup, config: Any, rate: float, steps: int = 80, bound: float = 0.8) -> Ready:
-    """MiniLM with an adapter, on classes of sentences."""
-    from peft import get_peft_model
+    """MiniLM with an adapter, on classes of sentences; prompts go before a class of transformers, others into ours."""
+    from peft import PromptLearningConfig, get_peft_model
 
     tokenizer = small_minilm_tokenizer()
     rows = source_rows(tokenizer)
+    if isinstance(config, PromptLearningConfig):
+        model: nn.Module = minilm_classifier(num_labels=2)
+    else:
+        model = MeanPooled(AutoModel.from_pretrained(small_minilm_folder(), add_pooling_layer=False))
+        config.modules_to_save = ["head"]
     return with_trainer(
         setup,
-        get_peft_model(minilm_classifier(num_labels=2), config),
+        get_peft_model(model, config),
         rows[:1000],
         arguments(setup, steps, rate),
         tokenizer=tokenizer,
@@ -39,7 +47,7 @@ def lora(setup: Setup) -> Ready:
     """LoRA on queries and values."""
     from peft import LoraConfig
 
-    return adapted(setup, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"]), 5e-3)
+    return adapted(setup, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]), 1e-3)
 
 
 @program(HELD_OUT)
@@ -47,10 +55,8 @@ def dora(setup: Setup) -> Ready:
     """LoRA with magnitudes of their own, on all linear layers."""
     from peft import LoraConfig
 
-    config = LoraConfig(
-        task_type="SEQ_CLS", r=4, target_modules="all-linear", use_dora=True, modules_to_save=["classifier"]
-    )
-    return adapted(setup, config, 5e-3)
+    config = LoraConfig(r=4, target_modules="all-linear", use_dora=True)
+    return adapted(setup, config, 1e-3)
 
 
 @program(HELD_OUT)
@@ -58,10 +64,8 @@ def lora_stabilized(setup: Setup) -> Ready:
     """Rank 64 with the rank-stabilized scale, and biases trained too."""
     from peft import LoraConfig
 
-    config = LoraConfig(
-        task_type="SEQ_CLS", r=64, lora_alpha=16, target_modules=["query", "value"], use_rslora=True, bias="lora_only"
-    )
-    return adapted(setup, config, 3e-3)
+    config = LoraConfig(r=64, lora_alpha=16, target_modules=["query", "value"], use_rslora=True, bias="lora_only")
+    return adapted(setup, config, 5e-4)
 
 
 @program(TUNING)
@@ -70,11 +74,10 @@ def ia3(setup: Setup) -> Ready:
     from peft import IA3Config
 
     config = IA3Config(
-        task_type="SEQ_CLS",
         target_modules=["key", "value", "output.dense"],
         feedforward_modules=["output.dense"],
     )
-    return adapted(setup, config, 2e-2, 160)
+    return adapted(setup, config, 1e-2, 100)
 
 
 @program(HELD_OUT)
@@ -99,8 +102,8 @@ def random_vectors(setup: Setup) -> Ready:
     """VeRA: random matrices that all layers share, and vectors that scale them."""
     from peft import VeraConfig
 
-    config = VeraConfig(task_type="SEQ_CLS", r=64, target_modules=["query", "value"])
-    return adapted(setup, config, 2e-2)
+    config = VeraConfig(r=64, target_modules=["query", "value"])
+    return adapted(setup, config, 1e-2)
 
 
 @program(HELD_OUT)
@@ -108,10 +111,8 @@ def hadamard_products(setup: Setup) -> Ready:
     """LoHa: products of two low-rank products."""
     from peft import LoHaConfig
 
-    config = LoHaConfig(
-        task_type="SEQ_CLS", r=8, alpha=8, target_modules=["query", "value"], modules_to_save=["classifier"]
-    )
-    return adapted(setup, config, 5e-3, 120)
+    config = LoHaConfig(r=8, alpha=8, target_modules=["query", "value"])
+    return adapted(setup, config, 3e-3, 100)
 
 
 @program(TUNING)
@@ -119,8 +120,8 @@ def biases_only(setup: Setup) -> Ready:
     """BitFit: biases and the head learn."""
     tokenizer = small_minilm_tokenizer()
     rows = source_rows(tokenizer)
-    model = minilm_classifier(num_labels=2)
-    for name, parameter in model.bert.named_parameters():
+    model = MeanPooled(AutoModel.from_pretrained(small_minilm_folder(), add_pooling_layer=False))
+    for name, parameter in model.body.named_parameters():
         parameter.requires_grad_(name.endswith("bias"))
     return with_trainer(
         setup,
@@ -137,5 +138,5 @@ def norms_only(setup: Setup) -> Ready:
     """LayerNorm tuning."""
     from peft import LNTuningConfig
 
-    config = LNTuningConfig(task_type="SEQ_CLS", target_modules=["LayerNorm"], modules_to_save=["classifier"])
+    config = LNTuningConfig(target_modules=["LayerNorm"])
     return adapted(setup, config, 2e-3, 100)

@@ -139,6 +139,7 @@ def swin(setup: Setup) -> Ready:
         depths=[2, 2],
         num_heads=[2, 4],
         window_size=4,
+        use_absolute_embeddings=True,
         num_labels=10,
     )
     return classify(setup, SwinForImageClassification(config), arguments(setup, 200, 1e-3, 16), digits(1, 16), 0.5)
