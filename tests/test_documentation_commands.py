@@ -31,6 +31,7 @@ SMALL = {
     "benchmarks/cola_finetuning.py quality": f"{COLA} --epochs 1 --seeds 1",
     "benchmarks/collator_throughput.py": "--rounds 1 --seconds 0.05 --batch_sizes 32",
     "benchmarks/corpus_memory.py": "--megabytes 2 --processes 1",
+    "benchmarks.fault_injection.healthy_programs": "--only parity --steps 3",
     "benchmarks.fault_injection run": "--only minilm/missing_from_optimizer --seeds 0",
     "benchmarks/kill_and_resume.py": "--recipes cola --kills 1",
     "benchmarks/monitoring_overhead.py": "--size minilm --batch_size 1 --length 8 --rounds 1",
