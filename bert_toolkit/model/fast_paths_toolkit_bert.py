@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.module import _has_any_global_hook
 from transformers.utils import is_tracing
 
 try:
@@ -32,6 +33,23 @@ class ToolkitBertDropout(nn.Dropout):
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         kept = bits[: x.numel()].view(x.shape) >= dropped - 32768
         return x * kept.to(x.dtype).mul_(65536 / (65536 - dropped))
+
+
+def is_plain(table: nn.Module) -> bool:
+    """Whether calling an embedding does nothing but look up rows of its weight, so that they may be sliced instead.
+
+    It does more with a hook, an adapter, a parametrization or another module in its place, and where accelerate or
+    DeepSpeed keep the weight elsewhere until the call.
+    """
+    return (
+        type(table) is nn.Embedding
+        and "forward" not in vars(table)
+        and not (
+            table._forward_hooks or table._forward_pre_hooks or table._backward_hooks or table._backward_pre_hooks
+        )
+        and not _has_any_global_hook()
+        and (table.padding_idx, table.max_norm, table.scale_grad_by_freq, table.sparse) == (None, None, False, False)
+    )
 
 
 class Packing(NamedTuple):
@@ -105,15 +123,32 @@ def attention_mask_of_sdpa(attention_mask: Tensor | None) -> Tensor | None:
         attention_mask: As `ToolkitBertModel.forward` takes it.
 
     Returns:
-        Booleans that broadcast to (B, N, T, T), True where attention is allowed; None allows all.
+        Booleans that broadcast to (B, N, T, T), True where attention is allowed; or floats of that shape, which are
+        added to the scores; None allows all.
+
+    Raises:
+        ValueError: The mask has another shape, or could be read in two ways.
     """
     if attention_mask is None:
         return None
+    dims = attention_mask.dim()
+    if dims not in (2, 3, 4):
+        raise ValueError(
+            f"attention_mask must have the shape (B, T), (B, T, T) or (B, 1, T, T), got {tuple(attention_mask.shape)}."
+        )
+    if attention_mask.is_floating_point() and dims > 2:
+        if dims == 3:
+            raise ValueError(
+                f"attention_mask has floats with the shape {tuple(attention_mask.shape)}, which may mean 1 where "
+                "attention is allowed or what is added to the scores; pass integers or booleans for the first, "
+                "(B, 1, T, T) for the second."
+            )
+        return attention_mask
     if attention_mask.device.type == "cpu" and not is_tracing(attention_mask) and bool(attention_mask.all()):
         return None
-    if attention_mask.dim() == 2:
+    if dims == 2:
         attention_mask = attention_mask[:, None, None, :]  # (B, 1, 1, T)
-    elif attention_mask.dim() == 3:
+    elif dims == 3:
         attention_mask = attention_mask[:, None]  # (B, 1, T, T)
     return attention_mask.bool()
 
@@ -127,8 +162,7 @@ def attend(
         query: (B, T, N, D); packed (real tokens, N, D).
         key: Shaped as the query.
         value: Shaped as the query.
-        mask: Booleans that broadcast to (B, N, T, T), True where attention is allowed; None allows all; or where each
-            packed sequence begins.
+        mask: As `attention_mask_of_sdpa` returns it, or where each packed sequence begins.
         dropout: Dropout of the probabilities.
         explicit: Take the formula, which alone has the probabilities.
 
@@ -139,13 +173,17 @@ def attend(
         packed: Any = varlen_attn(query, key, value, mask.starts, mask.starts, mask.longest, mask.longest)
         return packed, None
     query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))  # (B, N, T, D) each
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(query.dtype)
     rate = dropout.p if dropout.training else 0.0
     # With dropout the CPU has no fused kernel: there the formula is what PyTorch would compute, only faster.
     if not explicit and not (rate and query.device.type == "cpu"):
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
         return context.transpose(1, 2), None
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, N, T, T)
+    lowest = torch.finfo(scores.dtype).min
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        # A row without any allowed token stays finite: it attends to all of them alike.
+        scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else (scores + mask).clamp(min=lowest)
     probabilities = dropout(scores.softmax(-1))
     return (probabilities @ value).transpose(1, 2), probabilities

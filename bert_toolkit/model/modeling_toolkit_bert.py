@@ -30,9 +30,20 @@ from transformers.modeling_outputs import (
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_toolkit_bert import ToolkitBertConfig
-from .fast_paths_toolkit_bert import Packing, ToolkitBertDropout, attend, attention_mask_of_sdpa, can_pack
+from .fast_paths_toolkit_bert import Packing, ToolkitBertDropout, attend, attention_mask_of_sdpa, can_pack, is_plain
 
 IGNORED_LABEL = -100
+
+# What transformers' BERT takes beside our own arguments: what means nothing for an encoder or comes from a tokenizer,
+ARGUMENTS_WITHOUT_EFFECT = (
+    *("use_cache", "cache_position", "output_router_logits", "num_items_in_batch"),
+    *("special_tokens_mask", "offset_mapping", "overflow_to_sample_mapping", "length"),
+)
+# and what asks for something that is not here, unless it is None or False.
+ARGUMENTS_OF_OTHERS = (
+    *("past_key_values", "encoder_hidden_states", "encoder_attention_mask", "head_mask", "cross_attn_head_mask"),
+    *("is_causal", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"),
+)
 
 
 def activation(config: ToolkitBertConfig, x: Tensor) -> Tensor:
@@ -65,6 +76,10 @@ class SinusoidalPositions(nn.Module):
         angles = torch.arange(max_positions)[:, None] * frequencies
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # (positions, H)
 
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """Look up the code of positions (…), (…, H)."""
+        return F.embedding(position_ids, self.weight)
+
 
 class ToolkitBertEmbeddings(nn.Module):
     """Word, position and segment embeddings, added, normalized, dropped out."""
@@ -72,6 +87,7 @@ class ToolkitBertEmbeddings(nn.Module):
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Make the three tables; sinusoidal positions have no parameters."""
         super().__init__()
+        self.config = config
         size = config.hidden_size
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
         if config.position_embedding_type == "learned":
@@ -95,13 +111,18 @@ class ToolkitBertEmbeddings(nn.Module):
     ) -> Tensor:
         """Embed; arguments as in `ToolkitBertModel.forward`, result (B, T, H)."""
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, H)
-        length, codes, segments = words.shape[1], self.position_embeddings.weight, self.token_type_embeddings
-        if length > codes.shape[0]:
+        length, codes, segments = words.shape[1], self.position_embeddings, self.token_type_embeddings
+        longest = getattr(codes, "num_embeddings", self.config.max_position_embeddings)
+        if position_ids is None and not torch.jit.is_tracing() and length > longest:
             raise ValueError(
-                f"A sequence of {length} tokens does not fit max_position_embeddings={codes.shape[0]}; truncate it."
+                f"A sequence of {length} tokens does not fit max_position_embeddings={longest}; truncate it."
             )
+        if position_ids is None and not is_plain(codes):
+            position_ids = torch.arange(length, device=words.device)[None]
+        if token_type_ids is None and not is_plain(segments):
+            token_type_ids = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
         # Rows in order are a slice: no index to look up, and no scatter in the backward pass.
-        positions = codes[:length] if position_ids is None else F.embedding(position_ids, codes)
+        positions = codes.weight[:length] if position_ids is None else codes(position_ids)
         types = segments.weight[0] if token_type_ids is None else segments(token_type_ids)
         if self.word_scale != 1.0:
             words = words * self.word_scale
@@ -321,6 +342,10 @@ class ToolkitBertPreTrainedModel(PreTrainedModel):
             )
         super().__init__(config, *args, **kwargs)
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # `attend` reads the configuration at each call; transformers looks for its own way in the source
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # normal(0, initializer_range), zero biases, LayerNorm 1 and 0
@@ -342,6 +367,23 @@ class ToolkitBertPreTrainedModel(PreTrainedModel):
         """
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def refuse_what_changes_the_answer(arguments: dict[str, Any]) -> None:
+    """Let pass what transformers' BERT takes and ignores, unless the caller could expect something of it.
+
+    Args:
+        arguments: Keyword arguments of `ToolkitBertModel.forward` that it has no name for.
+
+    Raises:
+        TypeError: A name that is not an argument of BERT either.
+        ValueError: A value that asks for a decoder, or for attention that is not computed.
+    """
+    for name, value in arguments.items():
+        if name in ARGUMENTS_OF_OTHERS and value is not None and value is not False:
+            raise ValueError(f"ToolkitBert is an encoder; call it without {name}.")
+        if name not in ARGUMENTS_OF_OTHERS and name not in ARGUMENTS_WITHOUT_EFFECT:
+            raise TypeError(f"ToolkitBertModel.forward() got an unexpected keyword argument {name!r}.")
 
 
 class ToolkitBertModel(ToolkitBertPreTrainedModel):
@@ -391,13 +433,15 @@ class ToolkitBertModel(ToolkitBertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         output_positions: Tensor | None = None,
+        **others: Any,
     ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
         """Encode.
 
         Args:
             input_ids: Token ids, (B, T).
-            attention_mask: 1 for real tokens and 0 for padding, (B, T), or who may attend to whom, (B, T, T) or
-                (B, 1, T, T). None where nothing is padded.
+            attention_mask: 1 for real tokens and 0 for padding, (B, T); or integers or booleans that say who may
+                attend to whom, (B, T, T) or (B, 1, T, T); or floats that are added to the scores, (B, 1, T, T) or
+                (B, N, T, T). None where nothing is padded.
             token_type_ids: Segment of each token, (B, T); all 0 if None.
             position_ids: Position of each token, (B, T) or (1, T); 0 … T - 1 if None.
             inputs_embeds: Word embeddings instead of `input_ids`, (B, T, H).
@@ -406,13 +450,17 @@ class ToolkitBertModel(ToolkitBertPreTrainedModel):
             output_positions: Flat indices into B x T, (P). The last layer then computes these tokens only, and
                 `last_hidden_state` is (P, H). If there is a pooler, the first B of them must be the first tokens of
                 the B sequences.
+            **others: What transformers' BERT takes, too, and what means nothing for an encoder, such as `use_cache`.
 
         Returns:
             `last_hidden_state` (B, T, H), `pooler_output` (B, H), `hidden_states`, `attentions`.
 
         Raises:
-            ValueError: Neither or both of `input_ids` and `inputs_embeds`, or a sequence that is too long.
+            TypeError: An unknown argument.
+            ValueError: Neither or both of `input_ids` and `inputs_embeds`, a sequence that is too long, a mask of
+                another shape, or an argument for a decoder.
         """
+        refuse_what_changes_the_answer(others)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass either input_ids or inputs_embeds, not both and not neither.")
         attentive = bool(self.config.output_attentions if output_attentions is None else output_attentions)
@@ -463,7 +511,7 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int |
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    labels = labels.flatten()
+    labels = labels.flatten().long()
     total = F.cross_entropy(logits.flatten(0, -2), labels, ignore_index=IGNORED_LABEL, reduction="sum")
     return mean_of(total, labels.ne(IGNORED_LABEL).sum() if num_items is None else num_items)
 
@@ -862,9 +910,9 @@ class ToolkitBertForSequenceClassification(ToolkitBertPreTrainedModel):
             token_type_ids: Segment of each token, (B, T).
             position_ids: Position of each token, (B, T).
             inputs_embeds: Word embeddings instead of `input_ids`, (B, T, H).
-            labels: Class ids (B); or numbers (B) or (B, C) for regression; or 0/1 (B, C) for several labels at once.
-                If `config.problem_type` is None, the first labels decide and the configuration records it:
-                one output means regression, integer labels mean classes, other labels several at once.
+            labels: Class ids (B) or (B, 1); or numbers (B) or (B, C) for regression; or 0/1 (B, C) for several labels
+                at once. If `config.problem_type` is None, the first labels decide and the configuration records it:
+                one output means regression, one integer per sequence means classes, other labels several at once.
             num_items_in_batch: Number of labels in all batches of the optimizer step; Trainer passes it.
             **options: What to return, as in `ToolkitBertModel.forward`.
 
@@ -879,20 +927,41 @@ class ToolkitBertForSequenceClassification(ToolkitBertPreTrainedModel):
         return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
     def loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """Take the loss of the problem; arguments as in `forward`, logits (B, C)."""
-        if self.config.problem_type is None:
-            if self.config.num_labels == 1:
-                self.config.problem_type = "regression"
-            elif labels.is_floating_point() or labels.dim() > 1:
-                self.config.problem_type = "multi_label_classification"
+        """Take the loss of `config.problem_type`, which the first labels decide where it is None.
+
+        Args:
+            logits: (B, C).
+            labels: As `forward` takes them.
+            num_items_in_batch: As `forward` takes it.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: The labels do not fit the problem.
+        """
+        problem = self.config.problem_type
+        if problem is None:
+            if logits.shape[1] == 1:
+                problem = "regression"
+            elif labels.is_floating_point() or labels.numel() != len(logits):
+                problem = "multi_label_classification"
             else:
-                self.config.problem_type = "single_label_classification"
-        if self.config.problem_type == "single_label_classification":
+                problem = "single_label_classification"
+        wanted = logits[:, 0] if problem == "single_label_classification" else logits
+        if labels.numel() != wanted.numel():
+            kind = {"regression": "numbers", "single_label_classification": "class ids"}.get(problem, "0 or 1")
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit {problem}, which takes "
+                f"{kind} of shape {tuple(wanted.shape)}; pass such labels or set config.problem_type."
+            )
+        self.config.problem_type = problem
+        if problem == "single_label_classification":
             return mean_cross_entropy(logits, labels, num_items_in_batch)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         targets = labels.to(logits.dtype).view(logits.shape)
-        total_of = F.mse_loss if self.config.problem_type == "regression" else F.binary_cross_entropy_with_logits
+        total_of = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
         total = total_of(logits, targets, reduction="sum")
         return mean_of(total, targets.numel() if num_items_in_batch is None else num_items_in_batch)
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from bert_oracle import (
     FORMS,
+    TINY,
     assert_gradients_agree,
     loss_and_gradients,
+    pair,
     pretraining_batch,
     tiny,
 )
@@ -45,6 +47,107 @@ def test_padding_does_not_change_real_tokens(form: dict) -> None:
     for equivalent in (mask.bool(), mask.float(), pairwise, pairwise[:, None].bool()):
         again = model(padded, attention_mask=equivalent).last_hidden_state
         torch.testing.assert_close(again, among.last_hidden_state)
+
+
+LOWEST = torch.finfo(torch.float32).min
+REAL = torch.arange(8) < torch.tensor([[8], [5], [6]])  # (B, T)
+ALLOWED = REAL[:, None, None, :] & torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(3)).gt(0.3)
+ALLOWED |= torch.eye(8, dtype=torch.bool)  # every token sees itself
+BIAS = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+
+
+def additive(allowed: torch.Tensor, blocked: float = LOWEST) -> torch.Tensor:
+    return torch.zeros(allowed.shape).masked_fill(~allowed, blocked)
+
+
+# what we are given -> what transformers takes for the same attention
+MASKS = {
+    "padding": (REAL, REAL.long()),
+    "padding, int32": (REAL.int(), REAL.long()),
+    "padding, uint8": (REAL.to(torch.uint8), REAL.long()),
+    "padding, float": (REAL.float(), REAL.long()),
+    "padding, bfloat16": (REAL.bfloat16(), REAL.long()),
+    "pairs, bool": (ALLOWED[:, 0], ALLOWED),
+    "pairs, int": (ALLOWED[:, 0].long(), ALLOWED),
+    "4D, bool": (ALLOWED, ALLOWED),
+    "4D, int": (ALLOWED.long(), ALLOWED),
+    "4D, one row for all": (REAL[:, None, None], REAL.long()),
+    "4D, all allowed": (torch.ones(3, 1, 8, 8, dtype=torch.bool), None),
+    "additive": (additive(ALLOWED), ALLOWED),
+    "additive, nothing masked": (torch.zeros(3, 1, 8, 8), None),
+    "additive, one for the batch": (torch.zeros(1, 1, 8, 8), None),
+    "additive, one row for all": (additive(REAL[:, None, None]), REAL.long()),
+    "additive, minus infinity": (additive(ALLOWED, -torch.inf), ALLOWED),
+    "additive, half": (additive(ALLOWED, -6e4).half(), ALLOWED),
+    "additive, double": (additive(ALLOWED).double(), ALLOWED),
+    "additive, bias by head": (BIAS, BIAS),
+}
+
+
+@pytest.mark.parametrize("path", ["sdpa", "eager", "probabilities", "training with dropout"])
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_equal_transformers(name: str, path: str) -> None:
+    """Each form of mask, each path through attention; a rate of 1e-12 takes the path of dropout, dropping nothing."""
+    given, equivalent = MASKS[name]
+    theirs, ours = pair("Model", {**TINY, "tie_word_embeddings": True, "hidden_dropout_prob": 0.0}, seed=6)
+    if path == "training with dropout":
+        for layer in ours.encoder.layer:
+            layer.attention.self.dropout.p = 1e-12
+    ours.train(path == "training with dropout")
+    ours.set_attn_implementation("eager" if path == "eager" else "sdpa")
+    ids = torch.randint(0, 61, (3, 8), generator=torch.Generator().manual_seed(5))
+    expected = theirs.eval()(ids, attention_mask=equivalent).last_hidden_state
+    outputs = ours(ids, attention_mask=given, output_attentions=path == "probabilities")
+    torch.testing.assert_close(outputs.last_hidden_state[REAL], expected[REAL], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("form", ["padding", "4D, bool", "additive"])
+def test_rows_that_are_padding_alone_equal_transformers(form: str, implementation: str) -> None:
+    """Such a row has no right value, but a number, and the other rows know nothing of it."""
+    theirs, ours = pair("Model", {**TINY, "tie_word_embeddings": True}, seed=6)
+    theirs.set_attn_implementation(implementation)
+    ours.set_attn_implementation(implementation)
+    real = REAL.clone()
+    real[1] = False
+    pairs = real[:, None, None].expand(3, 1, 8, 8)
+    mask = {"padding": real.long(), "4D, bool": pairs, "additive": additive(pairs)}[form]
+    # transformers' eager attention adds a boolean mask to the scores
+    theirs_takes = real.long() if form == "4D, bool" and implementation == "eager" else mask
+    ids = torch.randint(0, 61, (3, 8), generator=torch.Generator().manual_seed(5))
+    expected = theirs.eval()(ids, attention_mask=theirs_takes).last_hidden_state
+    outputs = ours.eval()(ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("blocked", [LOWEST, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_additive_masks_never_give_nan(implementation: str, dtype: torch.dtype, blocked: float) -> None:
+    """Rows that are masked altogether, in autocast too, where the mask and the scores are of two types."""
+    model, ids = tiny("Model"), torch.randint(0, 61, (3, 8))
+    model.set_attn_implementation(implementation)
+    mask = additive(REAL[:, None, None].expand(3, 1, 8, 8) & torch.tensor([True, False, True])[:, None, None, None])
+    mask = mask.masked_fill(mask < 0, blocked)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        states = model(ids, attention_mask=mask).last_hidden_state
+    assert states.isfinite().all()
+    states.float().square().sum().backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.zeros(3, 8, 8), r"floats with the shape \(3, 8, 8\).*\(B, 1, T, T\)"),
+        (torch.ones(8, dtype=torch.long), r"\(B, T\), \(B, T, T\) or \(B, 1, T, T\), got \(8,\)"),
+        (torch.ones(3, 1, 1, 8, 8), r"got \(3, 1, 1, 8, 8\)"),
+    ],
+    ids=["float pairs", "1D", "5D"],
+)
+def test_masks_that_can_be_read_in_two_ways_are_refused(mask: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny("Model")(torch.randint(0, 61, (3, 8)), attention_mask=mask)
 
 
 def varlen_reference(query, key, value, starts, starts_of_keys, longest, longest_key):

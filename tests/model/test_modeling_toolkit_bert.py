@@ -312,22 +312,116 @@ def test_tuple_output() -> None:
     assert torch.equal(sentences, named.seq_relationship_logits)
 
 
+IGNORED = [
+    {"use_cache": False},
+    {"use_cache": True},
+    {"past_key_values": None},
+    {"head_mask": None},
+    {"cross_attn_head_mask": None},
+    {"encoder_hidden_states": None, "encoder_attention_mask": None},
+    {"cache_position": None},
+    {"return_dict": None},
+    {"output_router_logits": True},
+    {"is_causal": False},
+    {"special_tokens_mask": torch.zeros(4, 12), "length": [12] * 4},  # what a tokenizer adds on request
+]
+
+
+@pytest.mark.parametrize("arguments", IGNORED, ids=lambda arguments: " ".join(arguments))
+@pytest.mark.parametrize("name", HEADS)
+def test_arguments_without_meaning_for_an_encoder_are_ignored_as_by_transformers(name: str, arguments: dict) -> None:
+    theirs, ours = pair(name, {**TINY, "tie_word_embeddings": True}, seed=1)
+    ids = pretraining_batch()["input_ids"]
+    expected, outputs = theirs.eval()(ids, **arguments), ours.eval()(ids, **arguments)
+    for key, value in expected.items():
+        torch.testing.assert_close(outputs[key], value, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
-    ("labels", "classes", "problem"),
+    ("arguments", "error", "message"),
     [
-        (torch.tensor([0, 1]), 2, "single_label_classification"),
-        (torch.tensor([0.5, 1.0]), 1, "regression"),
-        (torch.tensor([1, 0]), 1, "regression"),
-        (torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]), 3, "multi_label_classification"),
-        (torch.tensor([[1, 0, 1], [0, 0, 0]]), 3, "multi_label_classification"),
+        ({"past_key_values": transformers.DynamicCache()}, ValueError, "is an encoder.* without past_key_values"),
+        ({"head_mask": torch.ones(2, 4)}, ValueError, "without head_mask"),
+        ({"encoder_hidden_states": torch.zeros(4, 3, 32)}, ValueError, "without encoder_hidden_states"),
+        ({"is_causal": True}, ValueError, "without is_causal"),
+        ({"attention_masks": None}, TypeError, r"unexpected keyword argument.*'attention_masks'"),
     ],
-    ids=["classes", "regression", "integer regression", "several", "several, integers"],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
+@pytest.mark.parametrize("name", HEADS)
+def test_arguments_that_would_change_the_answer_are_refused(name: str, arguments, error, message) -> None:
+    """transformers takes these for BERT, too, and does nothing with them; so it does with misspelled names."""
+    with pytest.raises(error, match=message):
+        tiny(name)(pretraining_batch()["input_ids"], **arguments)
+
+
+LABELS = [
+    pytest.param(torch.tensor([0, 1]), 2, "single_label_classification", id="classes"),
+    pytest.param(torch.tensor([[0], [2]]), 3, "single_label_classification", id="classes in a column"),
+    pytest.param(torch.tensor([[1], [0]]), 2, "single_label_classification", id="two classes in a column"),
+    pytest.param(torch.tensor([2, 0], dtype=torch.int32), 3, "single_label_classification", id="int32"),
+    pytest.param(torch.tensor([[2], [-100]]), 3, "single_label_classification", id="column, one without label"),
+    pytest.param(torch.tensor([True, False]), 2, "single_label_classification", id="booleans"),
+    pytest.param(torch.tensor([0.5, 1.0]), 1, "regression", id="regression"),
+    pytest.param(torch.tensor([[0.5], [1.0]]), 1, "regression", id="regression in a column"),
+    pytest.param(torch.tensor([1, 0]), 1, "regression", id="integer regression"),
+    pytest.param(torch.tensor([[1.0, 0, 1], [0, 0, 0]]), 3, "multi_label_classification", id="several"),
+    pytest.param(torch.tensor([[1, 0, 1], [0, 0, 0]]), 3, "multi_label_classification", id="several, integers"),
+    pytest.param(torch.tensor([[True, False], [True, True]]), 2, "multi_label_classification", id="several, bools"),
+]
+
+
+@pytest.mark.parametrize(("labels", "classes", "problem"), LABELS)
 def test_first_labels_decide_the_problem(labels: torch.Tensor, classes: int, problem: str) -> None:
-    model = tiny("ForSequenceClassification", num_labels=classes)
-    assert model.config.problem_type is None
-    model(torch.randint(0, 61, (2, 5)), labels=labels).loss.backward()
+    """As transformers decides where it can take the labels, with its loss and gradients."""
+    settings = {**TINY, "tie_word_embeddings": True, "num_labels": classes}
+    theirs, ours = pair("ForSequenceClassification", settings, seed=1)
+    assert ours.config.problem_type is None
+    ids = torch.randint(0, 61, (2, 5))
+    outputs, gradients = loss_and_gradients(ours.eval(), {"input_ids": ids, "labels": labels})
+    assert ours.config.problem_type == problem
+    # transformers' losses want one type of number each
+    theirs.config.problem_type = problem
+    labels = labels.long() if problem == "single_label_classification" else labels.float()
+    expected, expected_gradients = loss_and_gradients(theirs.eval(), {"input_ids": ids, "labels": labels})
+    torch.testing.assert_close(outputs.loss, expected.loss, rtol=1e-5, atol=0)
+    assert_gradients_agree(gradients, expected_gradients, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (torch.tensor([0.0, 1.0]), None),
+        (torch.tensor([[0.0], [1.0]]), None),
+        (torch.tensor([[0, 1], [1, 0]]), None),
+        (torch.tensor([0, 1, 2]), "single_label_classification"),
+        (torch.tensor([0, 1]), "multi_label_classification"),
+        (torch.tensor([[0.5], [0.1]]), "regression"),
+    ],
+    ids=["floats", "floats in a column", "two of three", "three of two", "ids for several", "one of three numbers"],
+)
+def test_labels_that_do_not_fit_are_one_clear_error(labels: torch.Tensor, problem: str | None) -> None:
+    """Three classes, two sequences; a problem that was only guessed is not kept."""
+    model = tiny("ForSequenceClassification", num_labels=3, problem_type=problem)
+    message = r"labels of shape .*(class ids|numbers|0 or 1).*problem_type"
+    with pytest.raises(ValueError, match=message):
+        model(torch.randint(0, 61, (2, 5)), labels=labels)
     assert model.config.problem_type == problem
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("name", HEADS[1:])
+def test_labels_of_other_integers_and_in_a_column_are_taken(name: str, dtype: torch.dtype) -> None:
+    settings, batch = random_case(1, name, padded=True)
+    if name == "ForSequenceClassification":
+        settings["num_labels"], batch["labels"] = 3, torch.randint(0, 3, (len(batch["input_ids"]),))
+    theirs, ours = pair(name, settings, 1)
+    expected = theirs.eval()(**batch).loss
+    named = [key for key in batch if "label" in key or key in ("start_positions", "end_positions")]
+    columns = {
+        key: batch[key].to(dtype)[..., None] if batch[key].dim() == 1 else batch[key].to(dtype) for key in named
+    }
+    torch.testing.assert_close(ours.eval()(**{**batch, **columns}).loss, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_refuses_what_it_cannot_encode() -> None:

@@ -61,6 +61,58 @@ def test_compiles_with_labeled_positions_of_any_number() -> None:
     assert_gradients_agree(gradients, expected_gradients, 1e-5)
 
 
+@pytest.fixture
+def traced_inputs() -> tuple[dict, dict]:
+    """An example without padding, as people trace with, and a batch of the same shape with some."""
+    ids = torch.randint(5, 61, (3, 10), generator=torch.Generator().manual_seed(2))
+    types = (torch.arange(10) > 5).long().expand(3, 10)
+    mask = (torch.arange(10) < torch.tensor([[10], [4], [7]])).long()
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": types}
+    return example, {"input_ids": ids.flip(1), "attention_mask": mask, "token_type_ids": types.flip(1)}
+
+
+@FORMS
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_keeps_the_mask(name: str, form: dict, traced_inputs: tuple) -> None:
+    """`torch.jit.trace` sees one batch without padding; the trace must serve others, longer and padded."""
+    example, padded = traced_inputs
+    model = tiny(name, **form, return_dict=False).eval()
+    traced = torch.jit.trace(model, tuple(example.values()), check_trace=False)
+    longer = {key: torch.cat((value, value[:2]), 0).repeat(1, 2) for key, value in padded.items()}
+    for batch in (example, padded, longer):
+        for one, other in zip(traced(*batch.values()), model(*batch.values()), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@FORMS
+def test_a_trace_in_training_keeps_the_dropout(form: dict, traced_inputs: tuple) -> None:
+    """Dropout by 16 bits has the shape of one batch; a trace draws for the batch that it is given."""
+    example, padded = traced_inputs
+    model = tiny("Model", **form, return_dict=False, hidden_dropout_prob=0.5).train()
+    traced = torch.jit.trace(model, tuple(example.values()), check_trace=False)
+    longer = [value.repeat(2, 1) for value in padded.values()]
+    one, other = traced(*longer)[0], traced(*longer)[0]
+    assert one.shape == (6, 10, 32) and not torch.equal(one, other)
+
+
+@FORMS
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+@pytest.mark.parametrize("name", HEADS)
+def test_an_exported_program_keeps_the_mask(name: str, strict: bool, form: dict, traced_inputs: tuple) -> None:
+    """`torch.export` with both dimensions free, from a batch without padding."""
+    example, padded = traced_inputs
+    model = tiny(name, **form).eval()
+    batch_size, length = torch.export.Dim("batch"), torch.export.Dim("length", max=32)
+    shapes = {key: {0: batch_size, 1: length} for key in example}
+    program = torch.export.export(model, (), example, dynamic_shapes=shapes, strict=strict).module()
+    longer = {key: torch.cat((value, value[:2]), 0).repeat(1, 2) for key, value in padded.items()}
+    for batch in (example, padded, longer):
+        expected, outputs = model(**batch), program(**batch)
+        for key, value in expected.items():
+            torch.testing.assert_close(outputs[key], value, rtol=1e-5, atol=1e-5)
+
+
 @FORMS
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "unpadded"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
