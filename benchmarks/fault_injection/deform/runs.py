@@ -128,6 +128,7 @@ def arguments(subject: Subject, seed: int, folder: str) -> TrainingArguments:
         weight_decay=0.01,
         logging_steps=10,
         save_strategy="no",
+        remove_unused_columns=False,  # some mutants wrap the whole model and hide its signature
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
