@@ -64,7 +64,7 @@ def write_inputs(folder: Path) -> None:
     import torch
     from transformers import BertConfig, BertForPreTraining
 
-    from bert_toolkit.pretraining.wordpiece import train_wordpiece
+    from bert_toolkit.pretraining.vocabulary import train_wordpiece
 
     random = Random(0)
 

@@ -1,7 +1,7 @@
-"""A pre-training step side by side: transformers' BertForPreTraining and ours, in Trainer, on equal data.
+r"""A pre-training step side by side: transformers' BertForPreTraining and ours, in Trainer, on equal data.
 
     python benchmarks/pretraining_step.py
-    python benchmarks/pretraining_step.py --sizes 12/768/256/128 12/768/64/512 --padding 0 0.5 --bf16 --dropout 0 \\
+    python benchmarks/pretraining_step.py --sizes 12/768/256/128 12/768/64/512 --padding 0 0.5 --bf16 --dropout 0 \
         --compile
 
 All arms start from the same weights and see the same batches with the same optimizer. Their losses are compared step
@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -35,7 +36,7 @@ HERE = Path(__file__).parent
 def examples(count: int, length: int, padding: float) -> list[dict[str, torch.Tensor]]:
     """Random pairs, 15 % of their tokens to predict.
 
-    With padding p, lengths are uniform between (1 - 2 p) x length and length: a share p of all tokens is padding.
+    With padding p, lengths are uniform between (1 - 2 p) x length and length: a fraction p of all tokens is padding.
     """
     generator = torch.Generator().manual_seed(0)
     rows = []
@@ -65,9 +66,11 @@ class StepClock(TrainerCallback):
     """Seconds of each optimizer step but the first, which warms up; and its loss, where losses are logged."""
 
     def __init__(self) -> None:
+        """Has seen no step."""
         self.steps = 0
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Looks at the clock."""
         self.steps += 1
         if args.device.type == "cuda" and self.steps in (1, state.max_steps):
             torch.cuda.synchronize()
@@ -77,13 +80,20 @@ class StepClock(TrainerCallback):
 
     @property
     def seconds_per_step(self) -> float:
+        """Seconds per step, without the first."""
         return (self.end - self.begin) / (self.steps - 1)
 
 
 def run(
-    arm: str, model, rows: list[dict], batch: int, steps: int, options, log: bool = False
+    arm: str,
+    model: torch.nn.Module,
+    rows: list[dict],
+    batch: int,
+    steps: int,
+    options: argparse.Namespace,
+    log: bool = False,
 ) -> tuple[float, list[float]]:
-    """Train a model for some steps; seconds a step, and the losses if they are logged."""
+    """Train a model for some steps; seconds per step, and the losses if they are logged."""
     clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -131,7 +141,8 @@ def models(layers: int, width: int, length: int, dropout: float, compiled: bool)
     return found
 
 
-def measure(size: str, padding: float, peak: float | None, options) -> dict:
+def measure(size: str, padding: float, peak: float | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Compares losses, then times, of one size."""
     layers, width, batch, length = map(int, size.split("/"))
     rows = examples(batch * (options.steps + 1), length, padding)
     losses = {
@@ -178,6 +189,7 @@ def measure(size: str, padding: float, peak: float | None, options) -> dict:
 
 
 def table(results: list[dict]) -> str:
+    """The results in Markdown."""
     lines = [
         "| layers/width/batch/length | padding | arm | ms/step | real tokens/s | × transformers | MFU "
         "| largest loss difference, 4 steps |",
@@ -196,6 +208,7 @@ def table(results: list[dict]) -> str:
 
 
 def main() -> None:
+    """Measures every size and adds it to those of before."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["2/128/32/128", "4/256/32/128", "12/768/8/128"])
     parser.add_argument("--padding", nargs="+", type=float, default=[0.0], help="of each size, or of all")

@@ -30,6 +30,7 @@ DOMAINS = ("in-domain dev", "out-of-domain dev")
 
 
 def score_constant_guess(corpus: CorpusSplits) -> list[float]:
+    """Scores of always naming the more frequent class of the training rows, by domain."""
     majority = max(corpus.train["label"][:], key=corpus.train["label"][:].count)
     return [
         matthews_correlation([majority] * len(rows), rows["label"][:]) for rows in (corpus.validation, corpus.test)
@@ -48,6 +49,7 @@ def score_word_sequences(corpus: CorpusSplits, longest: int) -> list[float]:
 
 
 def score_recipe(seed: int) -> list[float]:
+    """Scores of recipes/cola.py with its defaults, by domain."""
     with tempfile.TemporaryDirectory() as folder:
         output_dir = Path(folder) / "run"
         recipe = [str(HERE.parent / "recipes" / "cola.py"), "--dataset", "sample"]
@@ -59,6 +61,7 @@ def score_recipe(seed: int) -> list[float]:
 
 
 def main() -> None:
+    """Scores every model and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="seeds of the recipe's runs")
     arguments = parser.parse_args()

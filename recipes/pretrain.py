@@ -35,13 +35,11 @@ class PretrainArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "take a dataset of the hub instead"})
     dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of that dataset"})
     text_column: str = field(default="text", metadata={"help": "column or JSONL key of a document's text"})
-    documents_split: str | None = field(
-        default=None,
-        metadata={"help": "file, blank_line, or N (sentences per document); default: file for several files"},
-    )
-    held_out_share: float = field(default=0.05, metadata={"help": "fraction of documents for evaluation, at least 2"})
+    documents_split: str | None = field(default=None, metadata={"help": "file, blank_line, or N sentences each"})
+    held_out_share: float = field(default=0.05, metadata={"help": "fraction of documents to evaluate on; 0: none"})
     held_out_pairs: int = field(default=1000, metadata={"help": "evaluate on at most this many pairs"})
     tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "default: the model's, or a new one"})
+    vocabulary: str = field(default="wordpiece", metadata={"help": "of a new tokenizer: wordpiece, or whole words"})
     vocab_size: int = field(default=8000, metadata={"help": "entries of a new tokenizer"})
     size: str = field(default="tiny", metadata={"help": "tiny, mini, small, medium or base, from scratch"})
     config_file: str | None = field(default=None, metadata={"help": "settings of ToolkitBertConfig (JSON); not size"})
@@ -89,8 +87,9 @@ def main() -> None:
     splits = hold_out(documents, recipe.held_out_share, run.max_train_samples)
     model_name = model_to_continue(recipe.model_name_or_path)
     tokenizer_name = recipe.tokenizer_name_or_path or model_name
+    vocabulary = (recipe.vocabulary, recipe.vocab_size)
     tokenizer, train_documents, held_out_documents = tokenize_documents(
-        splits, tokenizer_name, recipe.vocab_size, recipe.max_length, recipe.cache_dir, recipe.processes
+        splits, tokenizer_name, vocabulary, recipe.max_length, recipe.cache_dir, recipe.processes
     )
     pair_settings = {
         "max_length": recipe.max_length,
@@ -99,9 +98,13 @@ def main() -> None:
     }
     step_pairs = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     train = NextSentencePairs(train_documents, tokenizer, **pair_settings, seed=arguments.seed, group_size=step_pairs)
-    held_out = NextSentencePairs(held_out_documents, tokenizer, **pair_settings, seed=arguments.seed + 1)
+    # where nothing is held out, pairs of the training documents are scored, at the end only
+    scored_documents = held_out_documents or train_documents
+    scored = NextSentencePairs(scored_documents, tokenizer, **pair_settings, seed=arguments.seed + 1)
     # a Subset has no epoch, so that every evaluation sees the same pairs
-    held_out = Subset(held_out, range(min(len(held_out), recipe.held_out_pairs)))
+    scored = Subset(scored, range(min(len(scored), recipe.held_out_pairs)))
+    source = "held-out" if held_out_documents else "training"
+    arguments.eval_strategy = arguments.eval_strategy if held_out_documents else "no"
     collator = DataCollatorForPreTraining(
         tokenizer,
         recipe.mlm_probability,
@@ -121,8 +124,8 @@ def main() -> None:
     size = f"{model.config.num_hidden_layers} layers, {model.config.hidden_size} wide"
     facts = {
         "data": f"{documents.description}; {splits.counts[0]} documents to train on, {splits.counts[1]} held out",
-        "pairs": f"{len(train):,} per epoch, {len(held_out):,} held out, {train.random_next_share:.2%} random",
-        "tokenizer": f"{tokenizer_name or 'WordPiece learned from these documents'}, {len(tokenizer):,} entries",
+        "pairs": f"{len(train):,} per epoch, {train.random_next_share:.2%} random; scored: {len(scored):,} {source}",
+        "tokenizer": f"{tokenizer_name or f'{recipe.vocabulary} of these documents'}, {len(tokenizer):,} entries",
         "model": f"{f'continued from {name}' if name else scratch}: {size}",
         "peak for MFU": peak_description,
     }
@@ -136,7 +139,7 @@ def main() -> None:
         model=model,
         args=arguments,
         train_dataset=train,
-        eval_dataset=held_out,
+        eval_dataset=scored,
         processing_class=tokenizer,
         data_collator=collator,
         compute_metrics=pretraining_metrics,
@@ -147,8 +150,8 @@ def main() -> None:
     train_and_save(trainer)
 
     # evaluation
-    scores = report.held_out_scores(trainer)
-    examples = report.sample_predictions(trainer.model, tokenizer, held_out, collator)
+    scores = report.pair_scores(trainer, source)
+    examples = report.sample_predictions(trainer.model, tokenizer, scored, collator)
 
     # report
     finished = FinishedRun(
@@ -160,7 +163,7 @@ def main() -> None:
         scores=scores,
         curves=["mlm_accuracy", "nsp_accuracy"] if next_sentences else ["mlm_accuracy"],
     )
-    report.finish_pretraining(finished, held_out, examples)
+    report.finish_pretraining(finished, scored, examples, source)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ PAIRS += " --cache_dir corpora"
 COLA = "--threads 1 --precisions fp32"
 # A command that holds the text on the left is run with what stands on the right behind it
 SMALL = {
+    "printf": "",
+    "recipes/classify.py": FINE_TUNING,
     "recipes/cola.py": FINE_TUNING,
     "recipes/newsgroups.py": FINE_TUNING,
     "recipes/pretrain.py": PAIRS,
@@ -30,8 +32,10 @@ SMALL = {
     "benchmarks/cola_finetuning.py select": f"{COLA} --epochs 1 --learning_rates 1e-4",
     "benchmarks/cola_finetuning.py quality": f"{COLA} --epochs 1 --seeds 1",
     "benchmarks/collator_throughput.py": "--rounds 1 --seconds 0.05 --batch_sizes 32",
-    "benchmarks/corpus_memory.py": "--megabytes 2 --processes 1",
     "benchmarks.fault_injection.healthy_programs": "--only parity --steps 3",
+    "benchmarks/pretraining_data.py": (
+        "--megabytes 1 2 --processes 1 --tokenized_megabytes 1 --workers 0 1 --seconds 0.2 --rounds 1"
+    ),
     "benchmarks.fault_injection run": "--only minilm/missing_from_optimizer --seeds 0",
     "benchmarks/kill_and_resume.py": "--recipes cola --kills 1",
     "benchmarks/monitoring_overhead.py": "--size minilm --batch_size 1 --length 8 --rounds 1",

@@ -170,9 +170,9 @@ class DocumentFiles:
         self.documents_split = documents_split or ("file" if len(self.files) > 1 else "blank_line")
         self.sentences_per_document: int | None = None
         if self.documents_split not in ("file", "blank_line"):
-            if not self.documents_split.isdecimal() or int(self.documents_split) < 2:
+            if not self.documents_split.isdecimal() or int(self.documents_split) < 1:
                 raise InputError(
-                    "`documents_split` must be file, blank_line or a number of sentences from 2 on, "
+                    "`documents_split` must be file, blank_line or a number of sentences from 1 on, "
                     f"got {documents_split!r}"
                 )
             self.sentences_per_document = int(self.documents_split)

@@ -1,4 +1,4 @@
-"""What a pre-training run shows at its end: predictions on held-out text, tables, figures, model card."""
+"""What a pre-training run shows at its end: predictions on text, tables, figures, model card."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def print_pretraining_overview(
     model: PreTrainedModel,
     arguments: TrainingArguments,
 ) -> None:
-    """Prints what a pre-training is about to learn from: settings, token lengths and parameters.
+    """Prints what a pre-training is about to learn from: settings, what of the corpus is unused, lengths, parameters.
 
     Args:
         facts: Data, model, settings.
@@ -35,6 +35,8 @@ def print_pretraining_overview(
     """
     overview.print_overview("Pre-training", facts, arguments)
     if arguments.process_index == 0:
+        for remark in train.remarks:
+            print(remark)
         overview.print_token_lengths(train.lengths(), max_length, 0)
         overview.print_parameters(model)
 
@@ -47,12 +49,12 @@ def sample_predictions(
     collator: Callable[[list[Mapping[str, Any]]], dict[str, torch.Tensor]],
     masks: int = 3,
 ) -> dict[str, list[dict[str, object]]]:
-    """Lets a model fill masks of held-out text, and judge one true and one random pair.
+    """Lets a model fill masks of a text, and judge one true and one random pair.
 
     Args:
         model: Masked LM, with or without a next-sentence head.
         tokenizer: For decoding.
-        pairs: Held-out pairs, a `Subset` of `NextSentencePairs`.
+        pairs: A `Subset` of `NextSentencePairs`.
         collator: Makes the masks.
         masks: Number of masked tokens to show.
 
@@ -115,24 +117,29 @@ def _segments(tokenizer: Any, pair: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def held_out_scores(trainer: Trainer) -> dict[str, float]:
-    """Evaluates on the held-out pairs, which `trainer` has.
+def pair_scores(trainer: Trainer, source: str = "held-out") -> dict[str, float]:
+    """Evaluates on the pairs that `trainer` has for it.
 
     Args:
         trainer: Has finished training, with `pretraining_metrics`.
+        source: What the pairs are: "held-out" or "training". The log names the scores so.
 
     Returns:
         What `pretraining_metrics` gives.
     """
-    metrics = trainer.evaluate(metric_key_prefix="held_out")
-    names = {name: name.removeprefix("held_out_") for name in metrics}
+    prefix = source.replace("-", "_")
+    metrics = trainer.evaluate(metric_key_prefix=prefix)
+    names = {name: name.removeprefix(f"{prefix}_") for name in metrics}
     return {
         short: metrics[name] for name, short in names.items() if short.startswith(("mlm", "nsp", "perplex", "unigram"))
     }
 
 
 def finish_pretraining(
-    run: FinishedRun, held_out: Dataset[Any], examples: Mapping[str, Sequence[Mapping[str, Any]]]
+    run: FinishedRun,
+    pairs: Dataset[Any],
+    examples: Mapping[str, Sequence[Mapping[str, Any]]],
+    source: str = "held-out",
 ) -> None:
     """Prints scores and examples, writes figures, model card and `results.json`, and checks that the model reloads.
 
@@ -140,28 +147,29 @@ def finish_pretraining(
 
     Args:
         run: The run, whose model is saved.
-        held_out: Pairs, some of which the reloaded model predicts.
+        pairs: Some of them the reloaded model predicts.
         examples: Of `sample_predictions`.
+        source: What the pairs of scores and examples are: "held-out" or "training".
 
     Raises:
         ReloadError: The saved model predicts something else.
     """
-    rows = Subset(held_out, range(min(len(held_out), 2 * run.trainer.args.eval_batch_size)))  # type: ignore[arg-type]
+    rows = Subset(pairs, range(min(len(pairs), 2 * run.trainer.args.eval_batch_size)))  # type: ignore[arg-type]
     both = isinstance(run.trainer.model, ToolkitBertForPreTraining)
     auto_class = AutoModelForPreTraining if both else AutoModelForMaskedLM
-    close_run(run, lambda: _write_outputs(run, examples), auto_class, rows)
+    close_run(run, lambda: _write_outputs(run, examples, source), auto_class, rows)
 
 
-def _write_outputs(run: FinishedRun, examples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def _write_outputs(run: FinishedRun, examples: Mapping[str, Sequence[Mapping[str, Any]]], source: str) -> None:
     history = run.trainer.state.log_history
-    scores = {f"held-out {name}": f"{value:.4f}" for name, value in run.numbers.items()}
+    scores = {f"{source} {name}": f"{value:.4f}" for name, value in run.numbers.items()}
     overview.print_settings({**run.all_facts(), **scores}, "Result")
     overview.print_settings(
         {
             word["text"]: f"{word['word']}: " + ", ".join(f"{guess} {share:.2f}" for guess, share in word["top 5"])
             for word in examples["masked words"]
         },
-        "Held-out words and the model's five guesses",
+        f"{source.capitalize()} words and the model's five guesses",
     )
     if examples["next sentence"]:
         overview.print_settings(
@@ -171,7 +179,7 @@ def _write_outputs(run: FinishedRun, examples: Mapping[str, Sequence[Mapping[str
                 )
                 for pair in examples["next sentence"]
             },
-            "Held-out pairs",
+            f"{source.capitalize()} pairs",
         )
     drawn = {"learning_curves": figures.draw_learning_curves(history, run.curves, run.title)}
     write_report(run, "fill-mask", drawn, {"examples": examples})

@@ -24,11 +24,14 @@ from bert_toolkit.data.documents import (
 )
 from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.pretraining import TokenizedDocuments
-from bert_toolkit.pretraining.tokenized_documents import tokenizer_fingerprint
-from bert_toolkit.pretraining.wordpiece import save_tokenizer, train_wordpiece
+from bert_toolkit.pretraining.sentence_encoder import tokenizer_fingerprint
+from bert_toolkit.pretraining.vocabulary import save_tokenizer, train_wordpiece, train_words
 from bert_toolkit.training.loading import load_pretrained
 
 FEWEST_DOCUMENTS = 4
+"""Where some are held out: two to train on, as a random text must come from another document, and two held out."""
+VOCABULARIES = {"wordpiece": train_wordpiece, "words": train_words}
+"""What a new tokenizer knows: pieces of words, or the most frequent words as a whole."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,13 @@ class DocumentSplits:
 
     Args:
         train: The former.
-        held_out: The latter, evenly spread over the corpus.
+        held_out: The latter, evenly spread over the corpus; None if there are none.
         counts: Documents of both.
         name: Tells the split from another of the same or of other documents.
     """
 
     train: Iterable[Any]
-    held_out: Iterable[Any]
+    held_out: Iterable[Any] | None
     counts: tuple[int, int]
     name: str
 
@@ -119,26 +122,29 @@ def open_documents(
 
 
 def hold_out(documents: Documents, fraction: float, max_train_samples: int | None = None) -> DocumentSplits:
-    """Holds documents out, two at least.
+    """Holds documents out: two at least, or none at all.
 
     Args:
         documents: Gone through once to be counted.
-        fraction: Of documents to hold out.
+        fraction: Of documents to hold out, in [0, 1); 0 holds out none.
         max_train_samples: Train on this many documents only.
 
     Returns:
         Both splits.
 
     Raises:
-        InputError: There are too few documents.
+        InputError: The fraction is out of range, or there are too few documents.
     """
+    if not 0 <= fraction < 1:
+        raise InputError(f"`held_out_share` must lie in [0, 1), got {fraction}")
     count = sum(1 for _ in documents.rows)
-    if count < FEWEST_DOCUMENTS:
+    if fraction and count < FEWEST_DOCUMENTS:
         raise InputError(
             f"{documents.description} holds {count} document{'s' * (count != 1)}; next-sentence pairs need at least "
-            f"{FEWEST_DOCUMENTS}, two of them held out: cut the text with --documents_split 50 (sentences each)"
+            f"{FEWEST_DOCUMENTS}, two of them held out: cut the text into smaller ones with --documents_split "
+            "(sentences each), or hold none out with --held_out_share 0"
         )
-    held_out = min(max(2, round(count * fraction)), count - 2)
+    held_out = min(max(2, round(count * fraction)), count - 2) if fraction else 0
     train: Iterable[Any] = HeldOut(documents.rows, count, held_out, training=True)
     name, rest = f"{held_out}-{documents.fingerprint}", count - held_out
     if max_train_samples is not None and max_train_samples < rest:
@@ -147,17 +153,18 @@ def hold_out(documents: Documents, fraction: float, max_train_samples: int | Non
             f"first{max_train_samples}-{name}",
             max_train_samples,
         )
-    return DocumentSplits(train, HeldOut(documents.rows, count, held_out, training=False), (rest, held_out), name)
+    others = HeldOut(documents.rows, count, held_out, training=False) if held_out else None
+    return DocumentSplits(train, others, (rest, held_out), name)
 
 
 def tokenize_documents(
     splits: DocumentSplits,
     tokenizer_name: str | None,
-    vocab_size: int,
+    vocabulary: tuple[str, int],
     max_length: int,
     cache_dir: str,
     processes: int | None,
-) -> tuple[Any, TokenizedDocuments, TokenizedDocuments]:
+) -> tuple[Any, TokenizedDocuments, TokenizedDocuments | None]:
     """Tokenizes documents, by a tokenizer that is there or one learned from those to train on.
 
     Every process calls it; one works for all of a machine. What an earlier run has learned or tokenized is taken from
@@ -165,26 +172,29 @@ def tokenize_documents(
 
     Args:
         splits: The documents.
-        tokenizer_name: Folder or hub name; None to learn a WordPiece tokenizer.
-        vocab_size: Entries of a new tokenizer.
+        tokenizer_name: Folder or hub name; None to learn a tokenizer.
+        vocabulary: What a new tokenizer knows, one of `VOCABULARIES`, and its entries at most.
         max_length: Longest sequence in tokens.
         cache_dir: Where tokenizers and tokenized corpora are kept; may begin with `~`.
         processes: That tokenize; None for one per core.
 
     Returns:
-        The tokenizer, the documents to train on, and those held out.
+        The tokenizer, the documents to train on, and those held out, None if there are none.
 
     Raises:
-        InputError: The tokenizer cannot be loaded, `vocab_size` is too small, or `cache_dir` cannot be written.
+        InputError: The tokenizer cannot be loaded, there is no such vocabulary, `vocab_size` is too small, or
+            `cache_dir` cannot be written.
     """
+    if vocabulary[0] not in VOCABULARIES:
+        raise InputError(f"`vocabulary` must be one of {', '.join(VOCABULARIES)}, got {vocabulary[0]}")
     cache = _open_cache(cache_dir)
     with PartialState().local_main_process_first():
-        tokenizer = _load_or_train_tokenizer(tokenizer_name, splits, vocab_size, max_length, cache)
+        tokenizer = _load_or_train_tokenizer(tokenizer_name, splits, vocabulary, max_length, cache)
         workers = processes or os.cpu_count() or 1
-        train, held_out = (
-            _tokenize(documents, f"{kind}-{splits.name}", tokenizer, cache, workers)
-            for kind, documents in (("train", splits.train), ("held_out", splits.held_out))
-        )
+        train = _tokenize(splits.train, f"train-{splits.name}", tokenizer, cache, workers)
+        held_out = None
+        if splits.held_out is not None:
+            held_out = _tokenize(splits.held_out, f"held_out-{splits.name}", tokenizer, cache, workers)
     return tokenizer, train, held_out
 
 
@@ -201,12 +211,13 @@ def _open_cache(cache_dir: str) -> Path:
 
 
 def _load_or_train_tokenizer(
-    name_or_path: str | None, splits: DocumentSplits, vocab_size: int, max_length: int, cache: Path
+    name_or_path: str | None, splits: DocumentSplits, vocabulary: tuple[str, int], max_length: int, cache: Path
 ) -> Any:
     if name_or_path is None:
-        folder = cache / f"wordpiece-{vocab_size}-{splits.name}"
+        kind, vocab_size = vocabulary
+        folder = cache / f"{kind}-{vocab_size}-{splits.name}"
         if not (folder / "tokenizer.json").exists():
-            save_tokenizer(train_wordpiece(splits.train, vocab_size, max_length), folder)
+            save_tokenizer(VOCABULARIES[kind](splits.train, vocab_size, max_length), folder)
         name_or_path = str(folder)
     return load_pretrained(AutoTokenizer, name_or_path, model_max_length=max_length)
 

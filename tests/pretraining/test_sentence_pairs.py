@@ -110,7 +110,7 @@ def test_random_b_is_uniform_over_the_other_documents_sentences(tokenizer, make_
         assert chi2 < stats.chi2.ppf(1 - 1e-6, 3)
 
 
-def test_sentences_behind_a_are_put_back_when_b_is_random(tokenizer, make_documents):
+def test_sentences_after_a_are_put_back_when_b_is_random(tokenizer, make_documents):
     documents = make_documents(LONG)
     pairs = NextSentencePairs(documents, tokenizer, seed=5, max_length=100)
     begin, split, end = pairs._cutter.chunks(np.sort(pairs._starts), 0)

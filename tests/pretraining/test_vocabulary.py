@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from bert_toolkit import InputError, NextSentencePairs
-from bert_toolkit.pretraining.wordpiece import SPECIAL_TOKENS, save_tokenizer, train_wordpiece, train_words
+from bert_toolkit.pretraining.vocabulary import SPECIAL_TOKENS, save_tokenizer, train_wordpiece, train_words
 
 
 def test_wordpiece_learns_words_and_pieces():
