@@ -74,6 +74,8 @@ def test_python_blocks_run(page, readers_script, tiny_bert_dir):
         readers_script["model"] = ToolkitBertForPreTraining.from_pretrained(tiny_bert_dir)
     namespace = dict(readers_script)
     for block in blocks(page, "python"):
+        if "onnxruntime" in block:  # the oldest versions are tested without it
+            pytest.importorskip("onnxruntime")
         exec(compile(block, str(page), "exec"), namespace)
 
 

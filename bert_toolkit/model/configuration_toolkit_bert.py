@@ -6,7 +6,7 @@ This file travels with every saved checkpoint, so it imports nothing but transfo
 from dataclasses import fields
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig
+from transformers import BertConfig, PreTrainedConfig
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu")
 
@@ -138,6 +138,25 @@ class ToolkitBertConfig(PreTrainedConfig):
             ValueError: The configuration asks for what ToolkitBert does not have, such as a decoder.
         """
         return cls(**_bert_settings(settings, cls))
+
+    def to_bert(self) -> BertConfig:
+        """Convert to a transformers `bert` configuration, the way back from `from_bert`.
+
+        Returns:
+            The configuration of the same network; labels, problem type and dropout are kept.
+
+        Raises:
+            ValueError: BERT has no such form: pre-LN or sinusoidal positions.
+        """
+        for name, bert_has in (("layer_norm_placement", "post"), ("position_embedding_type", "learned")):
+            if getattr(self, name) != bert_has:
+                raise ValueError(
+                    f"transformers' BERT has no {name}={getattr(self, name)!r}, only {bert_has!r}; a model of this "
+                    "form stays a ToolkitBert, which loads anywhere with trust_remote_code=True."
+                )
+        own = {field.name for field in fields(self)} - {field.name for field in fields(BertConfig)}
+        dropped = own | {"auto_map", "architectures", "model_type", "transformers_version"}
+        return BertConfig(**{name: value for name, value in self.to_dict().items() if name not in dropped})
 
     @classmethod
     def get_config_dict(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
@@ -367,6 +368,46 @@ class ToolkitBertPreTrainedModel(PreTrainedModel):
         """
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def to_transformers(self) -> PreTrainedModel:
+        """Copy the weights into transformers' own BERT, for exporters and serving engines that know BERT.
+
+        Biases that `attention_bias=False` left out become zeros.
+
+        Returns:
+            The model of the same head (`BertForMaskedLM` of a `ToolkitBertForMaskedLM`), on the same device, in the
+            same precision and mode. It shares no memory with this one.
+
+        Raises:
+            ValueError: BERT has no such form (pre-LN or sinusoidal positions), or there are other parameters than
+                those of the head, such as an adapter's.
+
+        Example:
+            >>> from bert_toolkit import ToolkitBertConfig, ToolkitBertForMaskedLM
+            >>> config = ToolkitBertConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+            >>> type(ToolkitBertForMaskedLM(config).to_transformers()).__name__
+            'BertForMaskedLM'
+        """
+        config = self.config.to_bert()
+        if hasattr(self, "qa_outputs"):
+            config.num_labels = 2  # the start and the end; ours has no other number of outputs
+        ours = next(base.__name__ for base in type(self).__mro__ if base.__module__ == __name__)
+        bert_class = getattr(transformers, ours.removeprefix("Toolkit"))
+        state = {name: value.detach().clone() for name, value in self.state_dict().items()}
+        if not self.config.attention_bias:
+            projections = tuple(
+                f"attention.{part}.weight" for part in ("self.query", "self.key", "self.value", "output.dense")
+            )
+            for name in [name for name in state if name.endswith(projections)]:
+                state[name.removesuffix("weight") + "bias"] = state[name].new_zeros(self.config.hidden_size)
+        pooling = {"add_pooling_layer": False} if getattr(self, "pooler", True) is None else {}
+        bert = bert_class.from_pretrained(None, config=config, state_dict=state, dtype=self.dtype, **pooling)
+        if others := bert.state_dict().keys() ^ state.keys():
+            raise ValueError(
+                f"to_transformers copies the parameters of a {ours}, but {min(others)!r} is not in both models; merge "
+                "or remove adapters and parametrizations first."
+            )
+        return bert.to(self.device).train(self.training)
 
 
 def refuse_what_changes_the_answer(arguments: dict[str, Any]) -> None:
