@@ -5,7 +5,7 @@
     python -m benchmarks.fault_injection.healthy_programs --group tuning --jobs 2
     python -m benchmarks.fault_injection.healthy_programs --report              # the table alone, from the results
 
-Needs the extras `offline`, `recipes`, `test` and `foreign`; a program whose package or data is missing is listed as
+Needs the extras `offline`, `recipes`, `test` and `benchmarks`; a program whose package or data is missing is listed as
 skipped. Each program runs in a process of its own on one thread. Results hold a digest of the rules: after a change of
 a rule every program runs again.
 """

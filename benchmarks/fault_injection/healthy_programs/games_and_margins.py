@@ -156,12 +156,12 @@ def adversarial_pair(setup: Setup) -> Ready:
     """A GAN on points of a ring, two models with an optimizer and a watch each; no loss falls for long."""
     generator = Player(mlp(8, 2))
     critic = Player(mlp(2, 1, activation=nn.LeakyReLU))
-    optimizers = [torch.optim.Adam(net.parameters(), lr=2e-3, betas=(0.5, 0.999)) for net in (generator, critic)]
-    loops = [Loop(setup, net, opt, 400) for net, opt in zip((generator, critic), optimizers, strict=True)]
+    optimizers = [torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.0, 0.9)) for net in (generator, critic)]
+    loops = [Loop(setup, net, opt, 250) for net, opt in zip((generator, critic), optimizers, strict=True)]
 
     def real(count: int) -> Tensor:
         angle = 2 * math.pi * torch.rand(count)
-        return torch.stack([2 + angle.cos(), angle.sin()], -1) + 0.05 * torch.randn(count, 2)
+        return torch.stack([2 + angle.cos(), angle.sin()], -1) + 0.3 * torch.randn(count, 2)
 
     def run() -> None:
         with loops[0], loops[1]:

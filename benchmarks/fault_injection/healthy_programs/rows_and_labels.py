@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModel,
     Trainer,
 )
 
-from benchmarks.fault_injection.healthy_programs.bodies import fine_tuning, minilm_classifier, whole_minilm
+from benchmarks.fault_injection.healthy_programs.bodies import MeanPooled, fine_tuning, minilm_classifier, whole_minilm
 from benchmarks.fault_injection.healthy_programs.measures import held_out_accuracy, predictions
 from benchmarks.fault_injection.healthy_programs.program import (
     HELD_OUT,
@@ -28,6 +29,7 @@ from benchmarks.fault_injection.healthy_programs.texts import (
     century_rows,
     linguists_examples,
     minilm_tokenizer,
+    small_minilm_folder,
     small_minilm_tokenizer,
     source_rows,
     spoken,
@@ -43,7 +45,7 @@ def label_noise(setup: Setup) -> Ready:
     noisy = [{**row, "labels": 1 - row["labels"] if chance.random() < 0.2 else row["labels"]} for row in rows[:1000]]
     return with_trainer(
         setup,
-        minilm_classifier(num_labels=2),
+        MeanPooled(AutoModel.from_pretrained(small_minilm_folder())),
         noisy,
         arguments(setup, 100, 5e-4),
         tokenizer=tokenizer,

@@ -132,17 +132,17 @@ def swin(setup: Setup) -> Ready:
     from transformers import SwinConfig, SwinForImageClassification
 
     config = SwinConfig(
-        image_size=16,
+        image_size=8,
         patch_size=2,
         num_channels=1,
-        embed_dim=24,
+        embed_dim=32,
         depths=[2, 2],
         num_heads=[2, 4],
-        window_size=4,
+        window_size=2,
         use_absolute_embeddings=True,
         num_labels=10,
     )
-    return classify(setup, SwinForImageClassification(config), arguments(setup, 200, 1e-3, 16), digits(1, 16), 0.5)
+    return classify(setup, SwinForImageClassification(config), arguments(setup, 200, 2e-3, 32), digits(), 0.5)
 
 
 @program(HELD_OUT)
