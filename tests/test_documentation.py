@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, TrainingArguments
 
 import bert_toolkit
 from bert_toolkit import ToolkitBertForPreTraining, ToolkitBertForSequenceClassification
-from bert_toolkit.training.arguments import RunArguments, parse_arguments
+from bert_toolkit.training.arguments import RECIPE_DEFAULTS, RunArguments, parse_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,7 +97,11 @@ def test_commands_name_scripts_and_flags_that_exist(page):
             recipe = runpy.run_path(str(path))
             kinds = [item for item in recipe.values() if is_dataclass(item) and item.__module__ == "<run_path>"]
             kinds += [RunArguments, TrainingArguments] if "DEFAULTS" in recipe else []
-            parse_arguments(kinds, recipe.get("DEFAULTS", {}), shlex.split(rest, comments=True))
+            parse_arguments(
+                kinds,
+                ({**RECIPE_DEFAULTS, **recipe["DEFAULTS"]} if "DEFAULTS" in recipe else {}),
+                shlex.split(rest, comments=True),
+            )
         else:
             source = path.read_text(encoding="utf-8")
             for flag in re.findall(r"--\w+", rest):

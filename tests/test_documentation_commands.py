@@ -28,6 +28,7 @@ SMALL = {
     "tensorboard --logdir": "--inspect",  # tells what it would show, and ends
     "make style quality test": "PYTEST_ADDOPTS='-n0 tests/test_errors.py'",
     "tools/sample/grammar.py": "",
+    "tools/training_health_page.py": "",
     "benchmarks/cola_finetuning.py speed": f"{COLA} --rows 32 --rounds 1",
     "benchmarks/cola_finetuning.py select": f"{COLA} --epochs 1 --learning_rates 1e-4",
     "benchmarks/cola_finetuning.py quality": f"{COLA} --epochs 1 --seeds 1",

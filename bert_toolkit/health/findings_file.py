@@ -68,7 +68,7 @@ class FindingsFile:
             for line in path.read_text(encoding="utf-8").split("\n"):
                 entry: dict[str, Any] = json.loads(line) if line else {"event": "nothing"}
                 if entry["event"] == "verdict":
-                    verdict = str(entry["verdict"])
+                    verdict = entry.get("verdict")
                 if entry["event"] == "finding" and (last_step is None or entry["step"] <= last_step):
                     cases[entry["rule"]] = _case(entry, last_step)
         except OSError as error:
