@@ -33,7 +33,6 @@ SMALL = {
     "benchmarks/cola_finetuning.py select": f"{COLA} --epochs 1 --learning_rates 1e-4",
     "benchmarks/cola_finetuning.py quality": f"{COLA} --epochs 1 --seeds 1",
     "benchmarks/collator_throughput.py": "--rounds 1 --seconds 0.05 --batch_sizes 32",
-    "benchmarks.fault_injection.healthy_programs": "--only parity --steps 3",
     "benchmarks/pretraining_data.py": (
         "--megabytes 1 2 --processes 1 --tokenized_megabytes 1 --workers 0 1 --seconds 0.2 --rounds 1"
     ),
@@ -45,6 +44,7 @@ SMALL = {
 }
 # A command that holds the text on the left is not run here, for the reason on the right
 NOT_RUN = {
+    "bert_toolkit.health RUN": "RUN stands for the folder of a run; tests/health/test_command.py runs it",
     "--bf16 --dropout 0 --compile": "needs a CUDA device; tests/model has what of it runs on a CPU",
     "fault_injection pictures": "draws from the histories of every fault and control: ten minutes of training",
 }
