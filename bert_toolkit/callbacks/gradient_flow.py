@@ -20,6 +20,8 @@ class GradientFlowCallback(MonitoringCallback[GradientFlowRecord]):
 
     | logged key | what |
     |---|---|
+    | `gradient_flow/all/largest_mean`, `gradient_flow/all/median_mean` | largest and median of the blocks' means |
+    | `gradient_flow/all/max` | largest absolute gradient of the model |
     | `gradient_flow/mean/<block>` | mean of the absolute gradient over the block's weights |
     | `gradient_flow/max/<block>` | largest absolute gradient |
     | `gradient_flow/std/<block>` | standard deviation of the absolute gradient |

@@ -22,6 +22,7 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
 
     | logged key | what |
     |---|---|
+    | `update_ratio/all/largest`, `update_ratio/all/median` | largest and median of the blocks |
     | `update_ratio/<block>` | update norm / parameter norm of the block's weights taken as one vector |
     | `monitoring/update_ratios` | figure of the newest sample |
     | `monitoring/update_ratios_over_time` | figure of all samples |
@@ -72,7 +73,6 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
             raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
         self.mode = mode
         self.reads_updates = mode
-        self._highest_rate = 0.0
 
     def measure(self, reading: StepReading) -> UpdateRatioRecord | None:
         """Take the update ratios.
@@ -83,8 +83,6 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
         Returns:
             The record.
         """
-        self._rate = max(reading.learning_rates.values(), default=0.0)
-        self._highest_rate = max(self._rate, self._highest_rate)
         return reading.updates(self.mode, self.seed)
 
     def scalars(self, record: UpdateRatioRecord) -> dict[str, float]:
@@ -111,9 +109,7 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
 
         parameters, records = self.parameters, self.records
         names = drawn_names(parameters, self.include_biases, self.skip_probability, self.seed)
-        # Ratios follow the learning rate: at the end of a decay they are small in every healthy run.
-        note = f"learning rate {self._rate:.2g}, highest so far {self._highest_rate:.2g}"
-        figures = {"update_ratios": lambda: update_ratios_figure(records[-1], parameters, names, note)}
+        figures = {"update_ratios": lambda: update_ratios_figure(records[-1], parameters, names)}
         if at_end:
             title, markers = "‖update‖ / ‖parameter‖", self.finding_markers()
             figures["update_ratios_over_time"] = lambda: heat_map_figure(

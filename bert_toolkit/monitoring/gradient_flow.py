@@ -84,23 +84,32 @@ def gradient_flow_scalars(
 
     Returns:
         `gradient_flow/{mean,max,std,zero_share}/<block>` over all elements of the block's weights (its biases and
-        norms only where it has nothing else), and `gradient_flow/clip_coefficient`. Values that are not finite
-        are left out, since trackers cannot draw them.
+        norms only where it has nothing else), `gradient_flow/all/{largest_mean,median_mean,max}` of these, and
+        `gradient_flow/clip_coefficient`. Values that are not finite are left out, since trackers cannot draw them.
     """
-    scalars: dict[str, float] = {}
     if per_parameter:
         groups = {name: np.array([i]) for i, name in enumerate(record.names)}
     else:
         groups = positions_by_block(record.names, parameters)
+    statistics: dict[str, dict[str, float]] = {"mean": {}, "max": {}, "std": {}, "zero_share": {}}
     for group, at in groups.items():
         weight = record.count[at] / record.count[at].sum()
         mean = weight @ record.mean[at]
         variance = weight @ (record.std[at] ** 2 + (record.mean[at] - mean) ** 2)
-        scalars[f"gradient_flow/mean/{group}"] = mean
-        scalars[f"gradient_flow/max/{group}"] = record.max[at].max()
-        scalars[f"gradient_flow/std/{group}"] = np.sqrt(variance)
-        scalars[f"gradient_flow/zero_share/{group}"] = weight @ record.zero_share[at]
-    scalars["gradient_flow/clip_coefficient"] = record.clip_coefficient
+        statistics["mean"][group] = mean
+        statistics["max"][group] = record.max[at].max()
+        statistics["std"][group] = np.sqrt(variance)
+        statistics["zero_share"][group] = weight @ record.zero_share[at]
+    # What is wrong anywhere shows in a few curves; trackers sort names, and these come first.
+    means = list(statistics["mean"].values())
+    scalars = {
+        "gradient_flow/all/largest_mean": max(means, default=math.nan),
+        "gradient_flow/all/median_mean": np.median(means) if means else math.nan,
+        "gradient_flow/all/max": max(statistics["max"].values(), default=math.nan),
+        "gradient_flow/clip_coefficient": record.clip_coefficient,
+    }
+    for statistic, values in statistics.items():
+        scalars |= {f"gradient_flow/{statistic}/{group}": value for group, value in values.items()}
     return {key: float(value) for key, value in scalars.items() if np.isfinite(value)}
 
 

@@ -1,9 +1,10 @@
 """What each parameter of a model is for, and to which block it belongs, read from modules and shapes."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -63,6 +64,25 @@ def named_unique_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Paramete
     """Yield (clean name, parameter) in the model's order; a tied parameter comes once, under its first name."""
     for name, parameter in unwrap(model).named_parameters():
         yield clean_name(name), parameter
+
+
+def learning_rates(model: nn.Module, optimizer: Any) -> dict[str, float]:
+    """Return the learning rate of every parameter that an optimizer holds.
+
+    Args:
+        model: the module that is trained.
+        optimizer: a torch optimizer or a wrapper of one; anything without parameter groups gives none.
+
+    Returns:
+        Parameter name -> learning rate; NaN where the optimizer finds its rate by itself (Adafactor).
+    """
+    names = {id(parameter): name for name, parameter in named_unique_parameters(model)}
+    return {
+        names[id(parameter)]: math.nan if group.get("lr") is None else float(group["lr"])
+        for group in getattr(optimizer, "param_groups", ())
+        for parameter in group["params"]
+        if id(parameter) in names
+    }
 
 
 def describe_parameters(model: nn.Module) -> dict[str, ParameterInfo]:

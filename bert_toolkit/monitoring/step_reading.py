@@ -1,13 +1,12 @@
 """One reading of gradients and parameters for each sampled optimizer step, shared by all who observe that step."""
 
 import weakref
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from bert_toolkit.monitoring.gradient_flow import GradientFlowMonitor, GradientFlowRecord, PendingGradientFlow
-from bert_toolkit.monitoring.parameter_roles import ParameterInfo, named_unique_parameters, unwrap
+from bert_toolkit.monitoring.parameter_roles import ParameterInfo, learning_rates, unwrap
 from bert_toolkit.monitoring.update_ratios import Mode, UpdateRatioMonitor, UpdateRatioRecord
 
 # What an observer wants to know of updates; `any` takes what another observer measures, or the cheap sample.
@@ -172,15 +171,7 @@ class StepReading:
         if self._read_before:
             return
         self._read_before = True
-        groups: Sequence[dict[str, Any]] = getattr(optimizer, "param_groups", ())
-        if groups:
-            names = {id(parameter): name for name, parameter in named_unique_parameters(self.model)}
-            self.learning_rates = {
-                names[id(parameter)]: float(group["lr"])
-                for group in groups
-                for parameter in group["params"]
-                if id(parameter) in names
-            }
+        self.learning_rates = learning_rates(self.model, optimizer)
         if self._wants_gradients:
             try:
                 self._pending = self._reader.gradient_flow.start(
@@ -191,7 +182,7 @@ class StepReading:
         try:
             for mode, seed in self._needed():
                 monitor = self._reader._update_monitor(mode, seed)
-                monitor.before_step()
+                monitor.before_step(optimizer)
                 self._copies[mode, seed] = monitor
         except Exception as error:
             self._fail_updates(error)

@@ -1,9 +1,10 @@
 """How far the optimizer's step really moved every parameter, relative to its size."""
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -47,6 +48,8 @@ class UpdateRatioRecord:
         parameter_norm: ||before||.
         changed_share: share of elements that the step changed; low in pure bf16, where small updates round away.
         skipped: the step was skipped because gradients overflowed; the update is then NaN, not zero.
+        learning_rate: largest learning rate of the step, NaN where unknown.
+        peak_learning_rate: the largest that the schedule reaches, as far as the optimizer tells or was seen so far.
     """
 
     step: int
@@ -56,6 +59,8 @@ class UpdateRatioRecord:
     parameter_norm: np.ndarray
     changed_share: np.ndarray
     skipped: bool = False
+    learning_rate: float = math.nan
+    peak_learning_rate: float = math.nan
 
 
 def update_ratio_scalars(
@@ -70,7 +75,8 @@ def update_ratio_scalars(
 
     Returns:
         `update_ratio/<block>`: the ratio of the block's weights taken as one vector (its biases and norms only
-        where it has nothing else). Values that are not finite are left out; a skipped step gives none.
+        where it has nothing else), and `update_ratio/all/{largest,median}` of these. Values that are not finite are
+        left out; a skipped step gives none.
     """
     if per_parameter:
         groups = {name: np.array([i]) for i, name in enumerate(record.names)}
@@ -81,7 +87,15 @@ def update_ratio_scalars(
         parameter_norm = np.linalg.norm(record.parameter_norm[at])
         if parameter_norm > 0:
             scalars[f"update_ratio/{group}"] = float(np.linalg.norm(record.update_norm[at]) / parameter_norm)
-    return {key: value for key, value in scalars.items() if np.isfinite(value)}
+    scalars = {key: value for key, value in scalars.items() if np.isfinite(value)}
+    if not scalars:
+        return {}
+    ratios = list(scalars.values())
+    return {
+        "update_ratio/all/largest": max(ratios),
+        "update_ratio/all/median": float(np.median(ratios)),
+        **scalars,
+    }
 
 
 class UpdateRatioMonitor:
@@ -122,6 +136,7 @@ class UpdateRatioMonitor:
         self.seed = seed
         self._watched = WatchedParameters(model, "update ratio")
         self._before: list[tuple[str, nn.Parameter, Tensor]] = []
+        self._rate = self._peak = math.nan
         self._positions: dict[tuple[str, int], Tensor] = {}  # by name and size: a parameter may be replaced
 
     @property
@@ -135,8 +150,13 @@ class UpdateRatioMonitor:
         return self._watched.frozen
 
     @torch.no_grad()
-    def before_step(self) -> None:
-        """Remember the parameters; call it right before `optimizer.step()`."""
+    def before_step(self, optimizer: Any = None) -> None:
+        """Remember the parameters; call it right before `optimizer.step()`.
+
+        Args:
+            optimizer: what takes the step, to record its learning rate.
+        """
+        self._rate, self._peak = _rates(optimizer, self._peak)
         self._before = [
             (name, parameter, self._values(name, parameter).clone()) for name, parameter in self._watched.now()
         ]
@@ -176,7 +196,9 @@ class UpdateRatioMonitor:
         ratio = np.full_like(update_norm, np.nan)
         np.divide(update_norm, parameter_norm, out=ratio, where=parameter_norm > 0)
         ratio[update_norm == 0] = 0.0
-        return UpdateRatioRecord(step, names, ratio, update_norm, parameter_norm, changed_share, skipped)
+        return UpdateRatioRecord(
+            step, names, ratio, update_norm, parameter_norm, changed_share, skipped, self._rate, self._peak
+        )
 
     @staticmethod
     def _gradients_are_finite(parameters: Sequence[nn.Parameter]) -> bool:
@@ -203,3 +225,14 @@ class UpdateRatioMonitor:
         strata = torch.arange(SAMPLE_SIZE, dtype=torch.float64) + offsets
         positions = (strata * (values.numel() / SAMPLE_SIZE)).long().clamp(max=values.numel() - 1)
         return positions.to(torch.int32 if values.numel() < 2**31 else torch.int64).to(values.device)
+
+
+def _rates(optimizer: Any, seen: float) -> tuple[float, float]:
+    """The largest learning rate now, and the largest of the schedule: schedulers leave it in the parameter groups."""
+    rates, peaks = [], [seen]
+    for group in getattr(optimizer, "param_groups", ()):
+        told = [float(group[key]) for key in ("lr", "initial_lr", "max_lr") if group.get(key) is not None]
+        rates += told[:1] if group.get("lr") is not None else []
+        peaks += told
+    finite = [peak for peak in peaks if math.isfinite(peak)]
+    return max(rates, default=math.nan), max(finite, default=math.nan)

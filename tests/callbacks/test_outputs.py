@@ -58,13 +58,23 @@ def test_one_sub_run_beside_the_run(tmp_path):
     for block in BLOCKS:
         for statistic in ("mean", "max", "std", "zero_share"):
             assert f"gradient_flow/{statistic}/{block}" in scalars
-    assert len(scalars) == 4 * len(BLOCKS) + 1
+    assert len(scalars) == 4 * len(BLOCKS) + 4
+    means = [[e.value for e in reader.Scalars(f"gradient_flow/mean/{block}")] for block in BLOCKS]
+    for name, summary in (("largest", np.max), ("median", np.median)):
+        written = [event.value for event in reader.Scalars(f"gradient_flow/all/{name}_mean")]
+        np.testing.assert_allclose(written, summary(means, axis=0), rtol=1e-6)
+    assert sorted(scalars)[0].startswith("gradient_flow/all/"), "trackers sort names: the summary stands first"
     at = [parameter.block == "layer.1" and parameter.role == "matrix" for parameter in flow.parameters.values()]
     written = reader.Scalars("gradient_flow/mean/layer.1")
     assert [event.step for event in written] == [1, 2, 4, 6, 8]
     np.testing.assert_allclose([e.value for e in written], [r.mean[at][0] for r in flow.records], rtol=1e-6)
     scalars = with_prefix(reader.Tags()["scalars"], "update_ratio")
-    assert sorted(scalars) == sorted(f"update_ratio/{block}" for block in BLOCKS)
+    assert sorted(scalars)[:2] == ["update_ratio/all/largest", "update_ratio/all/median"]
+    assert sorted(scalars)[2:] == sorted(f"update_ratio/{block}" for block in BLOCKS)
+    largest = [e.value for e in reader.Scalars("update_ratio/all/largest")]
+    np.testing.assert_allclose(
+        largest, np.max([[e.value for e in reader.Scalars(f"update_ratio/{b}")] for b in BLOCKS], 0), rtol=1e-6
+    )
     written = reader.Scalars("update_ratio/layer.1")
     np.testing.assert_allclose([e.value for e in written], [r.ratio[at][0] for r in update.records], rtol=1e-6)
     own = events(run_folder(tmp_path))
@@ -160,6 +170,27 @@ def test_scalars_per_parameter(tmp_path):
     for i, name in enumerate(flow.records[0].names):
         written = reader.Scalars(f"gradient_flow/max/{name}")
         np.testing.assert_allclose([e.value for e in written], [r.max[i] for r in flow.records], rtol=1e-6)
+
+
+def test_first_steps_are_sampled_densely(tmp_path):
+    assert [step for step in range(1, 151) if GradientFlowCallback().is_sampled(step)] == [
+        *(1, 2, 5, 10, 20, 50),
+        *(100, 150),
+    ]
+    assert [step for step in range(1, 26) if UpdateRatioCallback(8).is_sampled(step)] == [1, 2, 5, 8, 16, 24]
+    assert [step for step in range(1, 7) if UpdateRatioCallback(1).is_sampled(step)] == [1, 2, 3, 4, 5, 6]
+    _, flow, update = run(
+        tmp_path, callbacks=[GradientFlowCallback(50, figures=False), UpdateRatioCallback(50, figures=False)]
+    )
+    assert [r.step for r in flow.records] == [r.step for r in update.records] == [1, 2, 5]
+
+
+def test_learning_rates_are_recorded(tmp_path):
+    callbacks = [UpdateRatioCallback(1, figures=False)]
+    _, update = run(tmp_path, callbacks=callbacks, lr_scheduler_type="linear", warmup_steps=4)
+    rates = [0.0, 0.0025, 0.005, 0.0075, 0.01, 0.0075, 0.005, 0.0025]
+    np.testing.assert_allclose([record.learning_rate for record in update.records], rates, atol=1e-12)
+    assert {record.peak_learning_rate for record in update.records} == {0.01}, "known from the first step on"
 
 
 def test_without_figures_nothing_is_drawn(tmp_path):

@@ -123,7 +123,7 @@ def test_scalars_by_block_and_per_parameter():
     assert scalars["gradient_flow/std/layer.2"] == pytest.approx(float(norm.std(correction=0)), rel=1e-5)
     single = gradient_flow_scalars(record, monitor.parameters, per_parameter=True)
     assert single["gradient_flow/max/3.bias"] == pytest.approx(float(raw["3.bias"].abs().max()), rel=1e-6)
-    assert len(single) == 4 * 6 + 1
+    assert len(single) == 4 * 6 + 4
 
 
 def test_block_of_several_matrices_is_one_vector():

@@ -77,7 +77,7 @@ def test_values_are_those_of_observers_on_their_own():
             model(torch.randn(5, 6)).square().mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             pending = flow.start(max_norm=0.1)
-            ratios.before_step()
+            ratios.before_step(optimizer)
             optimizer.step()
             records.append((pending.finish(3), ratios.after_step(3)))
     for one, other in zip(*records, strict=True):

@@ -162,10 +162,13 @@ def test_scalars_by_block():
     (record,), before = step(model, torch.optim.AdamW(model.parameters(), lr=1e-3), monitor)
     scalars = update_ratio_scalars(record, monitor.parameters)
     update = float((model[0].weight.detach().double() - before["0.weight"]).norm())
-    assert set(scalars) == {"update_ratio/layer.0", "update_ratio/layer.2", "update_ratio/layer.3"}
+    blocks = ["update_ratio/layer.0", "update_ratio/layer.2", "update_ratio/layer.3"]
+    assert list(scalars) == ["update_ratio/all/largest", "update_ratio/all/median", *blocks]
+    ratios = sorted(scalars[block] for block in blocks)
+    assert scalars["update_ratio/all/largest"] == ratios[-1] and scalars["update_ratio/all/median"] == ratios[1]
     assert scalars["update_ratio/layer.0"] == pytest.approx(update / float(before["0.weight"].norm()), rel=1e-5)
     single = update_ratio_scalars(record, monitor.parameters, per_parameter=True)
-    assert "update_ratio/0.bias" in single and len(single) == 5, "the norm's bias is zero: no ratio"
+    assert "update_ratio/0.bias" in single and len(single) == 5 + 2, "the norm's bias is zero: no ratio"
 
 
 def test_after_step_without_before_step():
