@@ -31,8 +31,8 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
     """Watch gradients, updates and health of any PyTorch or Accelerate loop.
 
     Hooks of the optimizer see each of its steps, between clipping and `zero_grad()`, through Accelerate's wrapper
-    too: the loop stays as it is. What is recorded and which files are written is the same as with `watch(trainer)`.
-    Where several processes train, every one of them must watch.
+    and with closures too: the loop stays as it is. What is recorded and which files are written is the same as with
+    `watch(trainer)`. Where several processes train, every one of them must watch.
 
     Args:
         model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
@@ -193,13 +193,42 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         for callback in self._callbacks:
             callback.open_step(self.step + 1)
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not any(callback.is_sampling for callback in self._callbacks):
+            self._losses = []
+            return None
+        # The optimizer is the first of the arguments, a closure that computes the gradients the second.
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._read_before(optimizer)
+            return None
+        watched = self._watched_closure(optimizer, closure)
+        if len(args) > 1:
+            return (args[0], watched, *args[2:]), kwargs
+        return args, {**kwargs, "closure": watched}
+
+    def _watched_closure(self, optimizer: torch.optim.Optimizer, closure: Callable[..., Any]) -> Callable[..., Any]:
+        """The closure, and a look at the gradients after its first call: nothing has moved by then."""
+        is_first = True
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            nonlocal is_first
+            result = closure(*args, **kwargs)
+            if is_first:
+                is_first = False
+                self._read_before(optimizer)
+            return result
+
+        return watched
+
+    def _read_before(self, optimizer: torch.optim.Optimizer) -> None:
         losses, self._losses = self._losses, []
-        if any(callback.is_sampling for callback in self._callbacks):
-            self._safe.attempt("loss", lambda: self._note_loss(losses))
-            scales = self._safe.attempt("loss scale", lambda: self._scales(optimizer)) or (None, 1.0)
-            for callback in self._callbacks:
-                callback.read_before(self._optimizer, 0.0, *scales)
+        self._safe.attempt("loss", lambda: self._note_loss(losses))
+        scales = self._safe.attempt("loss scale", lambda: self._scales(optimizer)) or (None, 1.0)
+        for callback in self._callbacks:
+            callback.read_before(self._optimizer, 0.0, *scales)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self.step += 1

@@ -110,6 +110,20 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         self._sampling = False
         self._output: MonitoringOutput[Record] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has settings and records, and watches a training of its own: not this model, trainer or writer."""
+        return {
+            **self.__dict__,
+            "_trainer": None,
+            "_reader": None,
+            "_reading": None,
+            "_run": None,
+            "_output": None,
+            "_safe": SafeOutputs(self.title),
+            "_active": False,
+            "_sampling": False,
+        }
+
     # --- what a subclass fills in ---
 
     def begin(self, run: MonitoredRun) -> None:

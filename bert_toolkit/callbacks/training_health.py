@@ -90,6 +90,10 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         self._logged_loss = math.nan
         self._stop = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has settings and findings; what was seen of the model stays behind."""
+        return {**super().__getstate__(), "_watch": None}
+
     @property
     def judge(self) -> HealthJudge:
         """The cases of the run, symptoms and notes included."""

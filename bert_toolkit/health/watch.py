@@ -22,7 +22,7 @@ from bert_toolkit.health.sampled_values import SampledValues
 from bert_toolkit.health.settings import RunSettings
 from bert_toolkit.health.weight_census import weight_census
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
-from bert_toolkit.monitoring.parameter_roles import named_unique_parameters
+from bert_toolkit.monitoring.parameter_roles import learning_rates, named_unique_parameters
 from bert_toolkit.monitoring.update_ratios import UpdateRatioRecord
 
 
@@ -72,7 +72,6 @@ class HealthWatch:
         self._replicated = not any(isinstance(p, DTensor) for _, p in named_unique_parameters(model))
         self._facts: dict[str, Tensor | float] = {}
         self._pending: PendingForward | None = None
-        self._names = {id(parameter): name for name, parameter in named_unique_parameters(model)}
         self._rates: dict[str, float] = {}
 
     def begin(self) -> list[Finding]:
@@ -115,12 +114,7 @@ class HealthWatch:
             fingerprint = None if self._forward is None else self._forward.batch_fingerprint
             facts |= replica_facts(self._values.checksums(), fingerprint)
         self._facts = facts
-        self._rates = {
-            self._names[id(parameter)]: float(group["lr"])
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if id(parameter) in self._names
-        }
+        self._rates = learning_rates(self._model, optimizer)
 
     def after_step(self) -> None:
         """Read what the optimizer has done, right after its step."""

@@ -334,21 +334,27 @@ def test_wrong_arguments():
         watch_loop(model, optimizer, every_n_steps=0)
 
 
-def test_optimizer_with_a_closure_gives_one_notice(tmp_path, caplog):
-    model = Classifier()
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
-    with watch_loop(model, optimizer, every_n_steps=1, output_dir=tmp_path, health=False, figures=False) as watching:
-        for batch in batches(2):
+@pytest.mark.parametrize("by_name", [False, True])
+def test_closures_are_read_after_their_first_call(tmp_path, caplog, by_name):
+    model, first, befores, afters = Classifier(), {}, {}, {}
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+    with watch_loop(model, optimizer, every_n_steps=1, output_dir=tmp_path, figures=False) as watching:
+        for number, batch in enumerate(batches(3), start=1):
+            befores[number] = {n: p.detach().clone() for n, p in model.named_parameters()}
 
-            def closure(batch=batch):
+            def closure(batch=batch, number=number):
                 optimizer.zero_grad()
                 loss = model(**batch)["loss"]
                 loss.backward()
+                first.setdefault(number, {n: p.grad.clone() for n, p in model.named_parameters()})
                 return loss
 
-            optimizer.step(closure)
-    notices = [
-        record.getMessage() for record in caplog.records if "no parameter has a gradient" in record.getMessage()
-    ]
-    assert len(notices) == 1
-    assert [record.step for record in watching.update_ratios.records] == [1, 2]
+            optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+            afters[number] = {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert "no parameter has a gradient" not in caplog.text
+    assert [record.step for record in watching.gradient_flow.records] == [1, 2, 3]
+    for record, change in zip(watching.gradient_flow.records, watching.update_ratios.records, strict=True):
+        check_gradients(record, first[record.step])
+        for name, update in zip(change.names, change.update_norm, strict=True):
+            moved = (afters[change.step][name].double() - befores[change.step][name].double()).norm()
+            assert update == pytest.approx(float(moved), rel=1e-5, abs=1e-12)

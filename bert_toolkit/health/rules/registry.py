@@ -44,6 +44,10 @@ class Rule:
     cause: str
     remedy: str
 
+    def __reduce__(self) -> tuple[Callable[[str], Rule], tuple[str]]:
+        """A copy of a rule is the rule: its function's name leads to the rule and not to the function."""
+        return _named, (self.name,)
+
     @property
     def name(self) -> str:
         """The function's name, by which findings and the documentation know the rule."""
@@ -102,6 +106,10 @@ class Rule:
             for other in rules
             if other.name != self.name and (other.name in self.explains or other.group in self.explains)
         )
+
+
+def _named(name: str) -> Rule:
+    return next(rule for rule in RULES if rule.name == name)
 
 
 RULES: list[Rule] = []
