@@ -101,7 +101,7 @@ def main() -> None:
         model=model,
         args=arguments,
         train_dataset=LengthGroupedRows(corpus.train, corpus.train["length"], rows_of_a_pass, arguments.seed),
-        eval_dataset=longest_first(corpus.validation),
+        eval_dataset=longest_first(corpus.validation, arguments.dataloader_drop_last),
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_classification_metrics,

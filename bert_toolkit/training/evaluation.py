@@ -34,16 +34,18 @@ class FinalPredictions:
     validation_metrics: dict[str, float]
 
 
-def longest_first(rows: Dataset) -> Dataset:
+def longest_first(rows: Dataset, drop_last: bool = False) -> Dataset:
     """Rows with a column `length`, the longest first, so that an evaluation computes little padding.
 
     Args:
         rows: Tokenized rows.
+        drop_last: The last, incomplete batch will be left out (`dataloader_drop_last`). Rows then stay in their order,
+            as otherwise the shortest would always be missing.
 
     Returns:
         A view of the same rows.
     """
-    return rows.select(_order(rows))
+    return rows if drop_last else rows.select(_order(rows))
 
 
 def predict_splits(trainer: Trainer, corpus: CorpusSplits) -> FinalPredictions:
@@ -82,6 +84,7 @@ def plain_prediction(trainer: Trainer) -> Iterator[None]:
     """
     settings = {
         "train_sampling_strategy": "sequential",  # with group_by_length Trainer groups these rows too
+        "dataloader_drop_last": False,
         "eval_do_concat_batches": True,
         "batch_eval_metrics": False,
         "prediction_loss_only": False,
