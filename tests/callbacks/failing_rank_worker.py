@@ -19,11 +19,11 @@ def main() -> None:
     if rank == 1:
         original, calls = UpdateRatioMonitor.before_step, []
 
-        def before_step(self):
+        def before_step(self, *arguments):
             calls.append(1)
             if len(calls) == 3:
                 raise MemoryError("no room for a copy")
-            return original(self)
+            return original(self, *arguments)
 
         UpdateRatioMonitor.before_step = before_step
     # Each reads for itself: the reading of gradients is shared, but only one of the two wants updates.
