@@ -243,7 +243,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
     def _start_run(self, run: MonitoredRun) -> None:
         self._run = run
         self._output = MonitoringOutput(self.name, self.record_class, self.figures, self._safe, run)
-        reason = unsupported_reason(run.model, run.optimizer)
+        reason = unsupported_reason(run.model, run.optimizer, by_trainer=run.arguments is not None)
         if reason:
             self._stop_observing(reason)
             self._active = False
@@ -269,7 +269,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
 
     def _open_step(self, step: int) -> None:
         assert self._reader is not None
-        reading = self._reader.begin(step)
+        reading = self._reader.begin(step, None if self._run is None else self._run.optimizer)
         reading.join(self.reads_gradients, self.reads_updates, self.seed)
         self._reading = reading
         self.before_forward(step)
@@ -333,6 +333,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
             self._observe(lambda: self._read_after(reading))
 
     def _read_after(self, reading: StepReading) -> None:
+        reading.gather()
         if self.reads_updates is not None:
             reading.after_step()
         self.after_step(reading)

@@ -19,6 +19,7 @@ from bert_toolkit.health.findings import Finding, message
 from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.judge import HealthJudge
 from bert_toolkit.health.watch import HealthWatch
+from bert_toolkit.monitoring.deepspeed_shards import is_deepspeed
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import named_unique_parameters
 from bert_toolkit.monitoring.step_reading import StepReading
@@ -153,6 +154,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
             run.last_step,
             forward=run.watch_forward,
             judge=self._judge,
+            steps_inside_backward=is_deepspeed(run.optimizer),
             **settings,
         )
 

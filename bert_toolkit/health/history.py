@@ -17,7 +17,7 @@ from bert_toolkit.health.facts import FactValue
 from bert_toolkit.health.forward_statistics import ForwardStatistics
 from bert_toolkit.health.settings import RunSettings
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
-from bert_toolkit.monitoring.parameter_roles import describe_parameters, named_unique_parameters
+from bert_toolkit.monitoring.parameter_roles import describe_parameters, named_unique_parameters, whole_shape
 from bert_toolkit.monitoring.record_file import read_arrays
 from bert_toolkit.monitoring.update_ratios import UpdateRatioRecord
 
@@ -128,13 +128,14 @@ class HealthHistory:
         self.names = tuple(described)
         self.roles = tuple(info.role for info in described.values())
         self.blocks = tuple(info.block for info in described.values())
-        self.count = np.array([p.numel() for p in tensors.values()])
-        self.fan = np.array([math.sqrt(p.numel()) if p.ndim > 1 else 1.0 for p in tensors.values()])
+        shapes = {name: whole_shape(parameter) for name, parameter in tensors.items()}
+        self.count = np.array([shape.numel() for shape in shapes.values()])
+        self.fan = np.array([math.sqrt(shape.numel()) if len(shape) > 1 else 1.0 for shape in shapes.values()])
         self.item_size = np.array([p.element_size() for p in tensors.values()])
         # Statistics of very small matrices mean little.
         self.is_matrix = np.array([role == "matrix" for role in self.roles]) & (self.fan >= 8)
         self.in_layer = np.array([".layer." in f".{block}" for block in self.blocks])
-        self.stacks = _stacks(self, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        self.stacks = _stacks(self, {name: tuple(shape) for name, shape in shapes.items()})
         position = {name: i for i, name in enumerate(self.names)}
         self.bias_of = np.array([position.get(f"{n.removesuffix('weight')}bias", -1) for n in self.names])
         spread = getattr(getattr(model, "config", None), "initializer_range", None)

@@ -148,7 +148,11 @@ def innermost(wrapper: Any) -> Any:
     """The torch optimizer or scheduler inside wrappers such as Accelerate's."""
     for attribute in ("optimizer", "scheduler"):
         seen: set[int] = set()
-        while hasattr(wrapper, attribute) and id(wrapper) not in seen and type(wrapper).__module__.startswith("acc"):
+        while (
+            hasattr(wrapper, attribute)
+            and id(wrapper) not in seen
+            and type(wrapper).__module__.startswith(("accelerate.", "deepspeed."))
+        ):
             seen.add(id(wrapper))
             wrapper = getattr(wrapper, attribute)
     return wrapper

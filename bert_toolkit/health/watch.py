@@ -41,6 +41,8 @@ class HealthWatch:
         last_step: The optimizer step at which the run will end; 0 where unknown.
         forward: Watch forward passes; off where hooks would disturb (`torch.compile`) or miss them (`DataParallel`).
         judge: Holds what was found before, where a history starts anew.
+        steps_inside_backward: The optimizer steps before `before_step` can be called; what is compared around its step
+            by this class itself is then left out.
         settings: Further fields of `RunSettings`, such as `label_smoothing`.
 
     Attributes:
@@ -57,6 +59,7 @@ class HealthWatch:
         last_step: int = 0,
         forward: bool = True,
         judge: HealthJudge | None = None,
+        steps_inside_backward: bool = False,
         **settings: Any,
     ) -> None:
         run = RunSettings.of(model, optimizer, schedule, tokenizer, last_step, **settings)
@@ -67,7 +70,7 @@ class HealthWatch:
         self._forward = ForwardWatch(model, run.special_tokens) if forward else None
         self._flow = FlowWatch(model) if forward else None
         self.history.places = {} if self._flow is None else self._flow.places
-        self._protocol = ProtocolWatch(model, run.unheld)
+        self._protocol = None if steps_inside_backward else ProtocolWatch(model, run.unheld)
         self._values = SampledValues(model, self.history.names)
         self._replicated = not any(isinstance(p, DTensor) for _, p in named_unique_parameters(model))
         self._facts: dict[str, Tensor | float] = {}
@@ -87,7 +90,8 @@ class HealthWatch:
 
     def start(self) -> None:
         """Watch the step that begins now."""
-        self._protocol.start()
+        if self._protocol is not None:
+            self._protocol.start()
         if self._forward is not None:
             self._forward.start()
         if self._flow is not None:
@@ -95,7 +99,8 @@ class HealthWatch:
 
     def check(self) -> None:
         """Raise what went wrong in a hook of this step, which must not raise within somebody's forward pass."""
-        self._protocol.guard.check()
+        if self._protocol is not None:
+            self._protocol.guard.check()
         if self._forward is not None:
             self._forward.guard.check()
         if self._flow is not None:
@@ -103,14 +108,16 @@ class HealthWatch:
 
     def before_step(self, optimizer: Any) -> None:
         """Read what the backward pass has left, right before the optimizer's step."""
-        facts: dict[str, Tensor | float] = self._protocol.facts(optimizer)
-        self._protocol.stop()
+        facts: dict[str, Tensor | float] = {}
         if self._flow is not None:
             facts |= self._flow.stop()
-        drift = self._values.before_step()
-        if drift is not None:
-            facts["drift"] = drift
-        if self._replicated and _world_size() > 1:
+        if self._protocol is not None:
+            facts |= self._protocol.facts(optimizer)
+            self._protocol.stop()
+            drift = self._values.before_step()
+            if drift is not None:
+                facts["drift"] = drift
+        if self._protocol is not None and self._replicated and _world_size() > 1:
             fingerprint = None if self._forward is None else self._forward.batch_fingerprint
             facts |= replica_facts(self._values.checksums(), fingerprint)
         self._facts = facts
@@ -118,7 +125,8 @@ class HealthWatch:
 
     def after_step(self) -> None:
         """Read what the optimizer has done, right after its step."""
-        self._facts |= self._values.after_step()
+        if self._protocol is not None:
+            self._facts |= self._values.after_step()
         if self._forward is not None:
             self._pending = self._forward.stop(self._facts)
         else:
@@ -155,7 +163,8 @@ class HealthWatch:
 
     def forget(self) -> None:
         """Leave nothing behind of a step that was interrupted."""
-        self._protocol.stop()
+        if self._protocol is not None:
+            self._protocol.stop()
         self._values.forget()
         if self._forward is not None:
             self._forward.stop()

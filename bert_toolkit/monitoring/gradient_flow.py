@@ -1,7 +1,7 @@
 """How large the gradient of every parameter is, right before the optimizer uses it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
@@ -254,6 +254,7 @@ class PendingGradientFlow:
     max_norm: float | None
     loss_scale: float
     backward_scale: HostCopy | None
+    measured_coefficient: Callable[[], float] | None = None
 
     def finish(self, step: int) -> GradientFlowRecord:
         """Wait for the numbers and record them under `step`."""
@@ -287,6 +288,8 @@ class PendingGradientFlow:
 
     def _clip_coefficient(self, after: np.ndarray, before: np.ndarray | None, count: np.ndarray) -> float:
         """What clipping multiplied gradients by, from squared norms `after` and, where watched, `before` it."""
+        if self.measured_coefficient is not None:
+            return self.measured_coefficient()
         if self.total_norm is not None and self.max_norm is not None:
             return min(1.0, self.max_norm / (float(self.total_norm.read()) + 1e-6))
         if before is None:

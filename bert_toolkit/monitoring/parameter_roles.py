@@ -66,6 +66,15 @@ def named_unique_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Paramete
         yield clean_name(name), parameter
 
 
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """Return the shape of a parameter, also where DeepSpeed's ZeRO 3 leaves an empty tensor in its place.
+
+    Args:
+        parameter: of a model.
+    """
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def learning_rates(model: nn.Module, optimizer: Any) -> dict[str, float]:
     """Return the learning rate of every parameter that an optimizer holds.
 
@@ -198,13 +207,14 @@ def positions_by_block(names: Sequence[str], parameters: dict[str, ParameterInfo
 
 
 def _role(module: nn.Module, name: str, parameter: torch.Tensor) -> Role:
-    if parameter.ndim == 1 and (name == "bias" or name.endswith("_bias")):
+    shape = whole_shape(parameter)
+    if len(shape) == 1 and (name == "bias" or name.endswith("_bias")):
         return "bias"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
-    if parameter.ndim == 1 and "norm" in type(module).__name__.lower():
+    if len(shape) == 1 and "norm" in type(module).__name__.lower():
         return "norm"
-    if parameter.ndim >= 2 and (name.endswith("weight") or parameter.shape[0] > 1):
+    if len(shape) >= 2 and (name.endswith("weight") or shape[0] > 1):
         return "matrix"
     return "other"
 

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from bert_toolkit.monitoring.deepspeed_shards import is_deepspeed
+from bert_toolkit.monitoring.deepspeed_step import DeepSpeedStep
 from bert_toolkit.monitoring.gradient_flow import GradientFlowMonitor, GradientFlowRecord, PendingGradientFlow
 from bert_toolkit.monitoring.parameter_roles import ParameterInfo, learning_rates, unwrap
 from bert_toolkit.monitoring.update_ratios import Mode, UpdateRatioMonitor, UpdateRatioRecord
@@ -72,11 +74,12 @@ class StepReader:
         """Description of every parameter by name, those included that were added or removed while training."""
         return self.gradient_flow.parameters
 
-    def begin(self, step: int) -> "StepReading":
+    def begin(self, step: int, optimizer: Any = None) -> "StepReading":
         """Return the reading of optimizer step `step`; the first observer that asks opens it.
 
         Args:
             step: number of the step, 1 for the first.
+            optimizer: what will take the step; needed where it does so inside the backward pass, as with DeepSpeed.
 
         Returns:
             The reading; ask before the forward pass, and say with `join` what you want of it.
@@ -84,12 +87,15 @@ class StepReader:
         reading = None if self._open is None else self._open()
         if reading is None or reading.step != step:
             self.forget()
-            reading = StepReading(self, step)
+            reading = StepReading(self, step, optimizer)
             self._open = weakref.ref(reading)
         return reading
 
     def forget(self) -> None:
         """Free what a step that was interrupted has left."""
+        reading = None if self._open is None else self._open()
+        if reading is not None:
+            reading.close()
         self.gradient_flow.forget()
         for monitor in self._update_ratios.values():
             monitor.forget()
@@ -109,6 +115,7 @@ class StepReading:
     Args:
         reader: made by `StepReader.begin`.
         step: number of the step, 1 for the first.
+        optimizer: see `StepReader.begin`.
 
     Attributes:
         model: the module that is trained, unwrapped.
@@ -116,7 +123,7 @@ class StepReading:
             before `before_step` and where it was given no optimizer.
     """
 
-    def __init__(self, reader: StepReader, step: int):
+    def __init__(self, reader: StepReader, step: int, optimizer: Any = None):
         self.step = step
         self.model = reader.model
         self.learning_rates: dict[str, float] = {}
@@ -124,13 +131,19 @@ class StepReading:
         self._observers = 0
         self._wants_gradients = False
         self._wants_updates: list[tuple[UpdateSampling, int]] = []
-        self._read_before = False
+        self._read_before = self._has_gathered = False
         self._gradient_failure: Exception | None = None
         self._update_failure: Exception | None = None
         self._pending: PendingGradientFlow | None = None
         self._gradients: GradientFlowRecord | None = None
         self._copies: dict[tuple[Mode, int], UpdateRatioMonitor] = {}
         self._updates: dict[tuple[Mode, int], UpdateRatioRecord] = {}
+        self._engine = DeepSpeedStep(self.model, optimizer) if is_deepspeed(optimizer) else None
+
+    def close(self) -> None:
+        """Leave no hook behind."""
+        if self._engine is not None:
+            self._engine.close()
 
     def join(self, gradients: bool = False, updates: UpdateSampling | None = None, seed: int = 0) -> None:
         """Say what one observer wants; call it once for each, before the forward pass.
@@ -143,9 +156,13 @@ class StepReading:
         self._observers += 1
         if gradients and not self._wants_gradients:
             self._wants_gradients = True
-            self._reader.gradient_flow.watch_backward()
+            if self._engine is None:
+                self._reader.gradient_flow.watch_backward()
         if updates is not None:
             self._wants_updates.append((updates, seed))
+        if self._engine is not None:
+            monitors = [self._reader._update_monitor(*needed) for needed in self._needed()]
+            self._engine.watch(self._wants_gradients, monitors)
 
     def leave(self) -> None:
         """Say that one observer is done; with the last of them everything that was read is freed."""
@@ -171,6 +188,14 @@ class StepReading:
         if self._read_before:
             return
         self._read_before = True
+        if self._engine is not None:  # it has stepped, and was read meanwhile
+            self.learning_rates = self._engine.learning_rates
+            self._engine.close()
+            try:
+                self._engine.check()
+            except Exception as error:
+                self._gradient_failure = self._update_failure = error
+            return
         self.learning_rates = learning_rates(self.model, optimizer)
         if self._wants_gradients:
             try:
@@ -187,11 +212,24 @@ class StepReading:
         except Exception as error:
             self._fail_updates(error)
 
+    def gather(self) -> None:
+        """Join what the processes have read of a step inside the backward pass; all of them must call it."""
+        if self._engine is not None and not self._has_gathered:
+            self._has_gathered = True
+            self._engine.gather()
+            self._pending = self._engine.gradients
+
     def after_step(self) -> None:
         """Compare the parameters with their copies and free these; call it after the step, before `zero_grad()`.
 
         Only those who joined for updates may call it: where parameters are sharded, every process must.
         """
+        if self._engine is not None:
+            for needed in self._needed():
+                if needed not in self._updates:
+                    monitor = self._reader._update_monitor(*needed)
+                    self._updates[needed] = self._engine.update(monitor, self.step)
+            return
         copies, self._copies = self._copies, {}
         try:
             for key, monitor in copies.items():
@@ -223,7 +261,7 @@ class StepReading:
     @property
     def has_gradients(self) -> bool:
         """Whether a parameter had a gradient in `before_step`."""
-        return self._pending is not None or self._gradients is not None
+        return self._engine is not None or self._pending is not None or self._gradients is not None
 
     @property
     def gradients(self) -> GradientFlowRecord | None:

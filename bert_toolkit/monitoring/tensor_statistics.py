@@ -122,7 +122,7 @@ def absolute_rows(
     ]
 
     def compute(values: list[Tensor], zeros: list[int], *extra: list[Tensor]) -> Tensor:
-        rows = _absolute_rows(values)
+        rows = local_absolute_rows(values)
         if any(zeros):
             rows = _with_zeros(rows, zeros)
         columns = [torch.stack(numbers).to(rows)[:, None] for numbers in extra]
@@ -150,7 +150,7 @@ def update_rows(tensors: Sequence[Tensor], after: Sequence[Tensor], before: Sequ
         after: flat values that this rank holds of each, all of them or a sample, after the step.
         before: the same values before the step.
     """
-    return _collect(tensors, _update_rows, after, before)
+    return _collect(tensors, local_update_rows, after, before)
 
 
 def absolute_statistics(rows: np.ndarray) -> AbsoluteStatistics:
@@ -205,13 +205,23 @@ def _collect(tensors: Sequence[Tensor], compute: Callable[..., Tensor], *columns
     for (_, mesh, dims), positions in _positions_by([(t.device, *_sharding(t)) for t in tensors]).items():
         rows = compute(*([column[p] for p in positions] for column in columns))[None]
         for dim in dims:
-            # Gathering (not reducing) keeps the maximum and the centred squares exact, in one fixed-size message.
-            group = mesh.get_group(dim)
-            parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size(group))]
-            torch.distributed.all_gather(parts, rows.contiguous(), group=group)
-            rows = torch.cat(parts)
+            rows = gathered_rows(rows, mesh.get_group(dim))
         groups.append((positions, rows))
     return PendingRows(groups, len(tensors))
+
+
+def gathered_rows(rows: Tensor, group: Any = None) -> Tensor:
+    """Return the rows of all ranks, (ranks, tensors, columns); one collective.
+
+    Gathering (not reducing) keeps the maximum and the centred squares exact, in one message of fixed size.
+
+    Args:
+        rows: of this rank, or of those that were joined with it before: (ranks, tensors, columns).
+        group: process group, None for all processes.
+    """
+    parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(parts, rows.contiguous(), group=group)
+    return torch.cat(parts)
 
 
 def _positions_by(keys: Sequence) -> dict[Any, list[int]]:
@@ -229,13 +239,24 @@ def _with_zeros(rows: Tensor, zeros: list[int]) -> Tensor:
     return torch.stack([count + added, total, squares + between, largest, nonzero], dim=1)
 
 
-def _absolute_rows(values: list[Tensor]) -> Tensor:
+def local_absolute_rows(values: list[Tensor]) -> Tensor:
+    """Return the rows of |x| of values on one device, left there: (tensors, 5).
+
+    Args:
+        values: flat values of each tensor.
+    """
     if values[0].device.type == "cpu":
         return _cpu_rows(_small_absolute_rows, _large_absolute_row, values)
     return _foreach_absolute_rows(values)
 
 
-def _update_rows(after: list[Tensor], before: list[Tensor]) -> Tensor:
+def local_update_rows(after: list[Tensor], before: list[Tensor]) -> Tensor:
+    """Return the rows of an update of values on one device, left there: (tensors, 4). It may overwrite `before`.
+
+    Args:
+        after: flat values of each tensor after the step.
+        before: the same values before the step.
+    """
     if after[0].device.type == "cpu":
         return _cpu_rows(_small_update_rows, _large_update_row, after, before)
     return _foreach_update_rows(after, before)

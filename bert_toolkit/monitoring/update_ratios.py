@@ -156,10 +156,18 @@ class UpdateRatioMonitor:
         Args:
             optimizer: what takes the step, to record its learning rate.
         """
-        self._rate, self._peak = _rates(optimizer, self._peak)
+        self.note_rates(optimizer)
         self._before = [
-            (name, parameter, self._values(name, parameter).clone()) for name, parameter in self._watched.now()
+            (name, parameter, self.compared_values(name, parameter).clone()) for name, parameter in self._watched.now()
         ]
+
+    def note_rates(self, optimizer: Any) -> None:
+        """Remember the learning rate of the step.
+
+        Args:
+            optimizer: what takes the step; anything without parameter groups gives none.
+        """
+        self._rate, self._peak = _rates(optimizer, self._peak)
 
     def forget(self) -> None:
         """Free the remembered parameters without measuring."""
@@ -182,14 +190,32 @@ class UpdateRatioMonitor:
             raise InputError("after_step() needs before_step() right before optimizer.step() of the same step")
         names, parameters, before = zip(*self._before, strict=True)
         self._before = []
-        after = [self._values(n, p) for n, p in zip(names, parameters, strict=True)]
+        after = [self.compared_values(n, p) for n, p in zip(names, parameters, strict=True)]
         rows = update_rows(parameters, after, before).read()
         del before
+        moved = rows[..., 2].any()
+        skipped = not moved and not self._gradients_are_finite(parameters)
+        return self.record(step, names, [p.numel() for p in parameters], rows, skipped)
+
+    def record(
+        self, step: int, names: tuple[str, ...], sizes: Sequence[int], rows: np.ndarray, skipped: bool = False
+    ) -> UpdateRatioRecord:
+        """Turn rows of all ranks into a record.
+
+        Args:
+            step: number to record.
+            names: of the parameters.
+            sizes: elements of each whole parameter.
+            rows: (ranks, parameters, 4), see `update_rows`.
+            skipped: the step was skipped because gradients overflowed.
+
+        Returns:
+            The record.
+        """
         update_norm, parameter_norm, changed_share = update_statistics(rows)
         if self.mode == "sampled":
-            scale = np.sqrt([p.numel() for p in parameters] / rows[..., 0].sum(0))
+            scale = np.sqrt(sizes / rows[..., 0].sum(0))
             update_norm, parameter_norm = update_norm * scale, parameter_norm * scale
-        skipped = not update_norm.any() and not self._gradients_are_finite(parameters)
         if skipped:
             update_norm, changed_share = np.full_like(update_norm, np.nan), np.full_like(update_norm, np.nan)
         # A parameter of norm zero that moved has no ratio; one that did not move has ratio zero.
@@ -208,8 +234,13 @@ class UpdateRatioMonitor:
             return True
         return bool(np.isfinite(absolute_rows(gradients, [local_tensor(g) for g in gradients]).read()).all())
 
-    def _values(self, name: str, parameter: Tensor) -> Tensor:
-        """The local values to compare: all of them, or the sampled ones."""
+    def compared_values(self, name: str, parameter: Tensor) -> Tensor:
+        """Return the values of this rank that are compared, flat: all of them, or the sampled ones.
+
+        Args:
+            name: of the parameter.
+            parameter: the parameter, or this rank's part of it.
+        """
         values = local_tensor(parameter)
         if self.mode == "exact" or values.numel() <= SAMPLE_SIZE:
             return values

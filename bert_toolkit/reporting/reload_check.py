@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, Trainer
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from bert_toolkit.training.evaluation import plain_prediction
 
@@ -20,7 +23,8 @@ class ReloadError(RuntimeError):
 def check_reload(trainer: Trainer, auto_class: Any, rows: Any, trust_remote_code: bool = False) -> None:
     """Loads the saved model and tokenizer anew and compares its predictions with those of the trained model.
 
-    Both predict the same rows by a Trainer with the same arguments, so that batches and precision are the same.
+    Both predict the same rows by a Trainer with the same arguments, so that batches and precision are the same. Under
+    DeepSpeed, which allows one engine only, they are predicted by the trained model's own Trainer.
 
     Args:
         trainer: Has trained and saved its model in its output directory.
@@ -33,16 +37,21 @@ def check_reload(trainer: Trainer, auto_class: Any, rows: Any, trust_remote_code
     """
     output_dir = str(trainer.args.output_dir)
     with plain_prediction(trainer):
-        arguments = copy.copy(trainer.args)
-        arguments.report_to, arguments.eval_strategy, arguments.load_best_model_at_end = [], "no", False
-        reloaded = Trainer(
-            model=auto_class.from_pretrained(output_dir, trust_remote_code=trust_remote_code),
-            args=arguments,
-            data_collator=trainer.data_collator,
-            processing_class=AutoTokenizer.from_pretrained(output_dir, trust_remote_code=trust_remote_code),
-            preprocess_logits_for_metrics=trainer.preprocess_logits_for_metrics,
-        )
-        predictions = [each.predict(rows).predictions for each in (trainer, reloaded)]
+        predictions = [trainer.predict(rows).predictions]
+        if trainer.is_deepspeed_enabled:
+            with _in_place_of_its_own(trainer, auto_class, trust_remote_code) as reloaded:
+                predictions.append(reloaded.predict(rows).predictions)
+        else:
+            arguments = copy.copy(trainer.args)
+            arguments.report_to, arguments.eval_strategy, arguments.load_best_model_at_end = [], "no", False
+            reloaded = Trainer(
+                model=auto_class.from_pretrained(output_dir, trust_remote_code=trust_remote_code),
+                args=arguments,
+                data_collator=trainer.data_collator,
+                processing_class=AutoTokenizer.from_pretrained(output_dir, trust_remote_code=trust_remote_code),
+                preprocess_logits_for_metrics=trainer.preprocess_logits_for_metrics,
+            )
+            predictions.append(reloaded.predict(rows).predictions)
     arrays = (part if isinstance(part, tuple) else (part,) for part in predictions)
     for before, after in zip(*arrays, strict=True):
         if not np.array_equal(after, before):
@@ -51,6 +60,22 @@ def check_reload(trainer: Trainer, auto_class: Any, rows: Any, trust_remote_code
                 f"the model reloaded from {output_dir} differs: {changed} of {len(before)} predictions changed, "
                 f"largest difference of a logit {np.abs(after - before).max():.3g}"
             )
+
+
+@contextmanager
+def _in_place_of_its_own(trainer: Trainer, auto_class: Any, trust_remote_code: bool) -> Iterator[Trainer]:
+    """The trainer with the saved model, whole on every process."""
+    trained = trainer.model, trainer.model_wrapped
+    unset_hf_deepspeed_config()  # with ZeRO 3 transformers would load shards, which an engine alone can use
+    try:
+        reloaded = auto_class.from_pretrained(str(trainer.args.output_dir), trust_remote_code=trust_remote_code)
+    finally:
+        set_hf_deepspeed_config(trainer.accelerator.state.deepspeed_plugin.hf_ds_config)
+    trainer.model = trainer.model_wrapped = reloaded.to(trainer.args.device)
+    try:
+        yield trainer
+    finally:
+        trainer.model, trainer.model_wrapped = trained
 
 
 def rows_to_check(rows: Any) -> Any:

@@ -121,7 +121,9 @@ def prepare_processes() -> None:
             "or unset MASTER_ADDR to train in one process"
         )
     if not torch.accelerator.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"
+        # Told to use the CPU, Accelerate would put DistributedDataParallel in DeepSpeed's place without a word.
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+            os.environ["ACCELERATE_USE_CPU"] = "true"
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read once, at the first large allocation
 
 

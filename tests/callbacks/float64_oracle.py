@@ -97,8 +97,14 @@ def clip_coefficient(gradients: dict[str, Tensor], max_norm: float) -> float:
     return min(1.0, max_norm / (total + 1e-6))
 
 
-def check_gradients(record, gradients: dict[str, Tensor], factor: float = 1.0, rtol: float = 1e-5) -> None:
-    """Compare a record with statistics of |gradients| * factor in float64."""
+def check_gradients(
+    record, gradients: dict[str, Tensor], factor: float = 1.0, rtol: float = 1e-5, of_fp32: bool = False
+) -> None:
+    """Compare a record with statistics of |gradients| * factor in float64.
+
+    Gradients that were computed in fp32 differ by its rounding; the deviation of a few nearly equal ones is then as
+    exact as they are.
+    """
     assert list(record.names) == list(gradients), "names and their order"
     for i, (name, gradient) in enumerate(gradients.items()):
         magnitude = gradient.double().abs() * factor
@@ -111,7 +117,8 @@ def check_gradients(record, gradients: dict[str, Tensor], factor: float = 1.0, r
         }
         for statistic, value in expected.items():
             found = float(getattr(record, statistic)[i])
-            tolerance = rtol * abs(value) + 1e-12
+            size = float(magnitude.max()) if of_fp32 and statistic == "std" else abs(value)
+            tolerance = rtol * size + 1e-12
             assert abs(found - value) <= tolerance, f"{name} {statistic}: {found} instead of {value}"
 
 

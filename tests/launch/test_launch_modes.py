@@ -8,6 +8,7 @@ import json
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertForPreTraining
@@ -161,6 +162,22 @@ def test_sigterm_to_one_process_stops_all_at_one_step_and_resumes(start, flags, 
     logs = [json.loads((tmp_path / name / "results.json").read_text())["log_history"] for name in names]
     losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_trains_and_is_watched_as_one_process(start, flags, alone, tmp_path, stage):
+    pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+    launcher = start("cola", flags(tmp_path / "run", processes=2), f"deepspeed_zero{stage}")
+    assert launcher.finish() == 0, launcher.printed[-3000:]
+    assert "nothing is observed" not in launcher.printed
+    check_same(tmp_path / "run", alone, ROUNDING)
+    for name, statistics in (("gradient_flow", ("mean", "max", "clip_coefficient")), ("update_ratio", ("ratio",))):
+        files = [np.load(folder / "monitoring" / f"{name}.npz") for folder in (tmp_path / "run", alone)]
+        assert files[0]["names"].tolist() == files[1]["names"].tolist()
+        assert files[0]["step"].tolist() == files[1]["step"].tolist() == [1, 2, 5, 6, 12, 18, 24]
+        for statistic in statistics:
+            ours, theirs = (file[statistic][:2] for file in files)  # before rounding has added up
+            np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3 * np.nanmax(theirs), err_msg=statistic)
 
 
 @pytest.mark.slow

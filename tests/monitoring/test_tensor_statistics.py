@@ -27,8 +27,8 @@ def path(request, monkeypatch):
     if request.param == "chunks":
         monkeypatch.setattr(tensor_statistics, "_SMALL", 0)
     if request.param == "batched norms":
-        monkeypatch.setattr(tensor_statistics, "_absolute_rows", tensor_statistics._foreach_absolute_rows)
-        monkeypatch.setattr(tensor_statistics, "_update_rows", tensor_statistics._foreach_update_rows)
+        monkeypatch.setattr(tensor_statistics, "local_absolute_rows", tensor_statistics._foreach_absolute_rows)
+        monkeypatch.setattr(tensor_statistics, "local_update_rows", tensor_statistics._foreach_update_rows)
     return request.param
 
 
