@@ -24,6 +24,7 @@ from bert_toolkit.monitoring.tensor_statistics import (
     absolute_statistics,
     local_norms,
     local_tensor,
+    summed,
 )
 
 # Tensors up to this size carry the clip coefficient: their fp32 norms are exact to 1e-7.
@@ -230,8 +231,12 @@ class GradientFlowMonitor:
             return None
         names = tuple(n for n, _ in named)
         # A parameter without a gradient has a row of zeros, so that every rank sends the same number of rows.
-        values = [p.new_empty(0) if p.grad is None else local_tensor(p.grad) for _, p in named]
-        layouts = [p if p.grad is None else p.grad for _, p in named]
+        gradients = [None if p.grad is None else summed(p.grad) for _, p in named]
+        values = [
+            p.new_empty(0) if gradient is None else local_tensor(gradient)
+            for (_, p), gradient in zip(named, gradients, strict=True)
+        ]
+        layouts = [p if gradient is None else gradient for (_, p), gradient in zip(named, gradients, strict=True)]
         return PendingGradientFlow(
             names=names,
             rows=absolute_rows(layouts, values, None if watch is None else watch.norms(names)),
@@ -349,5 +354,5 @@ class _BackwardWatch:
     def _on_backward_end(self) -> None:
         self._queued = False
         names = [n for n, p in self.named if p.grad is not None]
-        gradients = [p.grad for _, p in self.named if p.grad is not None]
+        gradients = [summed(p.grad) for _, p in self.named if p.grad is not None]
         self._norms = dict(zip(names, local_norms(gradients), strict=True))

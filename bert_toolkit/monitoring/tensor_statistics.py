@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 # 512 KiB of fp32 for each thread: a chunk stays in a core's second-level cache while all statistics read it.
 _CHUNK = 2**17
@@ -181,6 +181,17 @@ def update_statistics(rows: np.ndarray) -> UpdateStatistics:
         return UpdateStatistics(np.sqrt(update), np.sqrt(parameter), changed / count)
 
 
+def summed(tensor: Tensor) -> Tensor:
+    """Return the tensor with the sums taken that tensor parallelism has left to the ranks; every rank must call it.
+
+    Args:
+        tensor: a gradient, plain or distributed; others than such sums are returned as they are.
+    """
+    if not isinstance(tensor, DTensor) or not any(placement.is_partial() for placement in tensor.placements):
+        return tensor
+    return tensor.redistribute(placements=[Replicate() if p.is_partial() else p for p in tensor.placements])
+
+
 def local_tensor(tensor: Tensor) -> Tensor:
     """Return the flat values that this rank holds, a view where memory allows it; of a sparse tensor those stored.
 
@@ -272,8 +283,6 @@ def _sharding(tensor: Tensor) -> tuple:
     """The mesh and those of its dimensions over which the values are split; replicated ones hold everything."""
     if not isinstance(tensor, DTensor):
         return None, ()
-    if any(placement.is_partial() for placement in tensor.placements):
-        raise NotImplementedError("a DTensor with a partial placement has no values to observe yet")
     return tensor.device_mesh, tuple(d for d, p in enumerate(tensor.placements) if p.is_shard())
 
 

@@ -17,7 +17,13 @@ from bert_toolkit.monitoring.parameter_roles import (
     WatchedParameters,
     positions_by_block,
 )
-from bert_toolkit.monitoring.tensor_statistics import absolute_rows, local_tensor, update_rows, update_statistics
+from bert_toolkit.monitoring.tensor_statistics import (
+    absolute_rows,
+    local_tensor,
+    summed,
+    update_rows,
+    update_statistics,
+)
 
 Mode = Literal["exact", "sampled"]
 SAMPLE_SIZE = 4096
@@ -229,7 +235,7 @@ class UpdateRatioMonitor:
     @staticmethod
     def _gradients_are_finite(parameters: Sequence[nn.Parameter]) -> bool:
         """Looked at only when nothing moved: to tell an overflow that a loss scaler skipped from a zero rate."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [summed(p.grad) for p in parameters if p.grad is not None]
         if not gradients:
             return True
         return bool(np.isfinite(absolute_rows(gradients, [local_tensor(g) for g in gradients]).read()).all())

@@ -1,0 +1,119 @@
+"""Trains under DistributedDataParallel in two gloo processes and compares every step with float64; see test_ddp.py."""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+from float64_oracle import Classifier, Spy, arguments, check_gradients, check_update, clip_coefficient, replay, rows
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel
+from transformers import Trainer
+
+import bert_toolkit
+
+MAX_NORM = 0.1
+
+
+class Halved(Classifier):
+    """One parameter is used by nobody, one by the first process only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(4, 2)
+        self.first_only = nn.Parameter(torch.ones(3))
+        self.follow_rank = True
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        output = super().forward(input_ids, labels)
+        if not self.follow_rank:  # the oracle's twin sees the rows of both processes, half of them the first one's
+            output["loss"] = output["loss"] + self.first_only.square().sum() / 2
+        elif dist.get_rank() == 0:
+            output["loss"] = output["loss"] + self.first_only.square().sum()
+        return output
+
+
+def check(out: Path, model: Classifier, **changes) -> None:
+    spy = Spy()
+    args = arguments(out, per_device_train_batch_size=2, max_grad_norm=MAX_NORM, max_steps=3, **changes)
+    trainer = Trainer(model, args, train_dataset=rows(), callbacks=[spy])
+    watching = bert_toolkit.watch(trainer, every_n_steps=1, figures=False)
+    trainer.train()
+    flow, update = watching.gradient_flow.records, watching.update_ratios.records
+    assert [r.step for r in flow] == [r.step for r in update] == [1, 2, 3]
+    assert "no fault" in watching.health.verdict, watching.health.verdict
+    if isinstance(model, Halved):
+        model.follow_rank = False
+    for gradients, change in zip(flow, update, strict=True):
+        step = spy.steps[gradients.step]
+        everybody: list = [None] * dist.get_world_size()
+        dist.all_gather_object(everybody, step.inputs)
+        step.inputs = [
+            {key: torch.cat([inputs[batch][key] for inputs in everybody]) for key in ("input_ids", "labels")}
+            for batch in range(args.gradient_accumulation_steps)
+        ]
+        assert len(everybody[0]) == args.gradient_accumulation_steps
+        replayed = replay(model, step)
+        coefficient = clip_coefficient(replayed, MAX_NORM)
+        assert coefficient < 0.9, "this run must clip"
+        assert abs(gradients.clip_coefficient - coefficient) < 1e-5 * coefficient
+        check_gradients(gradients, replayed, coefficient, of_fp32=True)
+        check_update(change, step)
+        missing = {name for name, p in model.named_parameters() if name.startswith("unused")}
+        assert set(gradients.missing) == missing and gradients.nonfinite == ()
+
+
+def check_fsdp1(out: Path) -> None:
+    """Flattened parameters: one notice from each monitor, and the loop goes on."""
+    model = FullyShardedDataParallel(Classifier(), device_id=torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    notices: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: notices.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("bert_toolkit").addHandler(handler)
+    batch = {key: torch.stack([torch.as_tensor(row[key]) for row in rows(4)]) for key in ("input_ids", "labels")}
+    with bert_toolkit.watch_loop(model, optimizer, output_dir=out) as watching:
+        for _ in range(2):
+            model(**batch)["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    logging.getLogger("bert_toolkit").removeHandler(handler)
+    assert watching.gradient_flow.records == watching.update_ratios.records == []
+    told = [notice for notice in notices if "FSDP1 flattens parameters; use FSDP2" in notice]
+    assert len(told) == len(notices) == 3, notices
+
+
+CHECKS = {
+    "accumulation": lambda out: check(out, Classifier(), gradient_accumulation_steps=3),
+    "unused": lambda out: check(out, Halved(), ddp_find_unused_parameters=True),
+    "unused and accumulation": lambda out: check(
+        out, Halved(), ddp_find_unused_parameters=True, gradient_accumulation_steps=3
+    ),
+    "compiled": lambda out: check(out, Classifier(), torch_compile=True, torch_compile_backend="aot_eager"),
+    "compiled and accumulation": lambda out: check(
+        out, Classifier(), torch_compile=True, torch_compile_backend="aot_eager", gradient_accumulation_steps=3
+    ),
+    "fsdp1": check_fsdp1,
+}
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    outcome = {}
+    for name, run in CHECKS.items():
+        try:
+            run(out / name)
+            outcome[name] = "right"
+        except Exception:
+            outcome[name] = traceback.format_exc()
+    (out / f"rank{dist.get_rank()}.json").write_text(json.dumps(outcome))
+    dist.barrier()
+    os._exit(0)  # gloo may abort while a live DDP object is torn down
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
