@@ -3,11 +3,14 @@
     python -m benchmarks.fault_injection.healthy_programs                       # all; goes on where it was stopped
     python -m benchmarks.fault_injection.healthy_programs --only gpt2 --again   # those with "gpt2" in the name, anew
     python -m benchmarks.fault_injection.healthy_programs --group tuning --jobs 2
+    python -m benchmarks.fault_injection.healthy_programs --histories FOLDER    # keeps what was sampled
+    python -m benchmarks.fault_injection.healthy_programs --histories FOLDER --rejudge   # today's rules on what was kept
     python -m benchmarks.fault_injection.healthy_programs --report              # the table alone, from the results
 
 Needs the extras `offline`, `recipes`, `test` and `benchmarks`; a program whose package or data is missing is listed as
 skipped. Each program runs in a process of its own on one thread. Results hold a digest of the rules: after a change of
-a rule every program runs again.
+a rule every program runs again, or, with `--rejudge`, is built, makes one step and judges the samples that were kept.
+What the package observes (and not only what its rules make of it) is as it was when the samples were kept.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ import bert_toolkit
 from benchmarks.fault_injection.healthy_programs.catalogue import PROGRAMS
 from benchmarks.fault_injection.healthy_programs.page import PAGE, page
 from benchmarks.fault_injection.healthy_programs.program import Group, MissingError, Program, Setup
+from benchmarks.fault_injection.healthy_programs.stored_samples import rejudge, store
 from benchmarks.fault_injection.healthy_programs.texts import small_minilm_folder
 from bert_toolkit import TrainingHealthCallback, watch_loop
 
@@ -63,7 +67,12 @@ def rules_digest() -> str:
 
 
 def run_program(
-    program: Program, cola: Path | None = None, newsgroups: Path | None = None, steps: int | None = None
+    program: Program,
+    cola: Path | None = None,
+    newsgroups: Path | None = None,
+    steps: int | None = None,
+    histories: Path | None = None,
+    known: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build and run one program under training health.
 
@@ -72,10 +81,14 @@ def run_program(
         cola: CoLA's raw folder.
         newsgroups: By-date archive of newsgroups.
         steps: So many steps only, to see whether it runs.
+        histories: Folder that gets what was sampled, or has it where `known` is given.
+        known: Row of an earlier run, whose samples are judged instead of those of a training; one step is made then.
 
     Returns:
         Its row of the results: score, samples, findings with their severities; or why it did not run.
     """
+    if known is not None:
+        steps = 1
     torch.set_num_threads(1)
     transformers.set_seed(SEED)
     made: list[TrainingHealthCallback] = []
@@ -102,12 +115,24 @@ def run_program(
         try:
             ready = program(Setup(Path(folder), make_callbacks, watch, steps, cola, newsgroups))
             ready.run()
+            watched = [callback.history for callback in made]
+            if known is not None:
+                assert histories is not None
+                entries = [
+                    entry
+                    for number, history in enumerate(watched)
+                    if history is not None
+                    for entry in rejudge(history, histories / f"{program.name}.{number}.npz")
+                ]
+                return {**known, "rules": rules_digest(), **_findings(entries)}
             score = ready.score()
+            for number, history in enumerate(watched):
+                if histories is not None and history is not None:
+                    store(history, histories / f"{program.name}.{number}.npz")
         except MissingError as error:
             return {**row, "skipped": str(error)}
         except Exception as error:
             return {**row, "failed": repr(error), "traceback": traceback.format_exc()}
-    reports = [entry for callback in made for entry in callback.report["findings"]]
     return {
         **row,
         "score": {
@@ -120,9 +145,15 @@ def run_program(
         "healthy": score.healthy,
         "samples": [0 if callback.history is None else len(callback.history) for callback in made],
         "complaints": complaints.texts,
+        **_findings([entry for callback in made for entry in callback.report["findings"]]),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def _findings(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
         "findings": [entry for entry in reports if entry["symptom_of"] is None],
         "symptoms": [entry for entry in reports if entry["symptom_of"] is not None],
-        "seconds": round(time.perf_counter() - start, 1),
     }
 
 
@@ -259,8 +290,12 @@ def main() -> None:
     parser.add_argument("--cola", type=Path, help="CoLA's raw folder")
     parser.add_argument("--newsgroups", type=Path, help="by-date archive of newsgroups")
     parser.add_argument("--steps", type=int, help="so many steps only, to see what runs; results are not kept")
+    parser.add_argument("--histories", type=Path, help="folder that keeps what was sampled")
+    parser.add_argument("--rejudge", action="store_true", help="judge what --histories has instead of training")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if options.rejudge and options.histories is None:
+        parser.error("--rejudge needs --histories")
 
     chosen = [
         program
@@ -286,9 +321,10 @@ def main() -> None:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         small_minilm_folder()  # once, for all processes
-        given = (options.cola, options.newsgroups, options.steps)
+        given = (options.cola, options.newsgroups, options.steps, options.histories)
         with ThreadPoolExecutor(options.jobs) as pool:
-            jobs = [pool.submit(in_a_process, program, *given) for program in due]
+            done = {name: row for name, row in rows.items() if options.rejudge and "findings" in row}
+            jobs = [pool.submit(in_a_process, program, *given, done.get(program.name)) for program in due]
             for job in jobs:
                 row = job.result()
                 if not options.steps:
