@@ -226,7 +226,12 @@ class HealthHistory:
     @property
     def label_counts(self) -> np.ndarray:
         """How often each class was the label so far, `(classes,)`; empty where labels are no classes."""
-        return self._stored["label_counts"][len(self) - 1] if len(self) else np.zeros(0)
+        return self.label_counts_so_far[-1] if len(self) else np.zeros(0)
+
+    @property
+    def label_counts_so_far(self) -> np.ndarray:
+        """How often each class had been the label up to each sample, `(samples, classes)`."""
+        return self._stored["label_counts"][: len(self)]
 
     def fact(self, name: str) -> np.ndarray:
         """A fact of every sample, `(samples,)` or `(samples, places)`; NaN in samples that do not have it."""

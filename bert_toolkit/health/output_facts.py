@@ -67,7 +67,7 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
 
     Args:
         gradient: dL/dlogits, shaped as the logits.
-        logits: `(..., C)`.
+        logits: `(..., C)`, or `(B, T)` with one logit per token, of which only `counted_padding` is told.
         inputs: Keyword arguments of the model.
 
     Returns:
@@ -79,6 +79,9 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
         place, the next, the one after).
     """
     facts: dict[str, Tensor | float] = {}
+    ids, mask, labels = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
+    if isinstance(mask, Tensor) and _one_logit_per_token(gradient, mask, labels):
+        return {"counted_padding": _counted_padding(gradient.detach() != 0, mask)}
     classes = logits.shape[-1]
     rows = gradient.detach().reshape(-1, classes)
     if classes < 2 or not len(rows):
@@ -86,14 +89,9 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
     largest = rows.abs().amax(-1).float()  # (N)
     counted = largest > 0
     facts["counted_fraction"] = counted.double().mean()
-    ids, mask, labels = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
     leading = gradient.shape[:-1]
     if isinstance(mask, Tensor) and mask.shape == leading:
-        padding = ~mask.bool().reshape(-1)
-        count = padding.sum().double()
-        facts["counted_padding"] = torch.where(
-            count > 0, (counted & padding).sum().double() / count.clamp(min=1), math.nan
-        )
+        facts["counted_padding"] = _counted_padding(counted, mask)
     # A subset of the counted rows: the first ones in a stable order, without asking how many there are.
     read = counted.to(torch.uint8).argsort(descending=True, stable=True)[:_ROWS_READ]
     part = rows[read].float()
@@ -116,6 +114,22 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
     if isinstance(ids, Tensor) and ids.shape == leading and ids.ndim == 2:
         facts |= _token_targets(target, read, valid, ids, mask)
     return facts
+
+
+def _one_logit_per_token(gradient: Tensor, mask: Tensor, labels: Any) -> bool:
+    """As ELECTRA's discriminator has them; a classifier may have as many classes as there are tokens by chance."""
+    return (
+        isinstance(labels, Tensor)
+        and not labels.is_floating_point()
+        and gradient.shape == mask.shape == labels.shape
+        and gradient.ndim == 2
+    )
+
+
+def _counted_padding(counted: Tensor, mask: Tensor) -> Tensor:
+    padding = ~mask.bool().reshape(-1)
+    count = padding.sum().double()
+    return torch.where(count > 0, (counted.reshape(-1) & padding).sum().double() / count.clamp(min=1), math.nan)
 
 
 def _counted_by_class(counted: Tensor, labels: Tensor, classes: int) -> Tensor:

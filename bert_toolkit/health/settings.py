@@ -12,7 +12,7 @@ from torch import nn
 from bert_toolkit.health.activations import changed_activations
 from bert_toolkit.monitoring.parameter_roles import named_unique_parameters, unwrap
 
-_PLANNED_POINTS = 41  # of the learning rate: every 2.5 % of the run
+_PLANNED_POINTS = 41  # of the learning rate, at most: every 2.5 % of the run
 _SPECIAL = ("pad", "unk", "cls", "sep", "bos", "eos", "mask")
 
 
@@ -38,13 +38,15 @@ class RunSettings:
         optimizer: Class name of the innermost optimizer; empty where unknown.
         groups: Its parameter groups.
         unheld: Names of trainable parameters that no group holds.
-        planned_rates: Learning rate as a fraction of its base at equal distances from the first to the last step;
-            empty where the schedule cannot tell.
+        planned_rates: Learning rate as a fraction of its base at equal distances from the first to the last step, no
+            step twice; empty where the schedule cannot tell.
         label_smoothing: Of the loss; 0 where unknown.
         max_grad_norm: Limit of clipping; None where there is none or it is unknown.
         accumulation: Batches per optimizer step.
         batches_per_epoch: None where unknown.
         dropouts: Module or setting of the model's config -> probability.
+        default_dropouts: Those probabilities that the class of the model's config has by default, so that somebody has
+            published them.
         norm_eps: Normalization module -> epsilon.
         activations: Activation module that is not as configured -> what is there; see `changed_activations`.
         adapter_scaling: Adapter module -> factor of its output.
@@ -65,6 +67,7 @@ class RunSettings:
     accumulation: int = 1
     batches_per_epoch: int | None = None
     dropouts: Mapping[str, float] = field(default_factory=dict)
+    default_dropouts: tuple[float, ...] = ()
     norm_eps: Mapping[str, float] = field(default_factory=dict)
     activations: Mapping[str, str] = field(default_factory=dict)
     adapter_scaling: Mapping[str, float] = field(default_factory=dict)
@@ -103,6 +106,7 @@ class RunSettings:
             unheld=_unheld(inner, base),
             planned_rates=_planned_rates(schedule, last_step),
             dropouts=_dropouts(inner, config),
+            default_dropouts=_default_dropouts(config),
             norm_eps=_norm_eps(inner),
             activations=changed_activations(inner),
             adapter_scaling=_adapter_scaling(inner),
@@ -122,7 +126,7 @@ class RunSettings:
     def from_json(cls, fields: Mapping[str, Any]) -> RunSettings:
         """The inverse of `as_json`; unknown fields are left out."""
         known = {f.name: fields[f.name] for f in dataclasses.fields(cls) if f.name in fields}
-        for name in ("unheld", "planned_rates"):
+        for name in ("unheld", "planned_rates", "default_dropouts"):
             known[name] = tuple(known.get(name, ()))
         known["groups"] = tuple(GroupSettings(**group) for group in known.get("groups", ()))
         return cls(**known)
@@ -203,7 +207,8 @@ def _planned_rates(schedule: Any, last_step: int) -> tuple[float, ...]:
     factors = getattr(innermost(schedule), "lr_lambdas", None)
     if not factors or last_step < 2:
         return ()
-    steps = [round(i * (last_step - 1) / (_PLANNED_POINTS - 1)) for i in range(_PLANNED_POINTS)]
+    points = min(_PLANNED_POINTS, last_step)  # a step of a short run counts once
+    steps = [round(i * (last_step - 1) / (points - 1)) for i in range(points)]
     try:
         return tuple(max(float(factor(step)) for factor in factors) for step in steps)
     except Exception:  # somebody's own function may count its calls or want another argument
@@ -220,6 +225,19 @@ def _dropouts(model: nn.Module, config: Any) -> dict[str, float]:
         if isinstance(value, float) and ("drop" in name) and 0.0 < value <= 1.0:
             found[f"config.{name}"] = value
     return found
+
+
+def _default_dropouts(config: Any) -> tuple[float, ...]:
+    """Dropouts of a transformers config that are as its class has them."""
+    if not hasattr(config, "to_diff_dict"):
+        return ()
+    try:
+        usual = _plain_config(type(config)())
+    except Exception:  # a config class that cannot be made without arguments has no defaults
+        return ()
+    here = _plain_config(config)
+    same = {value for name, value in usual.items() if "drop" in name and value == here.get(name)}
+    return tuple(sorted(value for value in same if isinstance(value, float)))
 
 
 def _norm_eps(model: nn.Module) -> dict[str, float]:

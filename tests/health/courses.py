@@ -9,6 +9,7 @@ from torch import nn
 from bert_toolkit.health.forward_statistics import ForwardStatistics
 from bert_toolkit.health.history import HealthHistory, HealthSample
 from bert_toolkit.health.judge import HealthJudge
+from bert_toolkit.health.settings import RunSettings
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.update_ratios import UpdateRatioRecord
 
@@ -66,12 +67,14 @@ class Course:
         self.unheld: set[str] = set()
         self.missing: set[str] = set()
         self.loss_nonfinite = np.zeros(n, dtype=bool)
+        self.settings = RunSettings()
+        self.facts: dict[str, np.ndarray] = {}
 
     def at(self, *parts: str) -> np.ndarray:
         return np.flatnonzero([all(part in name for part in parts) for name in self.names])
 
     def history(self, samples: int | None = None) -> HealthHistory:
-        history = HealthHistory(self.model, self.samples * self.every)
+        history = HealthHistory(self.model, self.samples * self.every, self.settings)
         history.initializer_range = self.config
         count = {name: p.numel() for name, p in self.model.named_parameters()}
         trainable = {name: p.requires_grad for name, p in self.model.named_parameters()}
@@ -113,11 +116,12 @@ class Course:
                         loss_nonfinite=bool(self.loss_nonfinite[i]),
                         classes=self.classes,
                         top_share=self.top_share[i],
-                        label_counts=self.label_counts,
+                        label_counts=self.label_counts if self.label_counts.ndim == 1 else self.label_counts[i],
                         integer_labels=self.integer_labels,
                         several_losses=self.several_losses,
                         identical_inputs=bool(self.identical[i]),
                         masked_share=self.masked[i],
+                        facts={name: values[i] for name, values in self.facts.items()},
                     ),
                 )
             )

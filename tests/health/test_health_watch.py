@@ -6,9 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 from plain_loop import Loop, classifier, texts
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    MobileNetV1Config,
+    MobileNetV1ForImageClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from bert_toolkit import TrainingHealthCallback
+from bert_toolkit.health.history import HealthHistory
+from bert_toolkit.health.rules.settings import implausible_setting
+from bert_toolkit.health.settings import RunSettings
 
 
 def rows(count=160):
@@ -42,6 +51,20 @@ def test_label_smoothing_is_told_before_the_first_step(tmp_path):
     health = trained(tmp_path, label_smoothing_factor=0.99)
     assert rule_names(health) == {"implausible_setting"}
     assert health.findings[0].step == 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_few_steps_with_a_warmup_from_zero_are_silent(tmp_path, steps):
+    assert rule_names(trained(tmp_path, max_steps=steps, warmup_steps=1)) == set()
+
+
+def test_dropout_is_doubted_unless_it_is_the_default_of_the_architecture():
+    sizes = {"image_size": 32, "depth_multiplier": 0.25, "num_labels": 3}
+    usual = MobileNetV1ForImageClassification(MobileNetV1Config(**sizes))
+    assert usual.config.classifier_dropout_prob == 0.999
+    assert implausible_setting(HealthHistory(usual, 10, RunSettings.of(usual))) is None
+    changed = MobileNetV1ForImageClassification(MobileNetV1Config(**sizes, classifier_dropout_prob=0.99))
+    assert "0.99" in implausible_setting(HealthHistory(changed, 10, RunSettings.of(changed))).seen
 
 
 def test_schedule_that_ends_early_is_told_before_the_first_step(tmp_path):

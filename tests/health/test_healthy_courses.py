@@ -19,6 +19,7 @@ from torch import nn
 from bert_toolkit.health.findings import message
 from bert_toolkit.health.history import LONGEST, HealthHistory
 from bert_toolkit.health.judge import HealthJudge
+from bert_toolkit.health.settings import RunSettings
 
 
 def as_it_is(c):
@@ -189,7 +190,84 @@ def loss_unknown(c):
     c.classes, c.label_counts, c.integer_labels = 0, np.zeros(0), False
 
 
+def policy_whose_loss_has_no_level(c):
+    # An advantage times a log-probability: of either sign, and zero once the best action is taken.
+    c.integer_labels, c.classes, c.label_counts = False, 4, np.zeros(0)
+    c.loss = 0.1 * np.random.default_rng(6).standard_normal(c.samples)
+    c.ratio[:25, c.at("weight")] = 0.05
+
+
+def first_steps_far_beyond_the_weights(c):
+    """Targets of hundreds of thousands: weights of 0.1 grow by all of their norm, and the loss falls later."""
+    regression(c)
+    c.ratio[:8, c.at("weight")] = np.array([1.2, 0.6, 0.27, 0.21, 0.17, 0.13, 0.11, 0.09])[:, None]
+    noise = np.exp(0.2 * np.random.default_rng(7).standard_normal(c.samples))
+    c.loss = 1e11 * noise * np.where(np.arange(c.samples) < 10, 1.0, 0.3)
+
+
+def large_steps_while_the_loss_falls_with_one_jump(c):
+    c.integer_labels, c.classes, c.label_counts = True, 1000, np.zeros(0)
+    c.ratio[1:8, c.at("weight")] = np.array([0.16, 0.19, 0.17, 0.14, 0.23, 0.5, 0.33])[:, None]
+    c.loss[:8] = [6.7, 6.72, 6.52, 6.19, 6.05, 5.99, 7.14, 6.23]
+    c.loss[8:] = 6.0 - 0.01 * np.arange(c.samples - 8)
+
+
+def gradients_of_a_layer_grow_in_training(c):
+    c.gradient[20:, c.at("layers.0.")] *= 60
+
+
+def large_loss_clipped_by_a_usual_limit(c):
+    regression(c)
+    c.settings = RunSettings(optimizer="AdamW")
+    c.gradient *= 1e5
+    c.clip[:] = 1e-4
+
+
+def easy_and_wrong_batches_after_learning(c):
+    c.loss[:30] = np.linspace(0.69, 0.66, 30)
+    c.loss[30:] = np.tile([0.26, 0.42, 0.04, 0.05, 1.49, 1.31, 0.53, 0.04, 1.51, 0.08], 3)
+
+
+def gain_hidden_by_the_labels_of_the_batches(c):
+    """One label in twenty: which batches have one decides their loss, and what is learned is a fifth of that."""
+    rare = np.random.default_rng(8).binomial(16, 0.05, c.samples)
+    c.classes, c.label_counts = 2, np.stack([16.0 - rare, rare], axis=1)
+    c.loss = 0.8 * (-rare * np.log(0.05) - (16 - rare) * np.log(0.95)) / 16
+
+
+def sorted_by_length(c):
+    """Long texts, which come last, all have one label; short ones have either."""
+    c.facts = {"examples": np.full(c.samples, 8.0), "top_label_fraction": np.full(c.samples, 0.6)}
+    c.facts["top_label_fraction"][45:] = 1.0
+
+
+def tagger_whose_class_0_is_the_id_of_padding(c):
+    c.settings = RunSettings(config={"vocab_size": 1000})
+    c.label_counts = np.zeros(0)
+    c.facts = {"label_pad_run": np.full(c.samples, 0.5), "labels_on_padding": np.zeros(c.samples)}
+
+
+def labels_on_padding_that_the_loss_leaves_out(c):
+    c.facts = {"labels_on_padding": np.ones(c.samples), "counted_padding": np.zeros(c.samples)}
+
+
+def decoder_with_longer_texts_than_the_encoder(c):
+    c.settings = RunSettings(config={"is_encoder_decoder": True})
+    c.facts = {"labels_on_padding": np.ones(c.samples), "counted_padding": np.ones(c.samples)}
+
+
 HEALTHY = [
+    policy_whose_loss_has_no_level,
+    first_steps_far_beyond_the_weights,
+    large_steps_while_the_loss_falls_with_one_jump,
+    gradients_of_a_layer_grow_in_training,
+    large_loss_clipped_by_a_usual_limit,
+    easy_and_wrong_batches_after_learning,
+    gain_hidden_by_the_labels_of_the_batches,
+    sorted_by_length,
+    tagger_whose_class_0_is_the_id_of_padding,
+    labels_on_padding_that_the_loss_leaves_out,
+    decoder_with_longer_texts_than_the_encoder,
     as_it_is,
     frozen_from_the_input,
     only_the_head_trains,

@@ -41,6 +41,13 @@ HEALTHY: dict[str, Callable[[], Loop]] = {
     "head_alone_in_the_optimizer": lambda: Loop(
         optimizer=lambda loop: torch.optim.AdamW(loop.model.classifier.parameters(), lr=3e-3)
     ),
+    "all_rows_in_one_batch": lambda: Loop(data=itertools.repeat(ONE_BATCH)),
+    "four_steps_with_each_batch": lambda: Loop(data=(b for b in batches(texts) for _ in range(4)), rate=1e-4),
+    "one_example_by_heart": lambda: Loop(
+        data=itertools.repeat({name: value[:1] for name, value in ONE_BATCH.items()}), steps=50
+    ),
+    "one_logit_per_token": lambda: Loop(OneLogitPerToken(), changed(replaced_words)),
+    "weight_decay_of_1": lambda: Loop(optimizer=adamw(weight_decay=1.0)),
     "one_batch_is_an_epoch": lambda: Loop(data=itertools.repeat(ONE_BATCH), settings={"batches_per_epoch": 1}),
 }
 
@@ -100,6 +107,25 @@ class LastStep(nn.Module):
     def forward(self, input_ids, attention_mask, labels):
         logits = self.head(self.lstm(self.words(input_ids))[0][:, -1])
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class OneLogitPerToken(nn.Module):
+    """Was this word replaced? As ELECTRA's discriminator: labels are everywhere, and the loss leaves padding out."""
+
+    def __init__(self, reduction=lambda losses, mask: losses[mask.bool()].mean()):
+        super().__init__()
+        self.bert = classifier().bert
+        self.head = nn.Linear(32, 1)
+        self.reduction = reduction
+
+    def forward(self, input_ids, attention_mask, labels):
+        logits = self.head(self.bert(input_ids, attention_mask=attention_mask).last_hidden_state).squeeze(-1)
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+        return {"loss": self.reduction(losses, attention_mask), "logits": logits}
+
+
+def replaced_words(batch):
+    return {**batch, "labels": (batch["input_ids"] % 7 == 0).long()}
 
 
 class RectifiedLater(torch.optim.AdamW):
@@ -342,6 +368,11 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
     "one_label": ("constant_label", 5, lambda: Loop(data=changed(one_label))),
     "hardly_any_label": ("labels_ignored", 3, lambda: Loop(masked_lm(), changed(hardly_any_label, masked_words))),
     "class_ignored": ("class_never_counts", 5, lambda: Loop(loss_of=loss_without_class_0)),
+    "padding_with_a_logit_each": (
+        "padding_counts",
+        3,
+        lambda: Loop(OneLogitPerToken(lambda losses, mask: losses.mean()), changed(replaced_words)),
+    ),
     "padding_with_labels": ("padding_counts", 3, lambda: Loop(causal_lm(), changed(labels_everywhere))),
     "end_masked": ("end_never_learned", 5, lambda: Loop(causal_lm(), changed(end_masked))),
     "nothing_masked": ("target_in_input", 3, lambda: Loop(masked_lm(), changed(words_to_copy))),

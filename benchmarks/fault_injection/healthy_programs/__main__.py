@@ -4,7 +4,7 @@
     python -m benchmarks.fault_injection.healthy_programs --only gpt2 --again   # those with "gpt2" in the name, anew
     python -m benchmarks.fault_injection.healthy_programs --group tuning --jobs 2
     python -m benchmarks.fault_injection.healthy_programs --histories FOLDER    # keeps what was sampled
-    python -m benchmarks.fault_injection.healthy_programs --histories FOLDER --rejudge   # today's rules on what was kept
+    python -m benchmarks.fault_injection.healthy_programs --histories FOLDER --rejudge    # judges what was kept
     python -m benchmarks.fault_injection.healthy_programs --report              # the table alone, from the results
 
 Needs the extras `offline`, `recipes`, `test` and `benchmarks`; a program whose package or data is missing is listed as

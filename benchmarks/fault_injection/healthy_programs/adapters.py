@@ -94,7 +94,7 @@ def prefix_of_an_encoder(setup: Setup) -> Ready:
     from peft import PromptEncoderConfig
 
     config = PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=8, encoder_hidden_size=128)
-    return adapted(setup, config, 3e-3, 160, 0.75)
+    return adapted(setup, config, 1e-2, 200, 0.75)
 
 
 @program(HELD_OUT)

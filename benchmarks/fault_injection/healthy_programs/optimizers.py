@@ -93,7 +93,7 @@ def rmsprop(setup: Setup) -> Ready:
 @program(TUNING)
 def adagrad(setup: Setup) -> Ready:
     """Adagrad with the large rate that it needs."""
-    return named(setup, "adagrad", 3e-2)
+    return named(setup, "adagrad", 3e-2, steps=150)
 
 
 @program(TUNING, packages=("optimi",))

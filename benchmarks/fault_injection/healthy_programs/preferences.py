@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -90,6 +91,7 @@ def direct_preferences(setup: Setup) -> Ready:
     model = gpt2()
     trainer = DPOTrainer(
         model,
+        copy.deepcopy(model),
         args=DPOConfig(**arguments(setup, 80, 1e-3, bf16=False), max_length=48),
         train_dataset=Dataset.from_dict(choices()),
         processing_class=causal_tokenizer(),
@@ -132,7 +134,7 @@ def group_relative_policy(setup: Setup) -> Ready:
         return [completion.count("e") / max(1, len(completion)) for completion in completions]
 
     model = llama()
-    settings = arguments(setup, 60, 3e-3, 8, bf16=False)
+    settings = arguments(setup, 200, 3e-3, 8, bf16=False)
     trainer = GRPOTrainer(
         model,
         args=GRPOConfig(**settings, num_generations=8, max_completion_length=12, beta=0.0),
@@ -159,6 +161,7 @@ def good_and_bad_answers(setup: Setup) -> Ready:
     model = gpt2()
     trainer = KTOTrainer(
         model,
+        copy.deepcopy(model),
         args=KTOConfig(**arguments(setup, 60, 1e-3, bf16=False), max_length=48),
         train_dataset=Dataset.from_dict(table),
         processing_class=causal_tokenizer(),

@@ -62,7 +62,7 @@ def tiny_loss(setup: Setup) -> Ready:
         rows = next(batches)
         return functional.mse_loss(model(inputs[rows]).squeeze(-1), (targets[rows] - 152) * 1e-6)
 
-    return plain_loop(setup, model, torch.optim.Adam(model.parameters(), lr=1e-5), 250, loss, to=0.75)
+    return plain_loop(setup, model, torch.optim.Adam(model.parameters(), lr=1e-6), 400, loss, to=0.75)
 
 
 @program(HELD_OUT)

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.fault_injection.healthy_programs.program import (
     HELD_OUT,
     TUNING,
@@ -43,16 +45,19 @@ def pairs() -> dict[str, list]:
 
 def triplets() -> dict[str, list]:
     """Two sentences of one century and one of another."""
-    early = [text for year, text in spoken() if year < 1850][:1000]
-    late = [text for year, text in spoken() if year > 1970][:500]
-    return {"anchor": early[:500], "positive": early[500:], "negative": late}
+    early = [text for year, text in spoken() if year < 1850]
+    late = [text for year, text in spoken() if year > 1970]
+    few = min(len(early) // 2, 500)
+    return {"anchor": early[:few], "positive": early[few : 2 * few], "negative": late[:few]}
 
 
 def labelled(label: type) -> dict[str, list]:
     """Pairs of one century (1) and of different ones (0)."""
-    early = [text for year, text in spoken() if year < 1850][:900]
-    late = [text for year, text in spoken() if year > 1970][:300]
-    same, other = zip(early[:300], early[300:600], strict=True), zip(early[600:900], late, strict=True)
+    early = [text for year, text in spoken() if year < 1850]
+    late = [text for year, text in spoken() if year > 1970]
+    few = min(len(early) // 3, 300)
+    same = zip(early[:few], early[few : 2 * few], strict=True)
+    other = zip(early[2 * few : 3 * few], late[:few], strict=True)
     rows = [(*pair, label(1)) for pair in same] + [(*pair, label(0)) for pair in other]
     random.Random(0).shuffle(rows)
     return {name: [row[i] for row in rows] for i, name in enumerate(("sentence1", "sentence2", "label"))}
@@ -265,6 +270,7 @@ def setfit(setup: Setup) -> Ready:
         ),
         train_dataset=data.select(range(16)),
         eval_dataset=data.select(range(16, 120)),
+        metric=lambda found, labels: {"accuracy": float(np.mean(np.asarray(found) == np.asarray(labels)))},
         callbacks=list(setup.make_callbacks()),
     )
 

@@ -210,7 +210,7 @@ def frozen_lower_part(setup: Setup) -> Ready:
         setup,
         model,
         rows[:1000],
-        arguments(setup, 80, 5e-4),
+        arguments(setup, 160, 5e-4),
         tokenizer=tokenizer,
         score=held_out_accuracy(rows[1000:], 0.8),
     )
@@ -315,7 +315,7 @@ def distillation(setup: Setup) -> Ready:
         setup,
         student,
         rows[:1000],
-        arguments(setup, 100, 6e-4),
+        arguments(setup, 200, 6e-4),
         tokenizer=tokenizer,
         score=held_out_accuracy(rows[1000:], 0.8),
         trainer_class=Distiller,

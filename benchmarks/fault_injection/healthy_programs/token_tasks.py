@@ -367,7 +367,7 @@ def next_sentence_or_not(setup: Setup) -> Ready:
         setup,
         model,
         rows,
-        arguments(setup, 160, 6e-4),
+        arguments(setup, 480, 6e-4),
         tokenizer=tokenizer,
         score=held_out_accuracy(rows[800:], 0.6),
     )

@@ -211,7 +211,7 @@ def masked_autoencoder(setup: Setup) -> Ready:
         setup,
         ViTMAEForPreTraining(config),
         digits(1, 16),
-        arguments(setup, 150, 2e-3, 16),
+        arguments(setup, 400, 3e-3, 16),
         collator=images_only,
         score=0.8,
     )

@@ -81,9 +81,16 @@ _FROM_DATA = (COURSE, OUTCOME, FLOW, STEPS)
     remedy="count the labels of the training rows; print a batch of the data loader",
 )
 def constant_label(history: HealthHistory, *, samples: int = 5, examples: int = 32) -> Finding | None:
-    """Every example so far had the same class label, though the model tells several apart."""
+    """Every example so far had the same class label, though the model tells several apart.
+
+    Examples of a batch that comes again and again (one learned by heart as a check) count once.
+    """
     counts = history.label_counts
-    if len(history) < samples or counts.size < 2 or counts.sum() < examples:
+    if len(history) < samples or counts.size < 2:
+        return None
+    prints = history.fact("fingerprint")
+    different = len(np.unique(prints)) / len(prints) if np.isfinite(prints).all() else 1.0
+    if counts.sum() * different < examples:
         return None
     if counts.max() < counts.sum():
         return None
@@ -149,14 +156,21 @@ def class_never_counts(history: HealthHistory, *, samples: int = 4) -> Finding |
 def padding_counts(history: HealthHistory, *, samples: int = 3, share: float = 0.5) -> Finding | None:
     """Padding tokens are targets of the loss.
 
-    Seen in the labels, or in the gradient that arrives at the logits of tokens that `attention_mask` hides. A causal
-    model's last real token may be asked for one padding token, so most of the padding must count.
+    Seen in the gradient that arrives at the logits of tokens that `attention_mask` hides, or, where that is unknown,
+    in the labels. A causal model's last real token may be asked for one padding token, so most of the padding must
+    count. Labels are compared with the padding token's id only where there are as many classes as words: class 0 of a
+    tagger is no padding. The mask of an encoder says nothing about the labels of its decoder.
     """
-    for fact, seen in (
-        ("counted_padding", "of the padding tokens send a gradient"),
-        ("labels_on_padding", "of the padding tokens have a label"),
-        ("label_pad_run", "of the labels are padding"),
-    ):
+    config = history.settings.config
+    words = config.get("vocab_size")
+    facts = []
+    if not config.get("is_encoder_decoder"):
+        facts.append(("counted_padding", "of the padding tokens send a gradient"))
+        if not len(latest(history, "counted_padding", samples)):
+            facts.append(("labels_on_padding", "of the padding tokens have a label"))
+    if isinstance(words, int) and len(history) and history.classes[-1] >= words:
+        facts.append(("label_pad_run", "of the labels are padding"))
+    for fact, seen in facts:
         recent = latest(history, fact, samples)
         limit = 0.2 if fact == "label_pad_run" else share
         if len(recent) == samples and (recent > limit).all():
@@ -241,8 +255,9 @@ def repeated_batch(history: HealthHistory, *, samples: int = 3) -> Finding | Non
     """The very same batch, in the same order, in each of the last samples.
 
     Not judged where an epoch has one batch, or where the sampled steps are whole epochs apart, since data in a fixed
-    order then repeat by design. Where the length of an epoch is unknown it is a warning: learning one batch by heart
-    is a usual check. Batches of neighboring steps that come in equal pairs, again and again, are told as well.
+    order then repeat by design. Where the length of an epoch is unknown it is a note: a loop may have all its data in
+    one batch, take several steps with one (policies, quasi-Newton), or learn one by heart as a check. Batches of
+    neighboring steps that come in equal pairs, again and again and never in threes, are told as a warning.
     """
     if (pairs := _equal_neighbors(history)) >= samples and history.settings.batches_per_epoch is None:
         return repeated_batch.finding(
@@ -252,6 +267,7 @@ def repeated_batch(history: HealthHistory, *, samples: int = 3) -> Finding | Non
             seen=f"{pairs} times in the last 12 samples a step had the batch of the step before",
             cause="several workers of the data loader read the same stream",
             remedy="split the stream by torch.utils.data.get_worker_info(), or use dataloader_num_workers=0",
+            severity="warning",
         )
     prints = latest(history, "fingerprint", samples)
     if len(prints) < samples or len(set(prints.tolist())) > 1:
@@ -269,17 +285,19 @@ def repeated_batch(history: HealthHistory, *, samples: int = 3) -> Finding | Non
         value=samples,
         threshold=samples,
         seen=f"the batches of steps {', '.join(str(step) for step in history.step[-samples:])} are the same",
-        severity="warning" if batches is None else "error",
+        severity="note" if batches is None else "error",
     )
 
 
 def _equal_neighbors(history: HealthHistory) -> int:
-    """How many of the last 12 samples have the batch of the step before them, while others do not."""
+    """How many of the last 12 samples have the batch of the step before them, while others do not; 0 if in threes."""
     prints, steps = history.fact("fingerprint")[-12:], history.step[-12:]
     if prints.ndim != 1 or len(prints) < 6:
         return 0
     neighbors = np.diff(steps) == 1
     equal = (np.diff(prints) == 0) & neighbors
+    if (equal[1:] & equal[:-1]).any():
+        return 0
     return int(equal.sum()) if (~equal & neighbors).sum() >= 3 else 0
 
 
@@ -290,13 +308,17 @@ def _equal_neighbors(history: HealthHistory) -> int:
     remedy="shuffle the training rows (dataset.shuffle(seed), DataLoader(shuffle=True))",
 )
 def sorted_by_class(
-    history: HealthHistory, *, samples: int = 5, examples: int = 4, fraction: float = 0.999
+    history: HealthHistory, *, samples: int = 5, examples: int = 4, fraction: float = 0.999, sorted_part: float = 0.8
 ) -> Finding | None:
     """Every batch holds one class only, although the classes change from batch to batch or the model has several.
 
     With batches of at least `examples` rows and classes that each take less than nine tenths of the rows in all,
-    `samples` pure batches in a row do not come from shuffled rows.
+    `samples` pure batches in a row do not come from shuffled rows. At least `sorted_part` of all batches so far must
+    be pure: in rows that are sorted by something else (their length, their date) only some stretches are.
     """
+    every = history.fact("top_label_fraction")
+    if every.ndim != 1 or not len(every) or np.mean(every[np.isfinite(every)] >= fraction) < sorted_part:
+        return None
     top, size = latest(history, "top_label_fraction", samples), latest(history, "examples", samples)
     if len(top) < samples or len(size) < samples or not (top >= fraction).all() or size.min() < examples:
         return None

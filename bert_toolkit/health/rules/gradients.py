@@ -7,7 +7,7 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import matrices, matrix_stacks, scatter, usable_samples
+from bert_toolkit.health.rules.questions import HEEDLESS, matrices, matrix_stacks, scatter, usable_samples
 from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
 
 
@@ -171,19 +171,27 @@ def gradient_spike(
     cause="max_grad_norm is far below the gradients of this model, or the loss is summed instead of averaged",
     remedy="raise max_grad_norm (usual is 1.0); average the loss over tokens or examples",
 )
-def clipped_every_step(history: HealthHistory, *, coefficient: float = 0.02, samples: int = 20) -> Finding | None:
+def clipped_every_step(
+    history: HealthHistory, *, coefficient: float = 0.02, samples: int = 20, usual: float = 0.1
+) -> Finding | None:
     """Clipping cuts every one of the last `samples` samples to less than `coefficient`.
 
     Clipping by 2 to 10 in most steps is normal in BERT fine-tuning; at 50 the limit replaces the gradient's size.
+    Where the limit is a usual one (`usual` and more) the loss is large (targets of thousands, a sum), and an optimizer
+    that does not heed the size of gradients loses nothing: then it is a note.
     """
-    recent = history.clip_coefficient[~history.skipped][-samples:]
+    clipped = history.clip_coefficient[~history.skipped]
+    recent = clipped[-samples:]
     if len(recent) < samples or not (recent < coefficient).all():
         return None
+    limit = float(np.nanmedian((clipped * history.gradient_norm[~history.skipped])[-samples:]))
+    heedless = any(name in history.settings.optimizer for name in HEEDLESS)
     return clipped_every_step.finding(
         history,
         value=float(np.median(recent)),
         threshold=coefficient,
         seen=f"clipping multiplies gradients by {np.median(recent):.2g} in every one of {samples} samples",
+        severity="note" if heedless and limit >= usual else "error",
     )
 
 

@@ -6,7 +6,15 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import after_warmup, falls, is_late, loss_levels, warmed_up
+from bert_toolkit.health.rules.questions import (
+    LossLevels,
+    after_warmup,
+    falls,
+    is_late,
+    loss_levels,
+    loss_of_frequencies,
+    warmed_up,
+)
 from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
 
 
@@ -24,35 +32,53 @@ def loss_diverging(
     """The loss (median of 5 samples) is clearly above its start, or (median of 10) has given back most of its gain.
 
     Clearly is `rise` times the start and `deviations` times the scatter of single samples; given back is a share of
-    the gain, at least a fifth of the start. Batches of two have losses of either kind, easy or wrong, so that 5 of
-    them say little about what came back. Losses that are no cross-entropy of class labels may rise in healthy
-    training (two players, rewards, distances), so of them only a rise to three times the start is told.
+    the gain, at least a fifth of the start. Once a loss has fallen by that much, small batches have losses of either
+    kind, easy or wrong, so that 5 of them say little and 10 must agree. Where labels are counted the same must hold
+    for the difference to what the frequencies of the classes alone would score on the labels of each batch: with one
+    label in twenty it is the labels that make one batch harder than another. Losses that are no cross-entropy of
+    class labels may rise in healthy training (two players, rewards, distances), so of them only a rise to three times
+    the start is told.
     """
-    loss = loss_levels(history)
+    loss = loss_levels(history.loss)
     if loss.samples < 8 or not math.isfinite(loss.start):
         return None
-    # The scatter of fine-tuning grows as examples become easy or hard, so what comes back is compared with the latest.
     classes = bool(history.integer_labels[-1])
-    rise_limit = loss.start + max((rise if classes else 2.0) * abs(loss.start), deviations * loss.scatter)
-    recent_noise = deviations * max(loss.scatter, loss.recent_scatter)
-    gain = loss.start - loss.best
-    return_limit = loss.best + max(given_back * gain, recent_noise, 0.2 * abs(loss.start))
-    if loss.now > rise_limit:
-        threshold, seen = rise_limit, f"the loss rose from {loss.start:.3g} to {loss.now:.3g}"
-    elif classes and (min(loss.now, loss.lately) if gain > 0.2 * abs(loss.start) else loss.now) > return_limit:
-        threshold, seen = return_limit, f"the loss went back up to {loss.now:.3g} after {loss.best:.3g}"
-    else:
+    thresholds = {"rise": rise if classes else 2.0, "given_back": given_back if classes else math.inf}
+    found = _gone_up(loss, abs(loss.start), deviations, **thresholds)
+    if found is None:
         return None
+    if history.label_counts.sum() > 0:
+        beyond = loss_levels(history.loss - loss_of_frequencies(history))
+        if beyond.samples >= 8 and _gone_up(beyond, abs(loss.start), deviations, **thresholds) is None:
+            return None
+    now, threshold, seen = found
     cause = "the learning rate is too high for this model and batch size"
     if not warmed_up(history):
         cause += ", or the missing warm-up"
     return loss_diverging.finding(
         history,
-        value=loss.now,
+        value=now,
         threshold=threshold,
         seen=seen,
         cause=cause + "; else the sign of the loss, or data that changed",
     )
+
+
+def _gone_up(
+    loss: LossLevels, height: float, deviations: float, *, rise: float, given_back: float
+) -> tuple[float, float, str] | None:
+    """Level now, the limit that it passes, and that in words; `height` is what parts of the loss are measured in."""
+    gain = loss.start - loss.best
+    now = min(loss.now, loss.lately) if gain > 0.2 * height else loss.now
+    limit = loss.start + max(rise * height, deviations * loss.scatter)
+    if now > limit:
+        return now, limit, f"the loss rose from {loss.start:.3g} to {now:.3g}"
+    # The scatter of fine-tuning grows as examples become easy or hard, so what comes back is compared with the latest.
+    noise = deviations * max(loss.scatter, loss.recent_scatter)
+    limit = loss.best + max(given_back * gain, noise, 0.2 * height) if math.isfinite(given_back) else math.inf
+    if now > limit:
+        return now, limit, f"the loss went back up to {now:.3g} after {loss.best:.3g}"
+    return None
 
 
 @rule(
@@ -102,7 +128,6 @@ def constant_prediction(
 def loss_flat(
     history: HealthHistory,
     *,
-    samples: int = 30,
     steps: int = 100,
     progress: float = 0.6,
     recent: int = 30,
@@ -113,12 +138,14 @@ def loss_flat(
     Plateaus before learning are healthy (fine-tuning, parity-like tasks, long warm-ups), so nothing is said before
     `progress` of the planned steps, or 2,000 steps after the warm-up, and only a warning then.
 
-    With one class label per example the last `recent` losses are compared with the entropy of the labels seen; with
-    token labels with `share` of the logarithm of the vocabulary, since the plateau of word frequencies is healthy.
+    With one class label per example each of the last `recent` losses is compared with what the frequencies of the
+    classes alone would score on the labels of the same batch, so that which labels a batch happens to have does not
+    blur the comparison; with token labels with `share` of the logarithm of the vocabulary, since the plateau of word
+    frequencies is healthy.
     A loss falls where it does from the first to the second half of these samples, or on the whole since the warm-up,
     beyond twice its own noise. Other losses, and sums of several, have no level to compare with and are not judged.
     """
-    if len(history) < samples or history.step[-1] - history.step[0] < steps:
+    if len(history) < recent or history.step[-1] - history.step[0] < steps:
         return None
     warm = after_warmup(history)
     if warm.sum() < recent // 2 or not is_late(history, progress):
@@ -133,22 +160,23 @@ def loss_flat(
         return None
     if falls(history.step[warm], history.loss[warm]):
         return None
-    loss = np.sort(loss)[recent // 10 : -(recent // 10)]  # without the extremes of single batches
     if math.isfinite(history.prior_loss[-1]):
-        level = float(history.prior_loss[-1])
-        limit = level - 2 * float(loss.std()) / math.sqrt(len(loss))
-        known = "the entropy of the class frequencies"
-        if level < 0.05:
+        if history.prior_loss[-1] < 0.05:
             return None  # hardly anything to learn
+        guess, known = loss_of_frequencies(history)[-recent:], "the class frequencies alone give"
+        # With and without the extremes: one outlier blurs all others, and rare labels are extremes themselves.
+        gains = guess - loss, np.sort(guess - loss)[recent // 10 : recent - recent // 10]
+        allowed = 2 * float(gains[0].std()) / math.sqrt(recent)
+        if any(gain.mean() > 2 * gain.std() / math.sqrt(recent) for gain in gains):
+            return None
     else:
-        level = math.log(history.classes[-1])
-        limit = share * level
-        known = "a guess among all classes"
-    if loss.mean() < limit:
-        return None
+        guess, known = np.full(recent, math.log(history.classes[-1])), "a guess among all classes gives"
+        allowed = (1.0 - share) * guess[0]
+        if loss.mean() < guess[0] - allowed:
+            return None
     return loss_flat.finding(
         history,
         value=float(loss.mean()),
-        threshold=limit,
-        seen=f"the loss stays at {loss.mean():.3g}; {known} alone gives {level:.3g}",
+        threshold=float(guess.mean() - allowed),
+        seen=f"the loss stays at {loss.mean():.3g}; {known} {guess.mean():.3g}",
     )

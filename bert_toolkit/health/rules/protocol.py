@@ -6,7 +6,7 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding, Severity
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import falls, latest
+from bert_toolkit.health.rules.questions import HEEDLESS, falls, latest
 from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
 from bert_toolkit.health.rules.settings import ADAM_LIKE
 
@@ -143,7 +143,7 @@ def loss_weight(history: HealthHistory, *, samples: int = 3, tolerance: float = 
     weight = float(np.median(recent))
     for wrong, seen in ((float(batches), "as if none were divided"), (1.0 / batches, "as if each were divided twice")):
         if abs(weight / wrong - 1.0) < tolerance and (np.abs(recent / wrong - 1.0) < 2 * tolerance).all():
-            heedless = any(name in history.settings.optimizer for name in ("Adam", "Lion", "Lamb", "LAMB", "Muon"))
+            heedless = any(name in history.settings.optimizer for name in HEEDLESS)
             severity: Severity = "error" if not heedless else "note" if wrong > 1 else "warning"
             return loss_weight.finding(
                 history,

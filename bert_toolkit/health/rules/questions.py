@@ -7,6 +7,9 @@ import numpy as np
 
 from bert_toolkit.health.history import HealthHistory
 
+HEEDLESS = ("Ada", "Lion", "Lamb", "LAMB", "Muon", "Prodigy", "RMSprop", "SOAP")
+"""Parts of names of optimizers whose steps do not depend on the size of the gradients."""
+
 
 def after_warmup(history: HealthHistory) -> np.ndarray:
     """Mask of samples whose learning rate is at least half of the largest so far.
@@ -57,9 +60,22 @@ class LossLevels:
     samples: int
 
 
-def loss_levels(history: HealthHistory) -> LossLevels:
-    """Where the loss stands; NaN with fewer than five samples."""
-    loss = history.loss[np.isfinite(history.loss)]
+def loss_of_frequencies(history: HealthHistory) -> np.ndarray:
+    """Cross-entropy that the class frequencies so far score on the labels of each sample, `(samples,)`.
+
+    NaN where no labels were counted.
+    """
+    counts = history.label_counts_so_far
+    batches = np.diff(counts, axis=0, prepend=np.zeros((1, counts.shape[1])))
+    # What nobody has seen yet is not impossible: a half of one example for each class (Krichevsky and Trofimov).
+    frequencies = (counts[-1] + 0.5) / (counts[-1].sum() + 0.5 * counts.shape[1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(-(batches @ np.log(frequencies)) / batches.sum(axis=1))
+
+
+def loss_levels(losses: np.ndarray) -> LossLevels:
+    """Where the loss of samples `(samples,)` stands; NaN with fewer than five that are finite."""
+    loss = losses[np.isfinite(losses)]
     if len(loss) < 5:
         return LossLevels(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, len(loss))
     medians = np.median(np.lib.stride_tricks.sliding_window_view(loss, 5), axis=1)
@@ -73,10 +89,30 @@ def scatter(values: np.ndarray) -> float:
     return 1.4826 * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2)
 
 
-def has_not_fallen(history: HealthHistory, samples: int = 10) -> bool:
-    """Whether the latest losses are no lower than the first ones, beyond their scatter and one percent."""
+def has_fallen(history: HealthHistory) -> bool:
+    """Whether the loss (median of 5 samples) is below its start (of 3) by twice the scatter of single samples."""
+    loss = loss_levels(history.loss)
+    return loss.now < loss.start - 2 * loss.scatter
+
+
+def has_level(history: HealthHistory) -> bool:
+    """Whether the height of the loss says how good the model is.
+
+    The loss of a policy is an advantage, which is positive or negative whatever the policy is like; that of anything
+    else stays on its side of zero, or crosses it once as a density grows.
+    """
     loss = history.loss[np.isfinite(history.loss)]
-    if len(loss) < 2 * samples:
+    signs = np.sign(loss[loss != 0])
+    return int((np.diff(signs) != 0).sum()) < 2
+
+
+def has_not_fallen(history: HealthHistory, samples: int = 10) -> bool:
+    """Whether the latest losses are no lower than the first ones, beyond their scatter and one percent.
+
+    False where the loss has no level, see `has_level`.
+    """
+    loss = history.loss[np.isfinite(history.loss)]
+    if len(loss) < 2 * samples or not has_level(history):
         return False
     first, last = loss[:samples], loss[-samples:]
     # A median of n values scatters 1.25 / sqrt(n) times as much as one of them.

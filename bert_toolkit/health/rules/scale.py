@@ -8,6 +8,7 @@ from bert_toolkit.health.rules.gradients import dead_units, silent_units
 from bert_toolkit.health.rules.questions import (
     after_warmup,
     falls,
+    has_fallen,
     has_not_fallen,
     is_late,
     matrices,
@@ -109,10 +110,11 @@ def update_ratio_high(
     """A step moves matrices by a large part of their norm.
 
     Healthy ratios lie at 1e-4 to 1e-2 (cs231n: about 1e-3), and at up to 0.1 while small fresh weights grow, so
-    `always` is a fault by itself in `samples` samples unless the loss falls all the same; from `with_loss` on it is
-    one where the loss has not fallen meanwhile or units died. Where hardly any matrix trains but a fresh head (LoRA,
+    `always` is a fault by itself in `samples` samples, the latest among them, unless the loss falls all the same:
+    steps that were large while weights were small, and no longer are, did their work. From `with_loss` on it is a
+    fault where the loss has not fallen meanwhile or units died. Where hardly any matrix trains but a fresh head (LoRA,
     frozen encoder), whose small weights grow by large parts at first, a step must be as long as the weights
-    themselves.
+    themselves. A loss without a level (policies) can neither have fallen nor not.
     """
     ratio = history.median_ratio
     few = len(matrices(history)) < 3
@@ -120,8 +122,9 @@ def update_ratio_high(
     large = 0 if few else int((ratio > with_loss).sum())
     lately = int((ratio[-20:] > with_loss).sum())
     useless = min(large, lately) >= 2 * samples and len(history) >= 20 and has_not_fallen(history)
-    learns = len(history) < 2 * samples or falls(history.step, history.loss)
-    if (ratio > 1.0).sum() >= samples or ((ratio > always).sum() >= samples and not learns):
+    learns = len(history) < 2 * samples or falls(history.step, history.loss) or has_fallen(history)
+    still = bool(ratio[-1] > always) and int((ratio > always).sum()) >= samples
+    if (ratio > 1.0).sum() >= samples or (still and not learns):
         threshold = always
     elif useless or (large >= samples and _units_died(history)):
         threshold = with_loss
@@ -154,15 +157,21 @@ def layer_out_of_line(history: HealthHistory, *, factor: float = 10.0, samples: 
     """The update ratios or the gradients of one layer exceed those of every other layer `factor` times.
 
     Compared are the same matrices of different layers, in at least half of the kinds that a layer has and in each of
-    the last `samples` samples. Layer-wise learning rates differ by less than 2 from one layer to the next; gradients
-    of healthy layers by less than 5 (benchmark).
+    the last `samples` samples; gradients in each of the first `samples` as well, since what a hook or a scale does is
+    there from the start, while gradients that grow apart in training do no harm unless steps do. Layer-wise learning
+    rates differ by less than 2 from one layer to the next; gradients of healthy layers by less than 5 (benchmark).
     """
-    rows = usable_samples(history, samples)
+    usable = usable_samples(history, len(history))
+    rows = usable[-samples:]
     if len(rows) < samples:
         return None
+    both = np.r_[usable[:samples], rows]
     for stack in matrix_stacks(history):
-        for what, array in (("update ratio", history.ratio), ("gradient", history.gradient)):
-            values = np.nan_to_num(array[rows][:, stack])  # (samples, kinds, layers)
+        for what, array, looked_at in (
+            ("update ratio", history.ratio, rows),
+            ("gradient", history.gradient, both),
+        ):
+            values = np.nan_to_num(array[looked_at][:, stack])  # (samples, kinds, layers)
             ordered = np.sort(values, axis=2)
             largest = values.argmax(axis=2)
             with np.errstate(divide="ignore", invalid="ignore"):

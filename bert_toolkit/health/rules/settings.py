@@ -42,9 +42,9 @@ def implausible_setting(history: HealthHistory) -> Finding | None:
 
     | setting | doubted | usual, and its source |
     |---|---|---|
-    | dropout | 0.7 and more | 0.1 (BERT), 0.5 at most (Srivastava et al. 2014) |
+    | dropout | 0.7 and more, unless the config's class has it by default | 0.1, 0.5 at most (Srivastava et al. 2014) |
     | label smoothing | 0.5 and more | 0.1 (Szegedy et al. 2016) |
-    | weight decay | 1 and more; Lion: 20 | 0.01 to 0.1 (Loshchilov & Hutter 2019), 0.3 (ViT) |
+    | weight decay | above 1; Lion: above 20 | 0.01 to 0.1 (Loshchilov & Hutter 2019), 1 (Power et al. 2022) |
     | Adam's beta1, beta2 | beta1 0.999 and more, beta2 below 0.5 | 0.9 and 0.95 to 0.999 (Kingma & Ba 2015) |
     | Adam's epsilon | 1e-3 and more | 1e-8 to 1e-6 |
     | learning rate of Adam | 0.1 and more for 100,000 parameters and more; 1e-8 and less | 1e-5 to 1e-2 |
@@ -89,7 +89,7 @@ def _doubts(settings: RunSettings) -> Iterator[_Doubt]:
 
 
 def _doubtful_regularization(settings: RunSettings) -> Iterator[_Doubt]:
-    high = {name: p for name, p in settings.dropouts.items() if p >= 0.7}
+    high = {name: p for name, p in settings.dropouts.items() if p >= 0.7 and p not in settings.default_dropouts}
     if high:
         name, p = max(high.items(), key=lambda item: item[1])
         severity: Severity = "error" if p >= 0.8 else "warning"
@@ -106,7 +106,7 @@ def _doubtful_group(optimizer: str, group: GroupSettings) -> Iterator[_Doubt]:
     values = group.values
     rate, decay = values.get("lr", math.nan), values.get("weight_decay", 0.0)
     largest = 20.0 if "lion" in optimizer.lower() else 1.0
-    if decay >= largest or decay < 0:
+    if decay > largest or decay < 0:
         yield _Doubt("error", decay, largest, f"weight decay is {decay:g}", "0.01 to 0.1")
     if values.get("maximize", 0.0):
         yield _Doubt("error", 1, 0, "the optimizer maximizes the loss (maximize=True)", "False")
