@@ -117,7 +117,7 @@ class Quantiles(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.bert = BertModel(small_bert(), add_pooling_layer=False)
+        self.bert = BertModel(small_bert())  # its pooler is not read
         self.head = nn.Linear(32, 3)
 
     def forward(self, input_ids, attention_mask, labels):
@@ -193,6 +193,7 @@ HEALTHY_MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Generat
     "llama_tied": (lambda: llama(tie_word_embeddings=True), sentences_to_continue),
     "mixtral": (mixtral, sentences_to_continue),
     "mamba": (mamba, sentences_to_continue),
+    "mamba_32_wide": (lambda: decoder(MambaConfig(**SIZES, state_size=4)), sentences_to_continue),
     "t5": (t5, to_translate),
     "vit": (vit, pictures),
     "lstm": (Lstm, texts),

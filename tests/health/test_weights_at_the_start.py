@@ -118,6 +118,8 @@ SILENT = {
     "queries_zero": lambda: changed(classifier(), r"query\.weight", nn.init.zeros_),  # as for maximal updates
     "branches_zero": lambda: changed(gpt2(), r"c_proj\.weight", nn.init.zeros_),
     "norms_of_branches_zero": lambda: changed(classifier(), r"\d\.output\.LayerNorm\.weight", nn.init.zeros_),
+    "norm_of_one_branch_zero": lambda: changed(classifier(), r"layer\.1\.output\.LayerNorm\.weight", nn.init.zeros_),
+    "one_bias_filled": lambda: changed(classifier(), r"layer\.0\.intermediate\.dense\.bias", lambda p: p.fill_(-5.0)),
     "padding_zero": lambda: changed(masked_lm(), "word_embeddings", lambda p: p[0].zero_()),
     "norms_learned": lambda: changed(classifier(), "LayerNorm", lambda p: p.add_(0.3 * torch.randn(len(p)))),
     "gemma": lambda: GemmaForCausalLM(

@@ -80,7 +80,7 @@ def gru_tagger(setup: Setup) -> Ready:
         wanted = (ids[:, 1:] < 40).long().masked_fill(ids[:, 1:] == 0, -100)
         return functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
 
-    return plain_loop(setup, model, torch.optim.Adam(model.parameters(), lr=3e-3), 400, loss, clip=1.0, to=0.85)
+    return plain_loop(setup, model, torch.optim.Adam(model.parameters(), lr=3e-3), 1000, loss, clip=1.0, to=0.85)
 
 
 @program(TUNING)

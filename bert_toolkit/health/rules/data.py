@@ -9,7 +9,7 @@ from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rul
 
 
 @rule(
-    explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite"),
+    explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite", "repeated_batch", "constant_label"),
     needs="forward",
     cause="the dataset, tokenization or collator gives a constant, or one example is repeated",
     remedy="print a batch of the data loader; compare the examples with the raw rows",
@@ -30,7 +30,7 @@ def identical_inputs(history: HealthHistory, *, samples: int = 3) -> Finding | N
 
 
 @rule(
-    explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite"),
+    explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite", "padding_counts"),
     needs="forward",
     cause="attention_mask is all zeros: inverted (1 means hidden) or built from the wrong padding id",
     remedy="pass 1 for tokens and 0 for padding; check pad_token_id against the tokenizer",
@@ -316,11 +316,11 @@ def sorted_by_class(
     `samples` pure batches in a row do not come from shuffled rows. At least `sorted_part` of all batches so far must
     be pure: in rows that are sorted by something else (their length, their date) only some stretches are.
     """
-    every = history.fact("top_label_fraction")
-    if every.ndim != 1 or not len(every) or np.mean(every[np.isfinite(every)] >= fraction) < sorted_part:
-        return None
     top, size = latest(history, "top_label_fraction", samples), latest(history, "examples", samples)
     if len(top) < samples or len(size) < samples or not (top >= fraction).all() or size.min() < examples:
+        return None
+    every = history.fact("top_label_fraction")
+    if (every >= fraction).sum() < sorted_part * np.isfinite(every).sum():
         return None
     counts = history.label_counts
     if counts.size < 2 or not counts.sum() or counts.max() >= 0.9 * counts.sum():

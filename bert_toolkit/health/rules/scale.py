@@ -42,11 +42,12 @@ def initial_scale(
     smdebug draws the line at a variance ratio of 10 (3.2 in standard deviation), trained weights reach 5 (GPT-2).
     Fresh transformers (normalisations are exactly one) have standard deviation `usual` at any width (BERT, GPT-2,
     Llama; `initializer_range` of their config) and may be `factor` off it. Layers of one trained model differ by up to
-    3, below `layer_factor`.
+    3, below `layer_factor`. Judged are linear layers where there are three, without low-rank ones: filters, state
+    matrices and what has few inputs have scales of their own.
     """
     if history.step[0] > 1 or len(history) > 12:
         return None
-    positions = matrices(history)
+    positions = _full_linear_layers(history, matrices(history))
     positions = positions[history.weight[0, positions] > 0]
     if len(positions) >= 3:
         weight, side = history.weight[0, positions], np.sqrt(history.fan[positions])
@@ -97,6 +98,14 @@ def initial_scale(
     return None
 
 
+def _full_linear_layers(history: HealthHistory, positions: np.ndarray) -> np.ndarray:
+    inputs = history.start.get("fan_in", np.full(len(history.names), np.nan))[positions]
+    linear = np.isfinite(inputs)
+    if linear.sum() < 3:
+        return positions
+    return positions[linear & (inputs >= 0.5 * np.median(inputs[linear]))]
+
+
 @rule(
     group=STEPS,
     explains=(COURSE, OUTCOME, FLOW, "layer_out_of_line", "nonfinite"),
@@ -110,11 +119,11 @@ def update_ratio_high(
     """A step moves matrices by a large part of their norm.
 
     Healthy ratios lie at 1e-4 to 1e-2 (cs231n: about 1e-3), and at up to 0.1 while small fresh weights grow, so
-    `always` is a fault by itself in `samples` samples, the latest among them, unless the loss falls all the same:
-    steps that were large while weights were small, and no longer are, did their work. From `with_loss` on it is a
-    fault where the loss has not fallen meanwhile or units died. Where hardly any matrix trains but a fresh head (LoRA,
-    frozen encoder), whose small weights grow by large parts at first, a step must be as long as the weights
-    themselves. A loss without a level (policies) can neither have fallen nor not.
+    `always` is a fault by itself in `samples` samples unless the loss falls all the same; from `with_loss` on it is
+    one where the loss has not fallen meanwhile or units died. The latest step must be as large where the loss decides:
+    steps that were large while weights were small, and no longer are, did their work. Where hardly any matrix trains
+    but a fresh head (LoRA, frozen encoder), whose small weights grow by large parts at first, a step must be as long
+    as the weights themselves. A loss without a level (policies) can neither have fallen nor not.
     """
     ratio = history.median_ratio
     few = len(matrices(history)) < 3
@@ -123,10 +132,10 @@ def update_ratio_high(
     lately = int((ratio[-20:] > with_loss).sum())
     useless = min(large, lately) >= 2 * samples and len(history) >= 20 and has_not_fallen(history)
     learns = len(history) < 2 * samples or falls(history.step, history.loss) or has_fallen(history)
-    still = bool(ratio[-1] > always) and int((ratio > always).sum()) >= samples
+    still = ratio[-1] > always and (ratio > always).sum() >= samples
     if (ratio > 1.0).sum() >= samples or (still and not learns):
         threshold = always
-    elif useless or (large >= samples and _units_died(history)):
+    elif (useless and ratio[-1] > with_loss) or (large >= samples and _units_died(history)):
         threshold = with_loss
     else:
         return None

@@ -36,9 +36,10 @@ FFN_OUT = (
 def fresh_weights(history: HealthHistory) -> Finding | None:
     """Layers that should come from a checkpoint have the weights of a fresh model.
 
-    A layer is fresh where every normalization is exactly one and every bias exactly zero, which no trained layer is.
-    Found are: layers of a stack that are fresh while others are not (as a warning where they are the topmost, which
-    some re-initialize on purpose: Zhang et al. 2021, "Revisiting few-sample BERT fine-tuning"); layers that
+    A layer is fresh where every normalization is exactly one and every bias exactly zero, which no trained layer is,
+    and trained where most of them vary: one that was set to a constant (zero, so that a branch begins closed) is
+    neither. Found are: layers of a stack that are fresh while others are not (as a warning where they are the topmost,
+    which some re-initialize on purpose: Zhang et al. 2021, "Revisiting few-sample BERT fine-tuning"); layers that
     transformers did not read from the checkpoint while it read others; and a whole model that was built from the
     config of a checkpoint without its weights.
     """
@@ -97,7 +98,10 @@ _LARGE = 5_000_000  # elements of all layers: smaller models with random weights
 
 
 def _fresh_layers(history: HealthHistory) -> dict[str, bool]:
-    """Layer -> whether all its normalizations are one and all its biases zero; layers without any are left out."""
+    """Layer -> whether all its normalizations are one and all its biases zero, or most of them vary.
+
+    Layers without any, and those that are neither, are left out.
+    """
     mean, std = history.start["mean"], history.start["std"]
     norms = history.where("norm") & np.array([name.endswith("weight") for name in history.names])
     biases = history.where("bias")
@@ -110,7 +114,9 @@ def _fresh_layers(history: HealthHistory) -> dict[str, bool]:
             continue
         untouched = (mean[scales] == 1.0) & (std[scales] == 0.0)
         zero = (mean[shifts] == 0.0) & (std[shifts] == 0.0)
-        fresh[block] = bool(untouched.all() and zero.all())
+        varying = (std[scales | shifts] > 0).mean() > 0.5
+        if varying or (untouched.all() and zero.all()):
+            fresh[block] = not varying
     return fresh
 
 
