@@ -67,7 +67,7 @@ def with_rate_of_a_layer(model: nn.Module, rate: float, layer: nn.Module, own: f
     return torch.optim.AdamW(groups, lr=rate)
 
 
-@fault("update_ratio_high", "loss_diverging")
+@fault("update_ratio_high", "loss_diverging", "implausible_setting")
 def learning_rate_x100(run: Run) -> None:
     """A learning rate a hundred times too high."""
     run.settings["learning_rate"] *= 100
@@ -98,7 +98,7 @@ def missing_from_optimizer(run: Run) -> None:
     run.place = (name_of(run, layer),)
 
 
-@fault("not_updated")
+@fault("not_updated", "implausible_setting")
 def learning_rate_zero_for_a_layer(run: Run) -> None:
     """The last layer's parameter group has learning rate 0."""
     layer = run.layers[-1]
@@ -117,7 +117,7 @@ def detached_branch(run: Run) -> None:
     )
 
 
-@fault("dead_units")
+@fault("dead_units", "not_as_in_checkpoint")
 def dead_units(run: Run) -> None:
     """Biases before the activation are so low that no unit ever fires."""
     layer = run.layers[2]
@@ -146,7 +146,8 @@ def deep_tanh_stack_small_weights(run: Run) -> None:
     run.place = tuple(f"layers.{i}" for i in range(7))
 
 
-@fault("initial_scale")
+# "Not as in the checkpoint" is as true where the weights come from one.
+@fault("initial_scale", "not_as_in_checkpoint")
 def initial_scale_x10(run: Run) -> None:
     """All matrices start ten times too large."""
     with torch.no_grad():
@@ -154,7 +155,7 @@ def initial_scale_x10(run: Run) -> None:
             parameter.mul_(10)
 
 
-@fault("initial_scale")
+@fault("initial_scale", "not_as_in_checkpoint")
 def initial_scale_div10(run: Run) -> None:
     """All matrices start ten times too small."""
     with torch.no_grad():
@@ -162,7 +163,7 @@ def initial_scale_div10(run: Run) -> None:
             parameter.div_(10)
 
 
-@fault("initial_scale")
+@fault("initial_scale", "not_as_in_checkpoint")
 def initial_scale_of_one_layer(run: Run) -> None:
     """The matrices of one layer start ten times too large."""
     layer = run.layers[1]
@@ -260,7 +261,7 @@ def constant_input(run: Run) -> None:
     run.collator = collate
 
 
-@fault("masked_attention", models=TRANSFORMERS)
+@fault("fully_masked_inputs", models=TRANSFORMERS)
 def all_masked_attention(run: Run) -> None:
     """The attention mask hides every token."""
     inner = run.collator
@@ -353,13 +354,13 @@ def negate_loss(module: nn.Module, args: tuple, output: Any) -> Any:
     return output
 
 
-@fault("loss_diverging")
+@fault("loss_diverging", "step_ascends", "implausible_setting")
 def gradient_ascent(run: Run) -> None:
     """The optimizer maximizes."""
     run.optimizer = lambda model, rate: torch.optim.AdamW(model.parameters(), lr=rate, maximize=True)
 
 
-@fault("clipped_every_step")
+@fault("clipped_every_step", "implausible_setting")
 def clipping_limit_too_low(run: Run) -> None:
     """Gradients are clipped to a norm of 1e-4."""
     run.settings["max_grad_norm"] = 1e-4

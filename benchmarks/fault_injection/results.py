@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers import set_seed
 from benchmarks.fault_injection.controls import CONTROLS
 from benchmarks.fault_injection.faults import FAULTS
 from benchmarks.fault_injection.smdebug import other_thresholds
+from benchmarks.fault_injection.stored_samples import rejudge, store
 from benchmarks.fault_injection.trainings import MODELS, Run, train
 from bert_toolkit import TrainingHealthCallback
 from bert_toolkit.health.history import HealthHistory
@@ -50,7 +50,7 @@ def run_job(kind: str, name: str, seed: int, histories: str | None) -> dict[str,
     except Exception:
         seconds, error = math.nan, traceback.format_exc(limit=-3)
     if histories is not None and health.history is not None:
-        health.history.save(Path(histories) / f"{kind}.{name}.{seed}.npz")
+        store(health.history, Path(histories) / f"{kind}.{name}.{seed}.npz")
     return {
         "kind": kind,
         "name": name,
@@ -66,7 +66,7 @@ def run_job(kind: str, name: str, seed: int, histories: str | None) -> dict[str,
 
 def short(judge: HealthJudge) -> list[dict[str, Any]]:
     """What is scored of each finding; the words are left out."""
-    kept = ("rule", "step", "samples", "symptom_of", "value", "parameters")
+    kept = ("rule", "severity", "step", "samples", "symptom_of", "value", "parameters")
     return [{name: entry[name] for name in kept} for entry in judge.report()]
 
 
@@ -92,11 +92,7 @@ def replay_job(kind: str, name: str, seed: int, histories: str) -> dict[str, Any
     transformers.utils.logging.disable_progress_bar()
     run = build(kind, name, seed)
     history = HealthHistory(run.model, run.settings["max_steps"])
-    assert history.load(Path(histories) / f"{kind}.{name}.{seed}.npz", sys.maxsize)
-    judge, full = HealthJudge(), len(history)
-    for length in range(1, full + 1):
-        history.shorten(length)
-        judge.judge(history)
+    judge = rejudge(history, Path(histories) / f"{kind}.{name}.{seed}.npz")
     return {
         "kind": kind,
         "name": name,
@@ -105,6 +101,6 @@ def replay_job(kind: str, name: str, seed: int, histories: str) -> dict[str, Any
         "found": short(judge),
         "other": other_thresholds(history),
         "seconds": None,
-        "samples": full,
+        "samples": len(history),
         "error": None,
     }

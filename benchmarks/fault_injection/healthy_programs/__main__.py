@@ -46,8 +46,8 @@ import bert_toolkit
 from benchmarks.fault_injection.healthy_programs.catalogue import PROGRAMS
 from benchmarks.fault_injection.healthy_programs.page import PAGE, page
 from benchmarks.fault_injection.healthy_programs.program import Group, MissingError, Program, Setup
-from benchmarks.fault_injection.healthy_programs.stored_samples import rejudge, store
 from benchmarks.fault_injection.healthy_programs.texts import small_minilm_folder
+from benchmarks.fault_injection.stored_samples import rejudge, store
 from bert_toolkit import TrainingHealthCallback, watch_loop
 
 RESULTS = Path(__file__).parents[2] / "results" / "healthy_programs.jsonl"
@@ -122,7 +122,7 @@ def run_program(
                     entry
                     for number, history in enumerate(watched)
                     if history is not None
-                    for entry in rejudge(history, histories / f"{program.name}.{number}.npz")
+                    for entry in rejudge(history, histories / f"{program.name}.{number}.npz").report()
                 ]
                 return {**known, "rules": rules_digest(), **_findings(entries)}
             score = ready.score()

@@ -121,6 +121,12 @@ def has_not_fallen(history: HealthHistory, samples: int = 10) -> bool:
     return bool(np.median(last) > start - max(2 * error, 0.01 * abs(start)))
 
 
+def has_risen(history: HealthHistory, samples: int = 10) -> bool:
+    """Whether the median of the latest losses is above that of the first ones."""
+    loss = history.loss[np.isfinite(history.loss)]
+    return len(loss) >= 2 * samples and bool(np.median(loss[-samples:]) > np.median(loss[:samples]))
+
+
 def is_late(history: HealthHistory, progress: float, steps: int = 2000) -> bool:
     """Whether this part of the planned steps is done, or `steps` steps where the plan is longer or unknown."""
     now = history.now

@@ -10,6 +10,7 @@ from bert_toolkit.health.rules.questions import (
     falls,
     has_fallen,
     has_not_fallen,
+    has_risen,
     is_late,
     matrices,
     matrix_stacks,
@@ -120,10 +121,10 @@ def update_ratio_high(
 
     Healthy ratios lie at 1e-4 to 1e-2 (cs231n: about 1e-3), and at up to 0.1 while small fresh weights grow, so
     `always` is a fault by itself in `samples` samples unless the loss falls all the same; from `with_loss` on it is
-    one where the loss has not fallen meanwhile or units died. The latest step must be as large where the loss decides:
-    steps that were large while weights were small, and no longer are, did their work. Where hardly any matrix trains
-    but a fresh head (LoRA, frozen encoder), whose small weights grow by large parts at first, a step must be as long
-    as the weights themselves. A loss without a level (policies) can neither have fallen nor not.
+    one where the loss has not fallen meanwhile or units died. Steps that were large while weights were small, and
+    no longer are, did their work: then they are a fault only where the loss is higher than it was. Where hardly any
+    matrix trains but a fresh head (LoRA, frozen encoder), whose small weights grow by large parts at first, a step
+    must be as long as the weights themselves. A loss without a level (policies) can neither have fallen nor not.
     """
     ratio = history.median_ratio
     few = len(matrices(history)) < 3
@@ -135,7 +136,7 @@ def update_ratio_high(
     still = ratio[-1] > always and (ratio > always).sum() >= samples
     if (ratio > 1.0).sum() >= samples or (still and not learns):
         threshold = always
-    elif (useless and ratio[-1] > with_loss) or (large >= samples and _units_died(history)):
+    elif (useless and (ratio[-1] > with_loss or has_risen(history))) or (large >= samples and _units_died(history)):
         threshold = with_loss
     else:
         return None

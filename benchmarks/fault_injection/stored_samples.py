@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ def store(history: HealthHistory, path: Path) -> None:
     path.with_suffix(".json").write_text(json.dumps(beside), encoding="utf-8")
 
 
-def rejudge(history: HealthHistory, path: Path) -> list[dict[str, Any]]:
+def rejudge(history: HealthHistory, path: Path) -> HealthJudge:
     """What today's rules find in stored samples, looked at one after another as in training.
 
     Args:
@@ -39,7 +38,7 @@ def rejudge(history: HealthHistory, path: Path) -> list[dict[str, Any]]:
         path: What `store` wrote.
 
     Returns:
-        Entries as `HealthJudge.report` gives them.
+        The judge with all cases; the history shows all samples again.
 
     Raises:
         InputError: The file is missing, damaged or of another model.
@@ -62,4 +61,4 @@ def rejudge(history: HealthHistory, path: Path) -> list[dict[str, Any]]:
         history.evaluations = [entry for entry in evaluations if entry[0] < history.now]
         history.evaluated_in_training_mode = bool(history.evaluations) and beside["evaluated_in_training_mode"]
         judge.judge(history)
-    return judge.report()
+    return judge
