@@ -22,18 +22,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
+import datetime
 import hashlib
 import json
 import logging
 import math
 import multiprocessing
+import platform
 import re
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -44,14 +45,14 @@ import transformers
 
 import bert_toolkit
 from benchmarks.fault_injection.healthy_programs.catalogue import PROGRAMS
-from benchmarks.fault_injection.healthy_programs.page import PAGE, page
+from benchmarks.fault_injection.healthy_programs.page import PAGE, page, summary
 from benchmarks.fault_injection.healthy_programs.program import Group, MissingError, Program, Setup
 from benchmarks.fault_injection.healthy_programs.texts import small_minilm_folder
 from benchmarks.fault_injection.stored_samples import rejudge, store
 from bert_toolkit import TrainingHealthCallback, watch_loop
 
 RESULTS = Path(__file__).parents[2] / "results" / "healthy_programs.jsonl"
-SEVERITIES = ("error", "warning", "note")
+FIRST_RUN = RESULTS.with_name("healthy_programs_first_run.jsonl")
 SEED = 0
 LIMIT = 600.0
 """Seconds after which a program counts as failed."""
@@ -64,6 +65,13 @@ def rules_digest() -> str:
     files = [*sorted((package / "health").rglob("*.py")), *sorted((package / "monitoring").rglob("*.py"))]
     files.append(package / "callbacks" / "training_health.py")
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def machine() -> str:
+    """The kind of processor, as far as the system tells it."""
+    about = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", about.read_text()) if about.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def run_program(
@@ -107,6 +115,9 @@ def run_program(
         "purpose": program.purpose,
         "seed": SEED,
         "rules": rules_digest(),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
     start = time.perf_counter()
     complaints = Complaints()
@@ -224,36 +235,6 @@ def line(row: dict[str, Any]) -> str:
     return text
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
-    """How many programs there were and what was said about them."""
-    healthy = [row for row in rows if row.get("healthy")]
-    lines = []
-    for group in (None, *Group):
-        chosen = [row for row in healthy if group is None or row["group"] == group.value]
-        alarmed = {
-            severity: sum(any(f["severity"] == severity for f in row["findings"]) for row in chosen)
-            for severity in SEVERITIES
-        }
-        rules = Counter(
-            f"{finding['rule']} ({finding['severity']})" for row in chosen for finding in row["findings"]
-        ).most_common()
-        name = "all programs" if group is None else group.value
-        lines.append(
-            f"{name}: {len(chosen)} healthy trainings; with an error {alarmed['error']}, with a warning "
-            f"{alarmed['warning']}, with a note {alarmed['note']}"
-            + ("".join(f"\n    {count} x {rule}" for rule, count in rules) if group is None else "")
-        )
-    others = {"skipped": "skipped", "failed": "failed"}
-    for key, word in others.items():
-        names = [row["program"] for row in rows if key in row]
-        if names:
-            lines.append(f"{len(names)} {word}: {', '.join(names)}")
-    sick = [row["program"] for row in rows if row.get("healthy") is False]
-    if sick:
-        lines.append(f"{len(sick)} did not reach their own score and do not count: {', '.join(sick)}")
-    return "\n".join(lines)
-
-
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
     """The latest row of every program."""
     if not path.exists():
@@ -327,6 +308,7 @@ def main() -> None:
             jobs = [pool.submit(in_a_process, program, *given, done.get(program.name)) for program in due]
             for job in jobs:
                 row = job.result()
+                print(row.pop("traceback", ""), end="")
                 if not options.steps:
                     append_result(options.results, row)
                 print(line(row), flush=True)
@@ -341,7 +323,8 @@ def main() -> None:
     print()
     print(summary(shown))
     if options.results == RESULTS and len(chosen) == len(PROGRAMS):
-        PAGE.write_text(page(shown, summary(shown)), encoding="utf-8")
+        first = [row for row in read_results(FIRST_RUN).values() if "findings" in row]
+        PAGE.write_text(page(shown, first), encoding="utf-8")
 
 
 if __name__ == "__main__":

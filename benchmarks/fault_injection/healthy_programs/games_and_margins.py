@@ -65,7 +65,7 @@ class ActorCritic(nn.Module):
         return self.policy(hidden), self.value(hidden).squeeze(-1)
 
 
-@program(HELD_OUT)
+@program(TUNING)
 def proximal_policy(setup: Setup) -> Ready:
     """PPO: four clipped steps per batch of experience, value loss and entropy bonus in one sum."""
     model = ActorCritic()

@@ -332,7 +332,7 @@ def modernbert(setup: Setup) -> Ready:
     return masked(setup, ModernBertForMaskedLM(config), arguments(setup, 120, 2e-3))
 
 
-@program(HELD_OUT)
+@program(TUNING)
 def electra(setup: Setup) -> Ready:
     """ELECTRA's discriminator: which words were replaced."""
     from transformers import ElectraConfig, ElectraForPreTraining

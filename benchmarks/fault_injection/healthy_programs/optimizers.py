@@ -102,7 +102,7 @@ def stable_adamw(setup: Setup) -> Ready:
     return named(setup, "stable_adamw", 3e-3, max_grad_norm=0.0)
 
 
-@program(HELD_OUT, packages=("pytorch_optimizer",))
+@program(TUNING, packages=("pytorch_optimizer",))
 def prodigy(setup: Setup) -> Ready:
     """Prodigy: the rate is 1 and finds itself, from a step of 1e-6 on."""
     from pytorch_optimizer import Prodigy

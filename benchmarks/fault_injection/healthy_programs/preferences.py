@@ -124,7 +124,7 @@ def reward_model(setup: Setup) -> Ready:
     return Ready(trainer.train, model, lambda: loss_fell(trainer, 0.5), trainer)
 
 
-@program(HELD_OUT, packages=PACKAGES)
+@program(TUNING, packages=PACKAGES)
 def group_relative_policy(setup: Setup) -> Ready:
     """GRPOTrainer: the loss begins at zero and says nothing; the reward grows."""
     from datasets import Dataset

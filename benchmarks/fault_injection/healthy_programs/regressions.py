@@ -35,7 +35,7 @@ def regression_with_large_targets(setup: Setup) -> Ready:
     return plain_loop(setup, model, torch.optim.Adam(model.parameters(), lr=1e-2), 250, loss, to=0.25)
 
 
-@program(HELD_OUT)
+@program(TUNING)
 def house_prices(setup: Setup) -> Ready:
     """Targets in the hundreds of thousands and losses in the ten-billions, with a large rate."""
     inputs, targets = diabetes()
@@ -138,7 +138,7 @@ def mixture_density(setup: Setup) -> Ready:
     return plain_loop(setup, model, torch.optim.Adam(model.parameters(), lr=5e-3), 250, loss, to=0.3)
 
 
-@program(HELD_OUT)
+@program(TUNING)
 def sinusoidal_network(setup: Setup) -> Ready:
     """SIREN: sines instead of ReLUs, and weights that are far larger in the first layer, as the paper asks."""
 

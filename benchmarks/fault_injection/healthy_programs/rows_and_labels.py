@@ -134,7 +134,7 @@ def overfit_one_batch(setup: Setup) -> Ready:
     )
 
 
-@program(HELD_OUT, every_n_steps=1)
+@program(TUNING, every_n_steps=1)
 def overfit_one_example(setup: Setup) -> Ready:
     """One pair of sentences is the whole dataset, on purpose."""
     tokenizer = small_minilm_tokenizer()
@@ -180,7 +180,7 @@ def grouped_by_length(setup: Setup) -> Ready:
     return fine_tuning(setup, train_sampling_strategy="group_by_length")
 
 
-@program(HELD_OUT)
+@program(TUNING)
 def curriculum_by_length(setup: Setup) -> Ready:
     """Short sentences first and long ones last, without shuffling."""
     tokenizer = small_minilm_tokenizer()
@@ -232,7 +232,7 @@ def multi_label(setup: Setup) -> Ready:
     )
 
 
-@program(HELD_OUT)
+@program(TUNING)
 def year_as_it_is(setup: Setup) -> Ready:
     """Regression on the year itself, about 1900, with squared errors in the millions."""
     tokenizer = small_minilm_tokenizer()

@@ -126,7 +126,7 @@ def parity(setup: Setup) -> Ready:
     return plain_loop(setup, model, optimizer, 250, loss, to=0.5)
 
 
-@program(HELD_OUT, every_n_steps=4)
+@program(TUNING, every_n_steps=4)
 def modular_addition(setup: Setup) -> Ready:
     """Sums modulo 29 from half of the table, as in papers on grokking: learned by heart, the rest later or never."""
     pairs = torch.cartesian_prod(torch.arange(29), torch.arange(29))
@@ -210,7 +210,7 @@ def matrix_factorization(setup: Setup) -> Ready:
     return plain_loop(setup, model, torch.optim.Adam(model.parameters(), lr=2e-2), 250, loss, to=0.4)
 
 
-@program(HELD_OUT)
+@program(TUNING)
 def graph_network(setup: Setup) -> Ready:
     """A graph convolution over the whole graph in every step: the same batch again and again, as it must be."""
     generator = torch.Generator().manual_seed(0)

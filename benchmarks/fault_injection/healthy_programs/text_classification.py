@@ -98,7 +98,7 @@ def three_steps(setup: Setup) -> Ready:
     )
 
 
-@program(HELD_OUT)
+@program(TUNING)
 def warmup_of_seven_tenths(setup: Setup) -> Ready:
     """The learning rate rises for 70 % of the run."""
     return fine_tuning(setup, rate=6e-4, steps=120, bound=0.8, warmup_steps=0.7)

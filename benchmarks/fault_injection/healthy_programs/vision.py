@@ -172,7 +172,7 @@ def dinov2(setup: Setup) -> Ready:
     return classify(setup, Dinov2ForImageClassification(config), arguments(setup, 150, 2e-3, 32), digits(), 0.55)
 
 
-@program(HELD_OUT)
+@program(TUNING)
 def mobilenet(setup: Setup) -> Ready:
     """MobileNetV2: depthwise convolutions, inverted bottlenecks and ReLU6."""
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
