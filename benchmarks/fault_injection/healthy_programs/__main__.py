@@ -135,7 +135,8 @@ def run_program(
                     if history is not None
                     for entry in rejudge(history, histories / f"{program.name}.{number}.npz").report()
                 ]
-                return {**known, "rules": rules_digest(), **_findings(entries)}
+                now = {name: row[name] for name in ("group", "purpose", "rules")}
+                return {**row, **known, **now, **_findings(entries)}
             score = ready.score()
             for number, history in enumerate(watched):
                 if histories is not None and history is not None:
