@@ -256,7 +256,19 @@ def decoder_with_longer_texts_than_the_encoder(c):
     c.facts = {"labels_on_padding": np.ones(c.samples), "counted_padding": np.ones(c.samples)}
 
 
+def prompts_of_a_frozen_body(c):
+    """Large steps of a small fresh part on a plateau, after which the loss falls."""
+    c.model.requires_grad_(False)
+    for name in ("layers.4.up", "head"):
+        c.model.get_submodule(name).requires_grad_(True)
+    c.model.layers[4].up.weight = nn.Parameter(c.model.layers[4].up.weight[:8])
+    c.model.words = nn.Embedding(400, 16).requires_grad_(False)
+    c.ratio[1:30, c.at("weight")] = 0.05
+    c.loss[:30] = 1.1 + 0.05 * np.random.default_rng(9).standard_normal(30)
+
+
 HEALTHY = [
+    prompts_of_a_frozen_body,
     policy_whose_loss_has_no_level,
     first_steps_far_beyond_the_weights,
     large_steps_while_the_loss_falls_with_one_jump,

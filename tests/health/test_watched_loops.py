@@ -47,6 +47,7 @@ HEALTHY: dict[str, Callable[[], Loop]] = {
         data=itertools.repeat({name: value[:1] for name, value in ONE_BATCH.items()}), steps=50
     ),
     "one_logit_per_token": lambda: Loop(OneLogitPerToken(), changed(replaced_words)),
+    "filters_that_see_padding": lambda: Loop(FiltersOverOnePixel(), raw_features()),
     "weight_decay_of_1": lambda: Loop(optimizer=adamw(weight_decay=1.0)),
     "one_batch_is_an_epoch": lambda: Loop(data=itertools.repeat(ONE_BATCH), settings={"batches_per_epoch": 1}),
 }
@@ -122,6 +123,30 @@ class OneLogitPerToken(nn.Module):
         logits = self.head(self.bert(input_ids, attention_mask=attention_mask).last_hidden_state).squeeze(-1)
         losses = nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
         return {"loss": self.reduction(losses, attention_mask), "logits": logits}
+
+
+class FiltersOverOnePixel(nn.Module):
+    """As at the end of a convolutional network on small pictures: 24 of 25 places of each filter see padding."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(16, 64)
+        self.filters = nn.Conv2d(64, 64, 5, padding=2, groups=64, bias=False)
+        self.norm = nn.BatchNorm2d(64)
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, pixel_values, labels):
+        hidden = self.first(pixel_values)[..., None, None]
+        logits = self.head(nn.functional.relu(self.norm(self.filters(hidden))).flatten(1))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def raw_features():
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        values = torch.randn(8, 16, generator=generator)
+        yield {"pixel_values": values, "labels": (values[:, 0] > 0).long() + (values[:, 1] > 0)}
 
 
 def replaced_words(batch):

@@ -281,7 +281,7 @@ def cola_at_usual_rate(setup: Setup) -> Ready:
         setup,
         whole_minilm(num_labels=2),
         rows,
-        arguments(setup, 400, 2e-4, batch=16),
+        arguments(setup, 400, 1e-4, batch=16),
         tokenizer=tokenizer,
         score=matthews,
     )

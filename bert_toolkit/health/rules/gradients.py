@@ -198,9 +198,12 @@ def clipped_every_step(
 def silent_units(history: HealthHistory, positions: Sequence[int] | np.ndarray) -> np.ndarray:
     """Share of units of each matrix without a gradient, `(samples, positions)`.
 
-    The zero share of its bias, which zeros of the input do not touch, or its own where it has none.
+    The zero share of its bias, which zeros of the input do not touch (a filter over a picture of one pixel sees its
+    padding in eight of nine places), or that of a normalization right behind it, or its own where it has neither.
     """
     zeros = history.zero_share[:, positions]
-    bias = history.bias_of[positions]
+    behind = np.minimum(np.asarray(positions, dtype=int) + 1, len(history.names) - 1)
+    normalized = history.where("norm")[behind] & (history.bias_of[positions] < 0)
+    bias = np.where(normalized, history.bias_of[behind], history.bias_of[positions])
     has_bias = (bias >= 0) & ~np.isnan(history.zero_share[-1, bias])
     return np.where(has_bias, np.fmin(zeros, history.zero_share[:, bias]), zeros)

@@ -111,20 +111,25 @@ def has_not_fallen(history: HealthHistory, samples: int = 10) -> bool:
 
     False where the loss has no level, see `has_level`.
     """
-    loss = history.loss[np.isfinite(history.loss)]
-    if len(loss) < 2 * samples or not has_level(history):
-        return False
-    first, last = loss[:samples], loss[-samples:]
-    # A median of n values scatters 1.25 / sqrt(n) times as much as one of them.
-    error = 1.25 * math.hypot(scatter(first), scatter(last)) / math.sqrt(samples)
-    start = float(np.median(first))
-    return bool(np.median(last) > start - max(2 * error, 0.01 * abs(start)))
+    before, now, error = _first_and_last(history, samples)
+    return has_level(history) and now > before - max(2 * error, 0.01 * abs(before))
 
 
 def has_risen(history: HealthHistory, samples: int = 10) -> bool:
-    """Whether the median of the latest losses is above that of the first ones."""
+    """Whether the latest losses are higher than the first ones, beyond their scatter."""
+    before, now, error = _first_and_last(history, samples)
+    return now > before + error
+
+
+def _first_and_last(history: HealthHistory, samples: int) -> tuple[float, float, float]:
+    """Medians of the first and the last losses and the standard error of their difference; NaN where they overlap."""
     loss = history.loss[np.isfinite(history.loss)]
-    return len(loss) >= 2 * samples and bool(np.median(loss[-samples:]) > np.median(loss[:samples]))
+    if len(loss) < 2 * samples:
+        return math.nan, math.nan, math.nan
+    first, last = loss[:samples], loss[-samples:]
+    # A median of n values scatters 1.25 / sqrt(n) times as much as one of them.
+    error = 1.25 * math.hypot(scatter(first), scatter(last)) / math.sqrt(samples)
+    return float(np.median(first)), float(np.median(last)), error
 
 
 def is_late(history: HealthHistory, progress: float, steps: int = 2000) -> bool:

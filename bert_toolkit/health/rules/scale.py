@@ -115,7 +115,7 @@ def _full_linear_layers(history: HealthHistory, positions: np.ndarray) -> np.nda
     remedy="lower the learning rate 10 to 100 times; warm up over 5 to 10 % of the steps",
 )
 def update_ratio_high(
-    history: HealthHistory, *, always: float = 0.2, with_loss: float = 0.03, samples: int = 3
+    history: HealthHistory, *, always: float = 0.2, with_loss: float = 0.03, samples: int = 3, part: float = 0.1
 ) -> Finding | None:
     """A step moves matrices by a large part of their norm.
 
@@ -123,11 +123,13 @@ def update_ratio_high(
     `always` is a fault by itself in `samples` samples unless the loss falls all the same; from `with_loss` on it is
     one where the loss has not fallen meanwhile or units died. Steps that were large while weights were small, and
     no longer are, did their work: then they are a fault only where the loss is higher than it was. Where hardly any
-    matrix trains but a fresh head (LoRA, frozen encoder), whose small weights grow by large parts at first, a step
-    must be as long as the weights themselves. A loss without a level (policies) can neither have fallen nor not.
+    matrix trains, or less than `part` of all, on a frozen body (a fresh head, LoRA, prompts), small weights grow by
+    large parts at first, and a step must be as long as the weights themselves. A loss without a level (policies) can
+    neither have fallen nor not.
     """
     ratio = history.median_ratio
-    few = len(matrices(history)) < 3
+    trained = matrices(history)
+    few = len(trained) < 3 or history.count[trained].sum() < part * history.count[history.is_matrix].sum()
     always = 1.0 if few else always
     large = 0 if few else int((ratio > with_loss).sum())
     lately = int((ratio[-20:] > with_loss).sum())
