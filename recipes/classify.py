@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from transformers import DataCollatorWithPadding, EvalPrediction, Trainer
 
-from bert_toolkit import InputError, matthews_correlation_interval
+from bert_toolkit import matthews_correlation_interval
 from bert_toolkit.data.labeled_tables import load_labeled_tables
 from bert_toolkit.data.labels import SINGLE
 from bert_toolkit.metrics.task_scores import METRICS
@@ -28,6 +28,7 @@ from bert_toolkit.training.loading import load_classifier, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
 from bert_toolkit.training.rehearsal import rehearse
 from bert_toolkit.training.tokenized_rows import tokenize_corpus
+from bert_toolkit.training.trainer_flags import check_classifier_flags
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
 
 
@@ -115,12 +116,8 @@ def main() -> None:
     # arguments
     compute_metrics, best, curves = METRICS[corpus.problem_type]
     if arguments.metric_for_best_model == "auto":
-        arguments.metric_for_best_model = best
-    elif arguments.metric_for_best_model.removeprefix("eval_") not in ("loss", *curves):
-        raise InputError(
-            f"`metric_for_best_model` must be loss, {', '.join(curves)} for {corpus.problem_type}, got "
-            f"{arguments.metric_for_best_model}"
-        )
+        arguments.metric_for_best_model = "loss" if arguments.prediction_loss_only else best
+    check_classifier_flags(arguments, corpus, curves)
     if arguments.learning_rate is None:
         arguments.learning_rate = 2e-5 if model.config.hidden_size >= 768 else 1e-4  # as for CoLA
     facts = {"data": corpus.description, "columns": columns.description, "model": model_description}

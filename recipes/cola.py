@@ -31,6 +31,7 @@ from bert_toolkit.training.loading import load_classifier, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
 from bert_toolkit.training.rehearsal import rehearse
 from bert_toolkit.training.tokenized_rows import tokenize_corpus
+from bert_toolkit.training.trainer_flags import check_classifier_flags
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
 
 
@@ -86,6 +87,7 @@ def main() -> None:
         # bert-base: Devlin et al. 2019. Smaller models want larger steps: chosen by validation MCC on a split of
         # CoLA's training rows, see benchmarks/README.md.
         arguments.learning_rate = 2e-5 if model.config.hidden_size >= 768 else 1e-4
+    check_classifier_flags(arguments, corpus, ["accuracy", "matthews_correlation"])
     facts = {"data": corpus.description, "model": model_description}
     print_classifier_overview("CoLA fine-tuning", facts, corpus, cola.max_length, model, arguments)
 

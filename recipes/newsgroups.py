@@ -31,6 +31,7 @@ from bert_toolkit.training.loading import load_classifier, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
 from bert_toolkit.training.rehearsal import rehearse
 from bert_toolkit.training.tokenized_rows import tokenize_corpus
+from bert_toolkit.training.trainer_flags import check_classifier_flags
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
 
 
@@ -92,6 +93,7 @@ def main() -> None:
     corpus = tokenize_corpus(corpus, tokenizer, newsgroups.max_length, arguments.seed, run.max_train_samples)
 
     # arguments
+    check_classifier_flags(arguments, corpus, ["accuracy", "matthews_correlation"])
     facts = {"data": corpus.description, "model": model_description, "warm-up": arguments.warmup_steps}
     print_classifier_overview("20 newsgroups", facts, corpus, newsgroups.max_length, model, arguments)
 

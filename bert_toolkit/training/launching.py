@@ -17,6 +17,7 @@ from transformers import TrainingArguments, set_seed
 
 from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.training.arguments import RECIPE_DEFAULTS, RunArguments, parse_arguments
+from bert_toolkit.training.trainer_flags import check_trainer_flags
 
 OwnArguments = TypeVar("OwnArguments")
 
@@ -56,11 +57,12 @@ def start_recipe(
         The recipe's arguments, those of every recipe, and Trainer's.
 
     Raises:
-        InputError: As `parse_arguments`, `prepare_processes` and `open_run`.
+        InputError: As `parse_arguments`, `check_trainer_flags`, `prepare_processes` and `open_run`.
     """
     prepare_processes()
     types = [own_arguments, RunArguments, TrainingArguments]
     own, run, arguments = parse_arguments(types, {**RECIPE_DEFAULTS, **defaults})
+    check_trainer_flags(arguments)
     open_run(
         run,
         arguments.output_dir,

@@ -29,8 +29,13 @@ def predicts_next_sentences(objective: str, next_sentence_weight: float, argumen
         True for `mlm+nsp`.
 
     Raises:
-        InputError: Another objective, or a weight out of range.
+        InputError: Another objective, a weight out of range, or label smoothing.
     """
+    if arguments.label_smoothing_factor:
+        raise InputError(
+            f"`label_smoothing_factor` must be 0 for pre-training, got {arguments.label_smoothing_factor}: the model "
+            "computes the losses of masked words and next sentences itself"
+        )
     if objective not in ("mlm+nsp", "mlm"):
         raise InputError(f"`objective` must be one of mlm+nsp, mlm, got {objective}")
     pairs = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

@@ -1,0 +1,112 @@
+"""Refuses values of Trainer's flags that would end a recipe with a traceback, before its training or after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from huggingface_hub import whoami
+from huggingface_hub.errors import LocalTokenNotFoundError
+from transformers import TrainingArguments
+from transformers.utils import is_liger_kernel_available
+
+from bert_toolkit.data.corpus_splits import CorpusSplits
+from bert_toolkit.data.labels import SINGLE
+from bert_toolkit.errors import InputError, reason_of
+
+RANGES: dict[str, tuple[float, float]] = {
+    "per_device_train_batch_size": (1, math.inf),
+    "per_device_eval_batch_size": (1, math.inf),
+    "gradient_accumulation_steps": (1, math.inf),
+    "eval_accumulation_steps": (1, math.inf),
+    "learning_rate": (0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "label_smoothing_factor": (0, 1),
+    "neftune_noise_alpha": (0, math.inf),
+    "seed": (0, 2**32 - 1),
+    "data_seed": (0, 2**63 - 1),
+    "dataloader_num_workers": (0, math.inf),
+    "dataloader_prefetch_factor": (1, math.inf),
+    "torch_empty_cache_steps": (1, math.inf),
+    "ddp_bucket_cap_mb": (1, math.inf),
+    "ddp_timeout": (1, math.inf),
+}
+"""Smallest and largest value, both accepted; a flag that is not set is not looked at."""
+
+
+def check_trainer_flags(arguments: TrainingArguments) -> None:
+    """Refuses values that PyTorch or Trainer would refuse later, in a traceback.
+
+    Args:
+        arguments: Of the run.
+
+    Raises:
+        InputError: A value lies outside its range, or needs another flag or a package.
+    """
+    for name, (least, most) in RANGES.items():
+        value = getattr(arguments, name)
+        if value is not None and not least <= value <= most:
+            accepted = f"be at least {least}" if most == math.inf else f"lie in {least} to {most}"
+            raise InputError(f"`{name}` must {accepted}, got {value}")
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= (value := getattr(arguments, name)) < 1:
+            raise InputError(f"`{name}` must be at least 0 and less than 1, got {value}")
+    if arguments.adam_epsilon <= 0:
+        raise InputError(f"`adam_epsilon` must be greater than 0, got {arguments.adam_epsilon}")
+    if arguments.max_steps <= 0 and arguments.num_train_epochs <= 0:
+        raise InputError(f"`num_train_epochs` must be greater than 0, got {arguments.num_train_epochs}")
+    if arguments.dataloader_persistent_workers and not arguments.dataloader_num_workers:
+        raise InputError("`dataloader_persistent_workers` needs `dataloader_num_workers` of at least 1, got 0")
+    if arguments.use_liger_kernel and not is_liger_kernel_available():
+        raise InputError("`use_liger_kernel` needs the package liger-kernel: install it, or leave the flag out")
+    if arguments.batch_eval_metrics:
+        raise InputError(
+            "`batch_eval_metrics` must be false, got true: the recipes compute their metrics from all rows at once; "
+            "to save memory, set `eval_accumulation_steps`"
+        )
+    if arguments.push_to_hub:
+        _check_login(arguments.hub_token)
+
+
+def check_classifier_flags(arguments: TrainingArguments, corpus: CorpusSplits, metrics: Iterable[str]) -> None:
+    """Refuses flags that do not go with the data and the metrics of a classifier.
+
+    Args:
+        arguments: Of the run.
+        corpus: Its data.
+        metrics: What each evaluation computes besides the loss.
+
+    Raises:
+        InputError: Such a flag.
+    """
+    best = str(arguments.metric_for_best_model).removeprefix("eval_")
+    accepted = ["loss"] if arguments.prediction_loss_only else ["loss", *metrics]
+    if best not in accepted:
+        reason = "with `prediction_loss_only`" if arguments.prediction_loss_only else f"for {corpus.problem_type}"
+        raise InputError(f"`metric_for_best_model` must be {' or '.join(accepted)} {reason}, got {best}")
+    if arguments.label_smoothing_factor and corpus.problem_type != SINGLE:
+        raise InputError(
+            f"`label_smoothing_factor` must be 0 for {corpus.problem_type}, got {arguments.label_smoothing_factor}: "
+            "it smooths one class per text"
+        )
+    if not arguments.remove_unused_columns:
+        raise InputError("`remove_unused_columns` must be true, got false: the rows hold texts, which no model takes")
+    batch = arguments.eval_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and len(corpus.validation) < batch:
+        raise InputError(
+            f"`dataloader_drop_last` leaves none of {len(corpus.validation)} validation rows in batches of {batch}; lower "
+            "`per_device_eval_batch_size` or leave the flag out"
+        )
+
+
+def _check_login(token: str | None) -> None:
+    try:
+        whoami(token=token)
+    except LocalTokenNotFoundError as error:
+        raise InputError("`push_to_hub` needs a login: run `hf auth login`, or leave the flag out") from error
+    except Exception as error:  # no network, offline mode, a refused token, whatever a proxy answers
+        raise InputError(
+            f"`push_to_hub` cannot log in to the hub ({reason_of(error)}): check the token and the network, or leave "
+            "the flag out"
+        ) from error
