@@ -24,7 +24,7 @@ def train_wordpiece(
         texts: Documents, each a text or a list of sentences; gone through twice.
         vocab_size: Entries at most, special tokens included.
         max_length: Longest sequence in tokens, kept as the tokenizer's `model_max_length`.
-        lowercase: Lower the case and strip accents.
+        lowercase: Lower the case; accents stay.
 
     Returns:
         A tokenizer with the normalization and the special tokens of BERT.
@@ -47,7 +47,7 @@ def train_wordpiece(
     inner = sorted(piece for piece in alphabet if piece.startswith("##"))
     trainer = _trainer(trainers.WordPieceTrainer, vocab_size, [*SPECIAL_TOKENS, *inner])
     vocabulary = _learned(texts, models.WordPiece, trainer, lowercase)
-    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=max_length)
+    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, strip_accents=False, model_max_length=max_length)
 
 
 def train_words(
@@ -59,7 +59,7 @@ def train_words(
         texts: Documents, each a text or a list of sentences.
         vocab_size: Entries at most, special tokens included.
         max_length: Longest sequence in tokens, kept as the tokenizer's `model_max_length`.
-        lowercase: Lower the case and strip accents.
+        lowercase: Lower the case; accents stay.
 
     Returns:
         A tokenizer as of `train_wordpiece`, but without pieces of words.
@@ -76,7 +76,7 @@ def train_words(
         raise InputError(f"`vocab_size` must be at least {len(SPECIAL_TOKENS) + 1}, got {vocab_size}")
     trainer = _trainer(trainers.WordLevelTrainer, vocab_size, SPECIAL_TOKENS)
     vocabulary = _learned(texts, models.WordLevel, trainer, lowercase)
-    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=max_length)
+    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, strip_accents=False, model_max_length=max_length)
 
 
 def save_tokenizer(tokenizer: BertTokenizer, folder: Path) -> None:
@@ -102,7 +102,9 @@ def _trainer(trainer_class: Any, vocab_size: int, first: list[str]) -> Any:
 def _learned(texts: Iterable[str | list[str]], model_class: Any, trainer: Any, lowercase: bool) -> dict[str, int]:
     """Every entry and its number: the trainer's special tokens, single pieces if any, then what the trainer chose."""
     tokenizer = Tokenizer(model_class(unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = BertNormalizer(
+        lowercase=lowercase, strip_accents=False
+    )  # accents of many scripts are vowels
     tokenizer.pre_tokenizer = BertPreTokenizer()
     sentences = (sentence for text in texts for sentence in ([text] if isinstance(text, str) else text))
     tokenizer.train_from_iterator(sentences, trainer)

@@ -215,7 +215,7 @@ def _load_or_train_tokenizer(
 ) -> Any:
     if name_or_path is None:
         kind, vocab_size = vocabulary
-        folder = cache / f"{kind}-{vocab_size}-{splits.name}"
+        folder = cache / f"{kind}-accents-{vocab_size}-{splits.name}"
         if not (folder / "tokenizer.json").exists():
             save_tokenizer(VOCABULARIES[kind](splits.train, vocab_size, max_length), folder)
         name_or_path = str(folder)

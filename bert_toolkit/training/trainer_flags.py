@@ -95,8 +95,8 @@ def check_classifier_flags(arguments: TrainingArguments, corpus: CorpusSplits, m
     batch = arguments.eval_batch_size * arguments.world_size
     if arguments.dataloader_drop_last and len(corpus.validation) < batch:
         raise InputError(
-            f"`dataloader_drop_last` leaves none of {len(corpus.validation)} validation rows in batches of {batch}; lower "
-            "`per_device_eval_batch_size` or leave the flag out"
+            f"`dataloader_drop_last` leaves none of {len(corpus.validation)} validation rows in batches of {batch}; "
+            "lower `per_device_eval_batch_size` or leave the flag out"
         )
 
 

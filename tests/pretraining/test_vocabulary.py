@@ -1,6 +1,7 @@
 """Vocabularies that are learned from text: WordPiece and whole words."""
 
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -75,8 +76,15 @@ def test_words_are_the_most_frequent_ones():
 
 
 def test_words_keep_their_case_if_asked_to():
-    assert train_words(["Ärger Ärger"], 100, 64).tokenize("Ärger") == ["arger"]
+    assert train_words(["Ärger Ärger"], 100, 64).tokenize("Ärger") == ["ärger"]
     assert train_words(["Ärger Ärger"], 100, 64, lowercase=False).tokenize("Ärger ärger") == ["Ärger", "[UNK]"]
+
+
+@pytest.mark.parametrize("word", ["हिन्दी", "ภาษาไทย", "がぎぐげご", "kéz", "ёлка", "đường", "עִבְרִית"])
+@pytest.mark.parametrize("train", [train_words, train_wordpiece])
+def test_marks_of_a_script_are_kept(train, word):
+    (piece,) = train([f"{word} {word}"], 100, 64).tokenize(word)
+    assert unicodedata.normalize("NFC", piece) == unicodedata.normalize("NFC", word)
 
 
 def test_word_vocabulary_is_the_same_every_time_and_loads_as_any_tokenizer(tmp_path):

@@ -17,18 +17,21 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "classify.py"
         {"PYTHONIOENCODING": "ascii"},
         {"PYTHONIOENCODING": "cp1252"},
         {"LC_ALL": "C"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         {"COLUMNS": "20"},
     ],
-    ids=["ascii", "cp1252", "C locale", "narrow"],
+    ids=["ascii", "cp1252", "C locale", "C locale without UTF-8", "narrow"],
 )
 def test_class_names_of_any_script(environment, tmp_path, tiny_bert_dir):
     folder = tmp_path / "accented é and space"
     folder.mkdir()
+    # where names of files are not UTF-8, a recipe refuses to write into a folder whose name is
+    output_dir = tmp_path / "run" if "PYTHONUTF8" in environment else folder / "run"
     names = ("好", "плохо")
     lines = [f"the dog sleeps today\t{names[i % 2]}" for i in range(20)]
     (folder / "data.tsv").write_text("text\tlabel\n" + "\n".join(lines), encoding="utf-8")
     flags = {
-        "train_data": folder / "data.tsv", "model_name_or_path": tiny_bert_dir, "output_dir": folder / "run",
+        "train_data": folder / "data.tsv", "model_name_or_path": tiny_bert_dir, "output_dir": output_dir,
         "max_steps": 2, "cpu_threads": 1, "max_length": 16, "monitor_every": 1,
     }  # fmt: skip
     command = [
@@ -41,7 +44,7 @@ def test_class_names_of_any_script(environment, tmp_path, tiny_bert_dir):
     )
     assert process.returncode == 0, process.stderr[-3000:]
     assert b"Test scores by class" in b" ".join(process.stdout.split())
-    assert names[1] in (folder / "run" / "predictions.tsv").read_text(encoding="utf-8")
+    assert names[1] in (output_dir / "predictions.tsv").read_text(encoding="utf-8")
     if environment.get("PYTHONIOENCODING") == "ascii":
         assert b"?????" in process.stdout
 
