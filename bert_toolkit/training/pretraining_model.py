@@ -29,12 +29,16 @@ def predicts_next_sentences(objective: str, next_sentence_weight: float, argumen
         True for `mlm+nsp`.
 
     Raises:
-        InputError: Another objective, a weight out of range, or label smoothing.
+        InputError: Another objective, a weight out of range, or flags of Trainer that do not go with pre-training.
     """
     if arguments.label_smoothing_factor:
         raise InputError(
             f"`label_smoothing_factor` must be 0 for pre-training, got {arguments.label_smoothing_factor}: the model "
             "computes the losses of masked words and next sentences itself"
+        )
+    if not arguments.eval_do_concat_batches:
+        raise InputError(
+            "`eval_do_concat_batches` must be true for pre-training, got false: scores take all pairs at once"
         )
     if objective not in ("mlm+nsp", "mlm"):
         raise InputError(f"`objective` must be one of mlm+nsp, mlm, got {objective}")
