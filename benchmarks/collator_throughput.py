@@ -29,7 +29,7 @@ from bert_toolkit import DataCollatorForPreTraining, NextSentencePairs, Tokenize
 from bert_toolkit.data.documents import DocumentFiles, corpus_files, sentences_of, state_of_the_union_folder
 from bert_toolkit.pretraining.keyed_random import random_bits, stream_key
 from bert_toolkit.pretraining.sentence_pairs import Pair
-from bert_toolkit.reporting.results import command_line, package_versions
+from bert_toolkit.provenance import command_line, package_versions
 from bert_toolkit.training.pretrained import offline_weights
 
 RESULTS = Path(__file__).parent / "results"

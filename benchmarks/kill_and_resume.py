@@ -32,7 +32,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from bert_toolkit.reporting.results import command_line, package_versions
+from bert_toolkit.provenance import command_line, package_versions
 from bert_toolkit.training.checkpoints import is_whole_checkpoint
 
 HERE = Path(__file__).parent

@@ -6,6 +6,7 @@ Importing the package registers `toolkit_bert` with the Auto classes of transfor
 from bert_toolkit.callbacks import (
     GradientFlowCallback,
     MonitoringCallback,
+    ReportCallback,
     TrainingHealthCallback,
     UpdateRatioCallback,
     watch,
@@ -51,6 +52,7 @@ __all__ = [
     "InputError",
     "MonitoringCallback",
     "NextSentencePairs",
+    "ReportCallback",
     "TokenizedDocuments",
     "ToolkitBertConfig",
     "ToolkitBertForMaskedLM",

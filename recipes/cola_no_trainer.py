@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from bert_toolkit import flat_accuracy, matthews_correlation, watch_loop
 from bert_toolkit.data.cola import load_cola
-from bert_toolkit.reporting import overview, results
+from bert_toolkit.reporting import finished_run, overview, results
 from bert_toolkit.reporting.reload_check import ReloadError
 from bert_toolkit.training.arguments import RunArguments, parse_arguments
 from bert_toolkit.training.launching import open_run, prepare_processes, run_recipe
@@ -144,7 +144,7 @@ def main() -> None:
     again, _ = predict(accelerator, reloaded, test_batches)
     if not np.array_equal(again, predicted):
         raise ReloadError(f"the model reloaded from {output_dir} predicts {(again != predicted).sum()} rows otherwise")
-    accelerator.print(f"Saved and reloaded with identical predictions: {output_dir}")
+    finished_run.tell_what_is_there(output_dir, AutoModelForSequenceClassification, is_main)
 
 
 def score(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:

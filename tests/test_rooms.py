@@ -9,13 +9,14 @@ PACKAGE = Path(__file__).parents[1] / "bert_toolkit"
 
 # From the ground up. A room may import every room of the lines above its own, no other of its own line, and itself.
 FLOORS = (
-    {"errors", "files", "hub"},
+    {"errors", "files", "hub", "provenance"},
     {"model", "monitoring", "data", "pretraining"},
     {"metrics", "health"},
+    {"run_page"},
     {"callbacks"},
     {"training"},
     {"reporting"},
-    {"predict"},
+    {"predict", "__main__"},
 )
 # Narrower than the floors allow: these files are copied beside checkpoints and run there without the package.
 ALONE = {"model"}

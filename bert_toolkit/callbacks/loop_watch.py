@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +17,21 @@ from torch import Tensor, nn
 from bert_toolkit.callbacks.gradient_flow import GradientFlowCallback
 from bert_toolkit.callbacks.monitored_run import MonitoredRun
 from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
+from bert_toolkit.callbacks.run_report import page_unless_it_fails
 from bert_toolkit.callbacks.safe_outputs import SafeOutputs
 from bert_toolkit.callbacks.trainer_watch import health_callback
 from bert_toolkit.callbacks.training_health import TrainingHealthCallback
 from bert_toolkit.callbacks.update_ratios import UpdateRatioCallback
 from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.update_ratios import Mode
+from bert_toolkit.run_page.page import check_plotly
+from bert_toolkit.run_page.run_record import FILE, read_run_record
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+logger = logging.getLogger(__name__)
 
 
 class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, optimizer)
@@ -50,13 +57,15 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         figures: draw figures.
         mode: of the update ratios, `"exact"` or `"sampled"`; see `UpdateRatioCallback`.
         callbacks: further callbacks of your own, see `MonitoringCallback`.
+        report: write the page of the run, `output_dir/report.html`, at the end; see `ReportCallback`.
 
     Attributes:
         step: number of optimizer steps so far.
         gradient_flow, update_ratios, health: the callbacks, with their records and findings.
 
     Raises:
-        InputError: if `every_n_steps` is not positive, `mode` is unknown or `optimizer` is no optimizer.
+        InputError: if `every_n_steps` is not positive, `mode` is unknown, `optimizer` is no optimizer, or `report` is
+            asked for without plotly.
 
     Example:
         >>> model, batches = make_model(), make_batches()
@@ -91,7 +100,10 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         figures: bool = True,
         mode: Mode = "exact",
         callbacks: Sequence[MonitoringCallback] = (),
+        report: bool = False,
     ) -> None:
+        if report:
+            check_plotly()
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise InputError(
                 "optimizer must be a torch.optim.Optimizer or what Accelerate prepares from one, got "
@@ -122,10 +134,12 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
             reporter=None if report_to is None else self._report,
             schedule=schedule,
             tokenizer=tokenizer,
+            log_history=_earlier_log(Path(output_dir), first_step),
             # A hook would be compiled into the graph, and DataParallel runs copies of the model.
             watch_forward=not (_is_compiled(model) or isinstance(model, nn.DataParallel)),
         )
         self._report_to = report_to
+        self._report_page = report
 
     @property
     def should_stop(self) -> bool:
@@ -149,9 +163,10 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         Args:
             metrics: name -> score, e.g. `{"matthews_correlation": 0.4}`.
         """
+        named = {f"eval_{name.removeprefix('eval_')}": float(score) for name, score in metrics.items()}
         if self.health is not None:
-            named = {f"eval_{name.removeprefix('eval_')}": float(score) for name, score in metrics.items()}
             self.health.note_evaluation(self.step, named)
+        self._run.log_history.append({**named, "step": self.step})
 
     def save(self) -> None:
         """Write what was recorded so far, next to a checkpoint from which the loop may be resumed."""
@@ -188,6 +203,10 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
                 callback.stop_run()
         if self._writer is not None and self._writer is not self._tensorboard:
             self._safe.attempt("TensorBoard", self._writer.close)
+        if self._report_page and error is None and self._run.is_main:
+            page = page_unless_it_fails(self._run.output_dir)
+            if page is not None:
+                print(f"Report: {page}")
 
     def _open_step(self) -> None:
         for callback in self._callbacks:
@@ -260,6 +279,7 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         if self.health is not None:
             self.health.note_loss(loss)
         if math.isfinite(loss):
+            self._run.log_history.append({"loss": loss, "step": self.step + 1})
             if self._run.is_main and self._run.writer is not None:
                 self._run.writer().add_scalar("train/loss", loss, self.step + 1)
             if self._run.reporter is not None:
@@ -282,6 +302,17 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
             else:
                 self._writer = self._tensorboard
         return self._writer
+
+
+def _earlier_log(output_dir: Path, first_step: int) -> list[dict[str, Any]]:
+    """What was logged before a loop was resumed."""
+    if first_step == 0 or not (output_dir / FILE).exists():
+        return []
+    try:
+        return [dict(entry) for entry in read_run_record(output_dir / FILE).log_history if entry["step"] <= first_step]
+    except InputError as error:
+        logger.warning("What was logged up to step %d is left out: %s", first_step, error)
+        return []
 
 
 def _is_distributed() -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ class MonitoredRun:
         tokenizer: processing class of the data, where known.
         arguments: the trainer's arguments, None without Trainer.
         batches_per_epoch: length of the data loader, None where unknown.
-        log_history: what was logged before a run was resumed, each entry with its `step`.
+        log_history: what was logged so far, before a run was resumed too, each entry with its `step`.
         watch_forward: forward passes can be watched by hooks.
         device: where processes exchange numbers, the model's if None.
     """
@@ -51,7 +51,7 @@ class MonitoredRun:
     tokenizer: Any = None
     arguments: TrainingArguments | None = None
     batches_per_epoch: int | None = None
-    log_history: Sequence[dict[str, Any]] = ()
+    log_history: list[dict[str, Any]] = field(default_factory=list)
     watch_forward: bool = True
     device: torch.device | None = None
 

@@ -36,8 +36,8 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
 
     A subclass says with class attributes what it wants to see and fills in `measure`, and `scalars` and `draw` where
     it has something to show. The base samples steps, reads gradients and updates once for all callbacks of the model,
-    writes TensorBoard, W&B, PNG files and the record file, and goes on where a resumed run was. Whatever fails is told
-    in one warning and left out from then on; training goes on.
+    writes TensorBoard, W&B, PNG files, the record file and `run.json`, and goes on where a resumed run was. Whatever
+    fails is told in one warning and left out from then on; training goes on.
 
     | Trainer's event | what happens on a sampled step | what a subclass fills in |
     |---|---|---|
@@ -243,6 +243,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
     def _start_run(self, run: MonitoredRun) -> None:
         self._run = run
         self._output = MonitoringOutput(self.name, self.record_class, self.figures, self._safe, run)
+        self._output.write_run_record()
         reason = unsupported_reason(run.model, run.optimizer, by_trainer=run.arguments is not None)
         if reason:
             self._stop_observing(reason)
@@ -356,6 +357,7 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
     def save(self) -> None:
         """Write the record file, from which a run that is resumed here goes on."""
         if self._output is not None:
+            self._output.write_run_record()
             self._output.save(self.records, self.parameters)
 
     def end_run(self, step: int) -> None:
@@ -364,6 +366,8 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
         Args:
             step: number of the last step.
         """
+        if self._output is not None:
+            self._output.write_run_record()
         if self._output is not None and self.records:
             self._output.save(self.records, self.parameters)
             self._draw(step, at_end=True)

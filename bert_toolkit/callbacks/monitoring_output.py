@@ -20,6 +20,7 @@ from bert_toolkit.callbacks.safe_outputs import SafeOutputs
 from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.parameter_roles import ParameterInfo
 from bert_toolkit.monitoring.record_file import Record, load_records, save_records
+from bert_toolkit.run_page.run_record import write_run_record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,6 +54,7 @@ class MonitoringOutput(Generic[Record]):
         self.is_main = run.is_main
         self._safe = safe
         self._first_step, self._last_step = run.first_step, run.last_step
+        self._run_is = (run.output_dir, run.arguments, run.log_history)
         self._writer = run.writer
         self._wandb = run.wandb
         self._reporter = run.reporter
@@ -83,6 +85,11 @@ class MonitoringOutput(Generic[Record]):
         """
         if self.is_main and records and self.kind is not None:
             self._safe.attempt("record file", lambda: save_records(self._record_file, records, parameters))
+
+    def write_run_record(self) -> None:
+        """Write settings, command, versions and log of the run, for its page."""
+        if self.is_main:
+            self._safe.attempt("record of the run", lambda: write_run_record(*self._run_is))
 
     def write_scalars(self, step: int, scalars: Callable[[], dict[str, float]]) -> None:
         """Report scalars at the step at which they were measured.

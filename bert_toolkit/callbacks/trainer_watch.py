@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from transformers.trainer_callback import TrainerCallback
+
 from bert_toolkit.callbacks.gradient_flow import GradientFlowCallback
-from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
+from bert_toolkit.callbacks.run_report import ReportCallback
 from bert_toolkit.callbacks.training_health import TrainingHealthCallback
 from bert_toolkit.callbacks.update_ratios import UpdateRatioCallback
 from bert_toolkit.monitoring.update_ratios import Mode
@@ -14,7 +16,7 @@ from bert_toolkit.monitoring.update_ratios import Mode
 if TYPE_CHECKING:
     from transformers import Trainer
 
-Callback = TypeVar("Callback", bound=MonitoringCallback)
+Callback = TypeVar("Callback", bound=TrainerCallback)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def watch(
     *,
     figures: bool = True,
     mode: Mode = "exact",
+    report: bool = False,
 ) -> WatchingCallbacks:
     """Watch gradients, updates and health of a training, in the trainer's own TensorBoard run and other reporters.
 
@@ -53,12 +56,13 @@ def watch(
         health: watch health too; or a `TrainingHealthCallback` with settings of its own.
         figures: draw figures.
         mode: of the update ratios, `"exact"` or `"sampled"`; see `UpdateRatioCallback`.
+        report: write the page of the run, `report.html`, when training ends; see `ReportCallback`.
 
     Returns:
         The callbacks, with their records and findings.
 
     Raises:
-        InputError: if `every_n_steps` is not positive or `mode` is unknown.
+        InputError: if `every_n_steps` is not positive, `mode` is unknown, or `report` is asked for without plotly.
 
     Example:
         >>> trainer = make_trainer()  # any Trainer
@@ -78,6 +82,8 @@ def watch(
     for callback in (watching.gradient_flow, watching.update_ratios, watching.health):
         if callback is not None:
             callback.attach(trainer)
+    if report and _present(trainer, ReportCallback) is None:
+        trainer.add_callback(ReportCallback())
     return watching
 
 

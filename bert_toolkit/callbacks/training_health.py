@@ -43,6 +43,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
     | log, level WARNING | one block of lines per fault, when it is found |
     | standard output, or the log where that shows the level INFO | one line at the end: the verdict of a healthy run |
     | `output_dir/monitoring/training_health.jsonl` | one line per fault (`event: finding`), and the verdict |
+    | `output_dir/monitoring/run.json` | settings, command, versions and log of the run, for its page |
     | `output_dir/monitoring/training_health.npz` | what was seen, so that a resumed run goes on where it was |
 
     Costs per sampled step two reads of the gradients (five on an accelerator), at most 4,096 elements of every
@@ -243,6 +244,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
 
     def save(self) -> None:
         """Write what was seen and found, from which a run that is resumed here goes on."""
+        super().save()
         self._write_samples()
         self._write_findings()
 

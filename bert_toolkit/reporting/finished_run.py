@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import Trainer
+from transformers import AutoModelForSequenceClassification, Trainer
 
+from bert_toolkit.callbacks.run_report import page_unless_it_fails
 from bert_toolkit.reporting import figures, overview, results
 from bert_toolkit.reporting.reload_check import check_reload
+from bert_toolkit.run_page.run_record import read_json
 from bert_toolkit.training.trainer_run import RunCallbacks
 
 if TYPE_CHECKING:
@@ -117,5 +122,35 @@ def close_run(
         write()
     run.trainer.args.distributed_state.wait_for_everyone()
     check_reload(run.trainer, auto_class, rows, trust_remote_code)
-    if run.trainer.is_world_process_zero():
-        print(f"Saved and reloaded with identical predictions: {run.output_dir}")
+    tell_what_is_there(run.output_dir, auto_class, run.trainer.is_world_process_zero())
+
+
+def tell_what_is_there(output_dir: str, auto_class: Any, is_main: bool = True) -> None:
+    """Writes the page of a run that has ended, and says where it is, how to see curves, and how to use the model.
+
+    A page that cannot be written is told in one warning.
+
+    Args:
+        output_dir: Output directory of the run.
+        auto_class: What loads its model.
+        is_main: Whether this process writes and prints.
+    """
+    if not is_main:
+        return
+    folder = shlex.quote(output_dir)
+    events = shlex.quote(os.environ.get("TENSORBOARD_LOGGING_DIR") or str(Path(output_dir) / "runs"))
+    load = f"{auto_class.__name__}.from_pretrained({output_dir!r})"
+    if auto_class is AutoModelForSequenceClassification:
+        use = f"label new texts: python -m bert_toolkit.predict --model_name_or_path {folder} --data new.csv"
+        use += " --output labeled.tsv"
+        if "text_columns" not in read_json(Path(output_dir) / "config.json"):  # as the model was trained
+            use += " --text_columns text"
+    else:
+        use = (
+            f"fine-tune: accelerate launch recipes/classify.py --model_name_or_path {folder} --train_data labeled.csv"
+        )
+    page = page_unless_it_fails(Path(output_dir))
+    print(f"Saved and reloaded with identical predictions: {output_dir}")
+    print(f"report      {page or 'none was written, see the warning above'}")
+    print(f"curves      tensorboard --logdir {events}")
+    print(f"model       {load}; {use}")

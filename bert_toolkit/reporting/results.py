@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import json
-import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bert_toolkit.files import replaced_at_once
+from bert_toolkit.provenance import command_line, package_versions
 
 NO_TEXT = "backslashreplace"  # how names of files are written that are no text in UTF-8
-
-
-def command_line() -> str:
-    """The command that started this process, as one can type it again.
-
-    Returns:
-        The command without the launcher's own flags.
-    """
-    return shlex.join([Path(sys.executable).name, *sys.argv])
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result.
-
-    Returns:
-        Package to version.
-    """
-    packages = ("bert_toolkit", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def write_results(output_dir: str | Path, results: Mapping[str, object]) -> Path:

@@ -28,6 +28,7 @@ RUN_FILES = (
     "figures",
     "monitoring",
     "results.json",
+    "report.html",
     "predictions.tsv",
     "all_results.json",
     "trainer_state.json",

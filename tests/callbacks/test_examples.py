@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import bert_toolkit
 MODULES = [
     "callbacks.gradient_flow",
     "callbacks.update_ratios",
+    pytest.param("callbacks.run_report", marks=pytest.mark.skipif(find_spec("plotly") is None, reason="needs plotly")),
     "callbacks.training_health",
     "callbacks.trainer_watch",
     "callbacks.loop_watch",

@@ -151,10 +151,13 @@ def test_folder_that_cannot_be_made(tmp_path, caplog, plain):
         "Gradient flow: no PNG files",
         "Update ratios: no record file",
         "Update ratios: no PNG files",
+        "Training health: no record of the run",
+        "Gradient flow: no record of the run",
+        "Update ratios: no record of the run",
         "Training health: no file of findings",
         "Training health: no file of samples",
     }
-    assert len(told) == 6
+    assert len(told) == 9
 
 
 def test_function_that_gets_findings_may_fail(tmp_path, caplog):

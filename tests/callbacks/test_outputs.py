@@ -197,7 +197,7 @@ def test_without_figures_nothing_is_drawn(tmp_path):
     callbacks = [GradientFlowCallback(every_n_steps=1, figures=False)]
     run(tmp_path, callbacks=callbacks)
     assert events(run_folder(tmp_path) / "monitoring").Tags()["images"] == []
-    assert [p.name for p in (tmp_path / "monitoring").iterdir()] == ["gradient_flow.npz"]
+    assert sorted(p.name for p in (tmp_path / "monitoring").iterdir()) == ["gradient_flow.npz", "run.json"]
 
 
 def test_figures_and_scalars_reach_wandb_when_it_is_the_tracker(tmp_path, monkeypatch):

@@ -108,6 +108,7 @@ def test_same_files_as_with_trainer(tmp_path):
         "gradient_flow.npz",
         "gradients.png",
         "gradients_over_time.png",
+        "run.json",
         "training_health.jsonl",
         "training_health.npz",
         "update_ratio.npz",

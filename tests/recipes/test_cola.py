@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,26 @@ def test_overview_is_printed_once(finished):
     for words in ("CoLA fine-tuning", "Tokens per row", "Parameters", "layer.1", "truncated", "Saved and reloaded"):
         assert printed.count(words) >= 1, words
     assert printed.count("Tokens per row") == 1
+
+
+def test_last_lines_lead_to_report_curves_and_model(finished, tmp_path):
+    """Each is done as it is printed."""
+    pytest.importorskip("plotly")
+    output_dir, printed = finished
+    report, curves, model = (line.split(maxsplit=1) for line in printed.splitlines()[-3:])
+    assert [report[0], curves[0], model[0]] == ["report", "curves", "model"]
+    text = Path(report[1]).read_text(encoding="utf-8")
+    assert "no fault found" in text and "Confusion matrix" in text
+    inspected = subprocess.run([*shlex.split(curves[1]), "--inspect"], capture_output=True, text=True)
+    assert inspected.returncode == 0 and "first_step" in inspected.stdout, inspected.stderr[-2000:]
+    load, command = model[1].split("; label new texts: ")
+    assert eval(load, {"AutoModelForSequenceClassification": AutoModelForSequenceClassification}).num_labels == 2
+    (tmp_path / "new.csv").write_text("text\nthe dog sleeps today .\nsleeps the dog today .\n")
+    python, *arguments = shlex.split(command)
+    labeled = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert python == "python" and labeled.returncode == 0, labeled.stderr[-2000:]
+    rows = [line.split("\t") for line in (tmp_path / "labeled.tsv").read_text().splitlines()]
+    assert [row[1] for row in rows] == ["prediction", "acceptable", "unacceptable"]
 
 
 def test_saved_model_loads_with_label_names(finished):

@@ -1,6 +1,7 @@
 """The plain Accelerate loop learns, saves and monitors as the Trainer recipe does."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,6 +30,8 @@ def test_loop_learns_and_what_it_saved_loads(tmp_path, launch, cola_dir, tiny_be
     process = launch("cola_no_trainer", flags, config)
     assert process.returncode == 0, process.stderr[-3000:]
     assert "Saved and reloaded with identical predictions" in process.stdout
+    if find_spec("plotly") is not None:
+        assert "loss" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["matthews_correlation"] > 0.5
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").config.label2id["acceptable"] == 1

@@ -1,0 +1,78 @@
+"""The page in headless Chromium, without a network: it draws, zooms and shows values, and no error is told."""
+
+import shutil
+
+import pytest
+
+from bert_toolkit.run_page import write_run_page
+
+pytest.importorskip("plotly")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        try:
+            chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        except sync_api.Error as error:
+            if "Executable doesn't exist" not in str(error):
+                raise
+            pytest.skip("needs Chromium")
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a page once all is drawn; whatever the browser complains of or asks for stands in `said`."""
+    context = browser.new_context(viewport={"width": 1240, "height": 900}, offline=True)
+    tab, said = context.new_page(), []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: said.append(request.url) if not request.url.startswith("blob:") else None)
+
+    def open_page(path):
+        tab.goto(path.as_uri())
+        tab.wait_for_selector("body[data-drawn]", timeout=60_000)
+        assert said == [path.as_uri()]
+        return tab
+
+    yield open_page
+    context.close()
+
+
+def test_a_plain_run_is_drawn(opened, faulty_run):
+    tab = opened(faulty_run / "report.html")
+    assert tab.locator("section h2").all_inner_texts() == ["Findings", "Curves", "Layers", "Data and settings"]
+    assert tab.locator("figure .main-svg").count() >= 5
+    assert tab.locator("figure .heatmaplayer image").count() == 2
+    assert tab.locator("figure .annotation-text").first.text_content() == "not updated"
+
+
+def test_charts_zoom_together(opened, faulty_run):
+    tab = opened(faulty_run / "report.html")
+    ranges = "[...document.querySelectorAll('figure')].map(f => f._fullLayout.xaxis.range.map(Math.round))"
+    assert [10, 30] not in tab.evaluate(ranges)
+    tab.evaluate("Plotly.relayout(document.querySelector('figure'), {'xaxis.range[0]': 10, 'xaxis.range[1]': 30})")
+    tab.wait_for_function(f"{ranges}.every(limits => limits[0] === 10 && limits[1] === 30)")
+
+
+def test_hovering_tells_the_value(opened, faulty_run):
+    tab = opened(faulty_run / "report.html")
+    chart = tab.locator("figure:has(.heatmaplayer image)").last
+    chart.scroll_into_view_if_needed()
+    box = chart.locator(".nsewdrag").bounding_box()
+    tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.1, steps=3)
+    chart.locator(".hoverlayer .hovertext").wait_for()
+    told = chart.locator(".hoverlayer .hovertext").text_content()
+    assert "embeddings" in told and "step" in told and "‖update‖" in told
+
+
+def test_text_of_the_run_is_never_run(opened, hostile_run, healthy_run, tmp_path):
+    tab = opened(write_run_page(hostile_run, healthy_run, tmp_path / "page.html"))
+    assert "hacked" not in tab.title()
+    assert tab.evaluate("document.querySelectorAll('img').length") == 0
+    assert "<script>" in tab.locator("#predictions").inner_text()
+    assert tab.locator("figure .legendtext").filter(has_text="<script>").count() == 1, "labels show what was written"
