@@ -21,6 +21,7 @@ COLA = "--threads 1 --precisions fp32"
 # A command that holds the text on the left is run with what stands on the right behind it
 SMALL = {
     "printf": "",
+    "bert-toolkit report runs/": "",
     "recipes/classify.py": FINE_TUNING,
     "recipes/cola.py": FINE_TUNING,
     "recipes/newsgroups.py": FINE_TUNING,
@@ -44,6 +45,7 @@ SMALL = {
 }
 # A command that holds the text on the left is not run here, for the reason on the right
 NOT_RUN = {
+    "bert_toolkit report RUN": "RUN stands for the folder of a run; tests/run_page runs it",
     "bert_toolkit.health RUN": "RUN stands for the folder of a run; tests/health/test_command.py runs it",
     "--bf16 --dropout 0 --compile": "needs a CUDA device; tests/model has what of it runs on a CPU",
     "fault_injection pictures": "draws from the histories of every fault and control: ten minutes of training",

@@ -16,9 +16,10 @@ from transformers.training_args import TrainingArguments
 
 from bert_toolkit.callbacks.monitored_run import MonitoredRun, length_of
 from bert_toolkit.callbacks.monitoring_output import MonitoringOutput, SubRun
+from bert_toolkit.callbacks.record_views import RecordViews
 from bert_toolkit.callbacks.safe_outputs import SafeOutputs
+from bert_toolkit.callbacks.sampling import check_sampling
 from bert_toolkit.callbacks.trainer_reporters import report_scalars, trainers_writer
-from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.observability import unsupported_reason
 from bert_toolkit.monitoring.parameter_roles import ParameterInfo
 from bert_toolkit.monitoring.record_file import Record
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class MonitoringCallback(TrainerCallback, Generic[Record]):
+class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
     """Base of callbacks that look at some optimizer steps and keep a record of each.
 
     A subclass says with class attributes what it wants to see and fills in `measure`, and `scalars` and `draw` where
@@ -494,19 +495,3 @@ class MonitoringCallback(TrainerCallback, Generic[Record]):
             return
         figures = self._safe.attempt("figures", lambda: self.draw(at_end or output.has_time_to_draw))
         output.write_figures(step, figures or {}, png=at_end)
-
-
-def check_sampling(every_n_steps: int, skip_probability: float = 0.0) -> None:
-    """Refuse arguments that cannot be meant.
-
-    Args:
-        every_n_steps: distance of sampled steps.
-        skip_probability: fraction of the parameters to leave out.
-
-    Raises:
-        InputError: if `every_n_steps` is not a positive integer or `skip_probability` lies outside [0, 1].
-    """
-    if not isinstance(every_n_steps, int) or isinstance(every_n_steps, bool) or every_n_steps < 1:
-        raise InputError(f"every_n_steps must be a whole number of steps, 1 or more, got {every_n_steps!r}")
-    if not 0.0 <= skip_probability <= 1.0:
-        raise InputError(f"skip_probability must lie in [0, 1], got {skip_probability!r}")

@@ -1,11 +1,14 @@
 """Trainer callback: says when training is broken, where, why and what to try, and is silent otherwise."""
 
+from __future__ import annotations
+
+import dataclasses
 import json
 import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
@@ -15,6 +18,7 @@ from bert_toolkit.callbacks.monitored_run import MonitoredRun
 from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
 from bert_toolkit.errors import InputError
 from bert_toolkit.files import replaced_at_once
+from bert_toolkit.health.finding_html import finding_html, findings_html
 from bert_toolkit.health.findings import Finding, message
 from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.judge import HealthJudge
@@ -23,6 +27,9 @@ from bert_toolkit.monitoring.deepspeed_shards import is_deepspeed
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import named_unique_parameters
 from bert_toolkit.monitoring.step_reading import StepReading
+
+if TYPE_CHECKING:
+    import pandas
 
 logger = logging.getLogger(__name__)
 
@@ -346,6 +353,23 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         if self.history is None:
             return "Training health: not watched."
         return self.judge.verdict(self.history)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Return what was found as a table, symptoms and notes included.
+
+        Returns:
+            A row for each case, oldest first, with the fields of `Finding`, `samples`, `last_step` and `symptom_of`.
+        """
+        import pandas
+
+        fields = [field.name for field in dataclasses.fields(Finding)]
+        return pandas.DataFrame(self.judge.report(), columns=[*fields, "samples", "last_step", "symptom_of"])
+
+    def _repr_html_(self) -> str:
+        cases = [case for case in self.judge.cases.values() if case.symptom_of is None]
+        explains = {case.finding.rule: [f.rule for f in self.judge.symptoms(case.finding.rule)] for case in cases}
+        told = [finding_html(case.finding, explains[case.finding.rule], case.last_step) for case in cases]
+        return findings_html(self.verdict, told)
 
     @property
     def report(self) -> dict[str, Any]:

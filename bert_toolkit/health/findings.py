@@ -46,6 +46,11 @@ class Finding:
         layers = ", ".join(self.layers[:4]) + (f" and {len(self.layers) - 4} more" if len(self.layers) > 4 else "")
         return f"{layers}: {self.parameters[0]}" + (f" and {rest} more parameters" if rest else "")
 
+    def _repr_html_(self) -> str:
+        from bert_toolkit.health.finding_html import finding_html
+
+        return finding_html(self)
+
 
 def as_json(finding: Finding) -> dict[str, Any]:
     """The finding with lists for tuples and None for numbers that JSON has no word for."""

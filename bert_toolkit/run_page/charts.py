@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_toolkit.health import finding_html
 from bert_toolkit.health.findings_file import Case
 from bert_toolkit.run_page.run_files import RunFiles, Series
 
@@ -17,7 +18,6 @@ Chart = dict[str, Any]
 MOST_POINTS = 2000  # of a curve or a row of a heat map; more cannot be told apart on a screen
 COLORS = ("#3566a5", "#d1752b", "#3f8f5f", "#8a5aa8", "#a8324a", "#6b6b6b")
 NO_VALUE = "#c9cdd3"
-SEVERITY_COLORS = {"error": "#b3261e", "warning": "#b26a00", "note": "#5f6b7a"}
 
 
 def curves(runs: Sequence[RunFiles], names: Mapping[str, str], axis: str, logarithmic: bool = False) -> Chart | None:
@@ -53,6 +53,7 @@ def curves(runs: Sequence[RunFiles], names: Mapping[str, str], axis: str, logari
     if not data:
         return None
     layout = _layout(axis)
+    layout["showlegend"] = len(data) > 1
     if logarithmic:
         layout["yaxis"]["type"] = "log"
     _mark(layout, runs[0].cases)
@@ -90,7 +91,7 @@ def heat_map(blocks: Mapping[str, Series], cases: Sequence[Case], meaning: str) 
         "colorbar": {"title": {"text": "log10"}, "thickness": 12},
     }
     layout = _layout("")
-    layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "type": "category", "showgrid": False}
+    layout["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False}
     layout["xaxis"] |= {"showgrid": False}
     layout["height"] = 130 + 22 * len(names)
     layout["plot_bgcolor"] = NO_VALUE
@@ -124,7 +125,7 @@ def bars(values: Sequence[float], total: float | None, axis: str) -> Chart:
     bar = {"type": "bar", "x": batches, "y": [_finite(value) for value in values], "marker": {"color": COLORS[0]}}
     layout = _layout(axis)
     layout["xaxis"]["title"]["text"] = "batch"
-    layout["meta"] = "not over steps"
+    layout |= {"meta": "not over steps", "showlegend": False}
     if total is not None:
         line = {"color": COLORS[1], "width": 2}
         layout["shapes"] = [
@@ -158,12 +159,11 @@ def as_text(text: str) -> str:
 
 def _layout(axis: str) -> Chart:
     return {
-        "height": 300,
-        "margin": {"l": 70, "r": 20, "t": 40, "b": 70},
+        "height": 260,
+        "margin": {"l": 70, "r": 20, "t": 34, "b": 62},
         "xaxis": {"title": {"text": "step", "standoff": 4}, "gridcolor": "#e8eaed"},
-        "yaxis": {"title": {"text": as_text(axis)}, "gridcolor": "#e8eaed", "exponentformat": "power"},
+        "yaxis": {"title": {"text": as_text(axis)}, "gridcolor": "#e8eaed", "automargin": True, "exponentformat": "e"},
         "hovermode": "closest",
-        "showlegend": True,
         "legend": {"orientation": "h", "y": -0.3},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
@@ -175,7 +175,7 @@ def _mark(layout: Chart, cases: Sequence[Case]) -> None:
     """A line at the step at which each finding was first seen, and a shade up to where it was last seen."""
     shapes, notes = [], []
     for row, case in enumerate(case for case in cases if case.finding.severity != "note"):
-        color = SEVERITY_COLORS[case.finding.severity]
+        color = finding_html.COLORS[case.finding.severity]
         place = {"xref": "x", "yref": "paper", "x0": case.finding.step, "y0": 0, "y1": 1}
         shapes.append({**place, "type": "line", "x1": case.finding.step, "line": {"color": color, "dash": "dot"}})
         if case.last_step > case.finding.step:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.files import replaced_at_once
+from bert_toolkit.health.finding_html import finding_html
 from bert_toolkit.health.findings_file import Case
 from bert_toolkit.run_page import charts
 from bert_toolkit.run_page.comparison import CLEARLY, differing_settings, partings
 from bert_toolkit.run_page.run_files import RunFiles, read_run
 
 CLASSES_SHOWN = 30
-PARAMETERS_SHOWN = 50
 UPDATE_RATIO = "‖update‖ / ‖parameter‖"
 NOT_FACTS = ("command", "versions", "log_history", "training_health_findings", "training health")
 
@@ -162,27 +162,8 @@ def _findings(runs: Sequence[RunFiles]) -> str:
 
 
 def _finding(case: Case, others: Sequence[Case]) -> str:
-    finding = case.finding
-    explained = [other.finding.rule for other in others if other.symptom_of == finding.rule]
-    rows = {
-        "where": escape(finding.where),
-        "seen": escape(f"{finding.seen} (value {finding.value:.3g}, threshold {finding.threshold:.3g})"),
-        "cause": escape(finding.cause),
-        "remedy": f'<span class="remedy">{escape(finding.remedy)}</span>',
-    }
-    if explained:
-        rows["explains"] = escape(", ".join(rule.replace("_", " ") for rule in explained))
-    until = f" to {case.last_step}" if case.last_step > finding.step else ""
-    title = f"{escape(finding.rule.replace('_', ' '))} <span class='soft'>({finding.severity}, step {finding.step}"
-    listed = "".join(f"<li><code>{escape(name)}</code></li>" for name in finding.parameters[:PARAMETERS_SHOWN])
-    rest = len(finding.parameters) - PARAMETERS_SHOWN
-    listed += f"<li>and {rest} more</li>" if rest > 0 else ""
-    details = f"<details><summary>{len(finding.parameters)} parameters</summary><ul>{listed}</ul></details>"
-    return (
-        f'<article class="finding {finding.severity}"><h3>{title}{until})</span></h3><dl>'
-        + "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows.items())
-        + f"</dl>{details if listed else ''}</article>"
-    )
+    explained = [other.finding.rule for other in others if other.symptom_of == case.finding.rule]
+    return finding_html(case.finding, explained, case.last_step)
 
 
 def _comparison(runs: Sequence[RunFiles]) -> str:
@@ -217,7 +198,8 @@ def _curves(runs: Sequence[RunFiles], figure: Callable[[charts.Chart | None], st
         "Evaluation": figure(charts.curves(runs, scores, "score")),
         "Gradient norm before clipping": figure(charts.curves(runs, {"grad_norm": "gradient norm"}, "norm", True)),
     }
-    return "".join(f"<h3>{title}</h3>{chart}" for title, chart in drawn.items() if chart)
+    shown = "".join(f"<div><h3>{title}</h3>{chart}</div>" for title, chart in drawn.items() if chart)
+    return f'<div class="pair">{shown}</div>' if shown else ""
 
 
 def _layers(runs: Sequence[RunFiles], figure: Callable[[charts.Chart | None], str]) -> str:

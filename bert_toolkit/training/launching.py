@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from io import TextIOWrapper
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from transformers import TrainingArguments, set_seed
 
-from bert_toolkit.errors import InputError, reason_of
+from bert_toolkit.errors import InputError, one_line, reason_of
 from bert_toolkit.training.arguments import RECIPE_DEFAULTS, RunArguments, parse_arguments
+from bert_toolkit.training.full_disk import full_disk_reason
 from bert_toolkit.training.trainer_flags import check_trainer_flags
 
 OwnArguments = TypeVar("OwnArguments")
@@ -213,8 +215,8 @@ def prepare_output_dir(output_dir: str | Path, overwrite: bool, resume: bool, is
 def run_recipe(main: Callable[[], None]) -> NoReturn:
     """Runs a recipe's `main` and exits.
 
-    Status 0; 2 with one line for input that was refused; 143 where SIGTERM stopped the training after a checkpoint
-    (`StopOnSigtermCallback`).
+    Status 0; 2 with one line for input that was refused or a disk that is full; 143 where SIGTERM stopped the training
+    after a checkpoint (`StopOnSigtermCallback`).
 
     `main` must keep trainer and model in its own frame: they are collected before the process group is
     destroyed, because a process that destroys the group while a DistributedDataParallel object is alive can
@@ -230,17 +232,39 @@ def run_recipe(main: Callable[[], None]) -> NoReturn:
         if isinstance(stream, TextIOWrapper):  # a terminal or file that lacks a character shows another instead
             stream.reconfigure(errors="replace")
     status: str | int | None = 0
+    threading.excepthook = _quiet_about_full_disks
     try:
         main()
     except InputError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        # No word to the other processes: they may be in the same error or wait for this one; the launcher
-        # sees this status and stops them.
-        os._exit(2)
+        _refuse(str(error))
+    except Exception as error:
+        reason = full_disk_reason(error)
+        if reason is None:
+            raise
+        _refuse(
+            f"a file could not be written ({reason}); whole checkpoints are as they were. Free some space, then "
+            "continue the training with the same command and --resume_from_checkpoint last"
+        )
     except SystemExit as stop:
         status = stop.code
     gc.collect()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     sys.exit(status)
+
+
+def _refuse(message: str) -> NoReturn:
+    """Ends the process with one line.
+
+    No word to the other processes: they may be in the same error or wait for this one; the launcher sees this status
+    and stops them.
+    """
+    sys.stdout.flush()
+    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+def _quiet_about_full_disks(failure: threading.ExceptHookArgs) -> None:
+    """The thread that writes TensorBoard's events hands its error to the next event: once told is enough."""
+    if failure.exc_value is None or full_disk_reason(failure.exc_value) is None:
+        threading.__excepthook__(failure)

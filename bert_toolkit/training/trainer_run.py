@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import Trainer
 
@@ -11,6 +12,7 @@ from bert_toolkit.callbacks.batch_losses import BatchLossCallback
 from bert_toolkit.callbacks.token_counter import TokenCounterCallback
 from bert_toolkit.training.arguments import RunArguments
 from bert_toolkit.training.checkpoints import checkpoint_to_resume, resume_callbacks
+from bert_toolkit.training.resumed_files import check_checkpoint, errors_of_resuming
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,12 @@ def train_and_save(trainer: Trainer) -> None:
         trainer: Ready to train.
 
     Raises:
-        InputError: There is no such checkpoint.
+        InputError: There is no such checkpoint, or it is damaged or of another model.
     """
     arguments = trainer.args
     checkpoint = checkpoint_to_resume(str(arguments.output_dir), arguments.resume_from_checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint is not None and trainer.is_world_process_zero():
+        check_checkpoint(Path(checkpoint), trainer.model)
+    with errors_of_resuming(trainer, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
