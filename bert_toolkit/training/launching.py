@@ -241,6 +241,7 @@ def run_recipe(main: Callable[[], None]) -> NoReturn:
         reason = full_disk_reason(error)
         if reason is None:
             raise
+        print(file=sys.stderr)  # a progress bar has left its line open
         _refuse(
             f"a file could not be written ({reason}); whole checkpoints are as they were. Free some space, then "
             "continue the training with the same command and --resume_from_checkpoint last"
