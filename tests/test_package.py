@@ -57,6 +57,13 @@ def python(built, tmp_path_factory):
     return interpreter
 
 
+def test_index_accepts_the_metadata(built):
+    pytest.importorskip("twine")
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0 and process.stdout.count("PASSED") == 2, process.stdout
+
+
 def test_every_file_of_the_package_is_in_the_wheel(built):
     files = {
         path.relative_to(TOP).as_posix()
@@ -74,8 +81,9 @@ def test_metadata_names_the_extras_and_the_licence(built):
         metadata = wheel.read(name).decode()
         assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
     assert "Name: bert_toolkit\n" in metadata or "Name: bert-toolkit\n" in metadata
-    for extra in ("recipes", "offline", "test"):
+    for extra in ("recipes", "offline", "report", "test"):
         assert f"Provides-Extra: {extra}\n" in metadata
+    assert "Description-Content-Type: text/markdown\n" in metadata
 
 
 def test_installed_wheel_loads_sample_model_and_metrics(python, tmp_path):
@@ -107,7 +115,6 @@ print(json.dumps({
 
 
 def test_command_of_the_installed_wheel_runs(python, tmp_path):
-    process = subprocess.run(
-        [str(python), "-m", "bert_toolkit.predict", "--help"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert process.returncode == 0 and "usage" in process.stdout, process.stderr[-3000:]
+    for command in ([str(python), "-m", "bert_toolkit.predict"], [str(python.parent / "bert-toolkit"), "report"]):
+        process = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True)
+        assert process.returncode == 0 and "usage" in process.stdout, process.stderr[-3000:]
