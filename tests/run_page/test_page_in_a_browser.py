@@ -75,4 +75,6 @@ def test_text_of_the_run_is_never_run(opened, hostile_run, healthy_run, tmp_path
     assert "hacked" not in tab.title()
     assert tab.evaluate("document.querySelectorAll('img').length") == 0
     assert "<script>" in tab.locator("#predictions").inner_text()
-    assert tab.locator("figure .legendtext").filter(has_text="<script>").count() == 1, "labels show what was written"
+    assert tab.locator("figure .annotation-text").filter(has_text="<script>").count() > 1, (
+        "labels show what was written"
+    )
