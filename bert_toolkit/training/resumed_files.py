@@ -24,7 +24,7 @@ def check_checkpoint(folder: Path, model: Any) -> None:
 
     Args:
         folder: The checkpoint.
-        model: The model that is to go on.
+        model: The model that is to go on; its weights are not compared where it is no `PreTrainedModel`.
 
     Raises:
         InputError: A file is damaged, or the weights are not those of this model.

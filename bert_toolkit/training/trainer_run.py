@@ -67,7 +67,8 @@ def train_and_save(trainer: Trainer) -> None:
     arguments = trainer.args
     checkpoint = checkpoint_to_resume(str(arguments.output_dir), arguments.resume_from_checkpoint)
     if checkpoint is not None and trainer.is_world_process_zero():
-        check_checkpoint(Path(checkpoint), trainer.model)
+        # ZeRO 3 has taken the weights apart by now
+        check_checkpoint(Path(checkpoint), None if trainer.is_deepspeed_enabled else trainer.model)
     with errors_of_resuming(trainer, checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
