@@ -312,7 +312,12 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         self.check()
         reading.before_step(optimizer, max_norm, backward_scale, loss_scale)
         reading.check(self.reads_gradients, self.reads_updates is not None)
-        if self.reads_gradients and self.needs_gradients and not reading.has_gradients:
+        if reading.came_too_late:
+            if reading.steps_inside_backward:
+                logger.warning(
+                    "%s: the optimizer steps inside the backward pass; samples begin with the next", self.title
+                )
+        elif self.reads_gradients and self.needs_gradients and not reading.has_gradients:
             self._stop_observing(
                 "no parameter has a gradient before the optimizer's step, so the optimizer or its wrapper keeps "
                 "gradients elsewhere"

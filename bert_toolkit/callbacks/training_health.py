@@ -162,7 +162,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
             run.last_step,
             forward=run.watch_forward,
             judge=self._judge,
-            steps_inside_backward=is_deepspeed(run.optimizer),
+            partitioned=is_deepspeed(run.optimizer),
             **settings,
         )
 
@@ -173,7 +173,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
             step: number of the step.
         """
         if self._watch is not None:
-            self._watch.start()
+            self._watch.start(self._reading is not None and self._reading.steps_inside_backward)
 
     def check(self) -> None:
         """Raise what went wrong in a hook of this step."""

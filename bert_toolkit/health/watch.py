@@ -41,8 +41,8 @@ class HealthWatch:
         last_step: The optimizer step at which the run will end; 0 where unknown.
         forward: Watch forward passes; off where hooks would disturb (`torch.compile`) or miss them (`DataParallel`).
         judge: Holds what was found before, where a history starts anew.
-        steps_inside_backward: The optimizer steps before `before_step` can be called; what is compared around its step
-            by this class itself is then left out.
+        partitioned: An engine keeps gradients, and parameters in part, where this class cannot see them; what it
+            compares around the step itself is then left out.
         settings: Further fields of `RunSettings`, such as `label_smoothing`.
 
     Attributes:
@@ -59,7 +59,7 @@ class HealthWatch:
         last_step: int = 0,
         forward: bool = True,
         judge: HealthJudge | None = None,
-        steps_inside_backward: bool = False,
+        partitioned: bool = False,
         **settings: Any,
     ) -> None:
         run = RunSettings.of(model, optimizer, schedule, tokenizer, last_step, **settings)
@@ -70,8 +70,10 @@ class HealthWatch:
         self._forward = ForwardWatch(model, run.special_tokens) if forward else None
         self._flow = FlowWatch(model) if forward else None
         self.history.places = {} if self._flow is None else self._flow.places
-        self._protocol = None if steps_inside_backward else ProtocolWatch(model, run.unheld)
+        self._protocol = None if partitioned else ProtocolWatch(model, run.unheld)
         self._values = SampledValues(model, self.history.names)
+        self._has_begun = False
+        self._drift: Tensor | None = None
         self._replicated = not any(isinstance(p, DTensor) for _, p in named_unique_parameters(model))
         self._facts: dict[str, Tensor | float] = {}
         self._pending: PendingForward | None = None
@@ -88,9 +90,15 @@ class HealthWatch:
         self.history.start["differs"] = checkpoint_differences(self._model, names)
         return self.judge.judge_start(self.history)
 
-    def start(self) -> None:
-        """Watch the step that begins now."""
-        if self._protocol is not None:
+    def start(self, steps_inside_backward: bool = False) -> None:
+        """Watch the step that begins now.
+
+        Args:
+            steps_inside_backward: The optimizer will have stepped when `before_step` is called.
+        """
+        self._has_begun = steps_inside_backward and self._protocol is not None
+        self._drift = self._values.before_step() if self._has_begun else None
+        if self._protocol is not None and not steps_inside_backward:
             self._protocol.start()
         if self._forward is not None:
             self._forward.start()
@@ -114,7 +122,7 @@ class HealthWatch:
         if self._protocol is not None:
             facts |= self._protocol.facts(optimizer)
             self._protocol.stop()
-            drift = self._values.before_step()
+            drift = self._drift if self._has_begun else self._values.before_step()
             if drift is not None:
                 facts["drift"] = drift
         if self._protocol is not None and self._replicated and _world_size() > 1:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from bert_toolkit.monitoring.arriving_gradients import ArrivingGradients, Moved, steps_inside_backward
 from bert_toolkit.monitoring.deepspeed_shards import is_deepspeed
 from bert_toolkit.monitoring.deepspeed_step import DeepSpeedStep
 from bert_toolkit.monitoring.gradient_flow import GradientFlowMonitor, GradientFlowRecord, PendingGradientFlow
@@ -47,6 +48,7 @@ class StepReader:
         self.gradient_flow = GradientFlowMonitor(self.model)
         self._update_ratios: dict[tuple[Mode, int], UpdateRatioMonitor] = {}
         self._open: weakref.ref[StepReading] | None = None
+        self._steps_inside_backward = False
 
     @staticmethod
     def of(model: nn.Module) -> "StepReader":
@@ -87,6 +89,7 @@ class StepReader:
         reading = None if self._open is None else self._open()
         if reading is None or reading.step != step:
             self.forget()
+            self._steps_inside_backward |= steps_inside_backward(optimizer)
             reading = StepReading(self, step, optimizer)
             self._open = weakref.ref(reading)
         return reading
@@ -119,6 +122,9 @@ class StepReading:
 
     Attributes:
         model: the module that is trained, unwrapped.
+        steps_inside_backward: the optimizer steps inside the backward pass and leaves no gradient: gradients are read
+            as they arrive, and parameters are compared with those before the forward pass.
+        came_too_late: that was found out in `before_step` only, or may be so; nothing is known of this step.
         learning_rates: parameter name -> learning rate of this step, for parameters that the optimizer holds; empty
             before `before_step` and where it was given no optimizer.
     """
@@ -139,11 +145,17 @@ class StepReading:
         self._copies: dict[tuple[Mode, int], UpdateRatioMonitor] = {}
         self._updates: dict[tuple[Mode, int], UpdateRatioRecord] = {}
         self._engine = DeepSpeedStep(self.model, optimizer) if is_deepspeed(optimizer) else None
+        self.steps_inside_backward = reader._steps_inside_backward and self._engine is None
+        self.came_too_late = False
+        self._arriving: ArrivingGradients | None = None
+        self._moved = Moved([] if self._engine is not None else reader.gradient_flow._watched.now())
 
     def close(self) -> None:
         """Leave no hook behind."""
         if self._engine is not None:
             self._engine.close()
+        if self._arriving is not None:
+            self._arriving.close()
 
     def join(self, gradients: bool = False, updates: UpdateSampling | None = None, seed: int = 0) -> None:
         """Say what one observer wants; call it once for each, before the forward pass.
@@ -156,13 +168,17 @@ class StepReading:
         self._observers += 1
         if gradients and not self._wants_gradients:
             self._wants_gradients = True
-            if self._engine is None:
+            if self.steps_inside_backward:
+                self._arriving = ArrivingGradients(self._reader.gradient_flow._watched.now())
+            elif self._engine is None:
                 self._reader.gradient_flow.watch_backward()
         if updates is not None:
             self._wants_updates.append((updates, seed))
         if self._engine is not None:
             monitors = [self._reader._update_monitor(*needed) for needed in self._needed()]
             self._engine.watch(self._wants_gradients, monitors)
+        elif self.steps_inside_backward:
+            self._copy(None)
 
     def leave(self) -> None:
         """Say that one observer is done; with the last of them everything that was read is freed."""
@@ -197,6 +213,22 @@ class StepReading:
                 self._gradient_failure = self._update_failure = error
             return
         self.learning_rates = learning_rates(self.model, optimizer)
+        if self.steps_inside_backward:
+            try:
+                self._pending = None if self._arriving is None else self._arriving.take()
+            except Exception as error:
+                self._gradient_failure = error
+            for monitor in self._copies.values():
+                monitor.note_rates(optimizer)
+            return
+        if all(p.grad is None for _, p in self._reader.gradient_flow._watched.now()):
+            # At a rate of zero, as at the start of a warm-up, nothing tells yet.
+            rates = [float(group.get("lr") or 0.0) for group in getattr(optimizer, "param_groups", ())]
+            self.steps_inside_backward = self._reader._steps_inside_backward = bool(self._moved)
+            self.came_too_late = bool(self._moved) or (bool(rates) and not any(rates))
+            if self.came_too_late:
+                self._reader.gradient_flow.forget()
+                return
         if self._wants_gradients:
             try:
                 self._pending = self._reader.gradient_flow.start(
@@ -204,11 +236,19 @@ class StepReading:
                 )
             except Exception as error:  # told to those who want gradients; the others go on
                 self._gradient_failure = error
+        self._copy(optimizer)
+
+    def _copy(self, optimizer: Any) -> None:
+        """Copy parameters for all observers, and free copies that another observer's serve as well."""
         try:
-            for mode, seed in self._needed():
-                monitor = self._reader._update_monitor(mode, seed)
-                monitor.before_step(optimizer)
-                self._copies[mode, seed] = monitor
+            needed = self._needed()
+            for key in set(self._copies).difference(needed):
+                self._copies.pop(key).forget()
+            for key in needed:
+                if key not in self._copies:
+                    monitor = self._reader._update_monitor(*key)
+                    monitor.before_step(optimizer)
+                    self._copies[key] = monitor
         except Exception as error:
             self._fail_updates(error)
 

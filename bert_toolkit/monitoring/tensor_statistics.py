@@ -283,6 +283,8 @@ def _sharding(tensor: Tensor) -> tuple:
     """The mesh and those of its dimensions over which the values are split; replicated ones hold everything."""
     if not isinstance(tensor, DTensor):
         return None, ()
+    if any(placement.is_partial() for placement in tensor.placements):
+        raise NotImplementedError("a parameter with a partial placement has no values to observe")
     return tensor.device_mesh, tuple(d for d, p in enumerate(tensor.placements) if p.is_shard())
 
 

@@ -151,9 +151,12 @@ def test_nan_gradient_is_named_before_clipping_spreads_it(tmp_path):
     assert not flow.records[0].skipped, "without a scaler the step was made"
 
 
-def test_bf16_autocast(tmp_path):
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_bf16_autocast(tmp_path, accumulation):
     flow, update = monitors()
-    trainer, spy = train(tmp_path, [flow, update], bf16=True, max_grad_norm=0.1)
+    trainer, spy = train(
+        tmp_path, [flow, update], bf16=True, max_grad_norm=0.1, gradient_accumulation_steps=accumulation
+    )
     for record, change in zip(flow.records, update.records, strict=True):
         step = spy.steps[record.step]
         check_gradients(record, step.gradients, rtol=1e-5)  # of the gradients that there are

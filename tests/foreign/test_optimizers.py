@@ -8,7 +8,7 @@ from benchmarks.fault_injection.healthy_programs.language_models import causal, 
 from benchmarks.fault_injection.healthy_programs.program import Ready, Setup, arguments
 
 QUICK = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd"}
-# These step inside the backward pass and leave no gradient to see; Trainer's event comes too late for updates too.
+# These step inside the backward pass, where tests/callbacks/test_steps_inside_backward.py compares them with float64.
 INSIDE_BACKWARD = {"lomo", "adalomo", "galore_adamw_layerwise", "galore_adafactor_layerwise", "apollo_adamw_layerwise"}
 RATES = {"sgd": 0.1, "lomo": 1e-2, "adalomo": 1e-3, "schedule_free_sgd": 0.1, "adagrad": 1e-2}
 TARGETS = {
@@ -46,11 +46,11 @@ def test_optimizer(optim, tmp_path):
     check_bit_equal(alone, outcome)
     (watched,) = outcome.watched
     watched.check_silence()
+    assert not outcome.complaints
     if optim in INSIDE_BACKWARD:
-        assert outcome.complaints, "what cannot be seen is said"
-        assert not any(record.update_norm.any() for record in watched.updates.records)
+        assert all(record.max.any() for record in watched.flow.records)
+        assert any(record.update_norm.any() for record in watched.updates.records)  # LOMO warms up from a rate of 0
     else:
-        assert not outcome.complaints
         watched.check()
 
 

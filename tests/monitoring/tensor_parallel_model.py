@@ -7,6 +7,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 STEPS, LEARNING_RATE, MAX_NORM = 3, 0.5, 0.05
+OWN = ("own", "own bf16", "own accumulation 3", "own bf16 accumulation 3")
 PLAN = {"up": "column", "down": "row"}
 
 

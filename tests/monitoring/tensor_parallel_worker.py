@@ -5,11 +5,12 @@ See test_tensor_parallel.py.
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tensor_parallel_model import LEARNING_RATE, MAX_NORM, PLAN, Net, batches, token_batches
+from tensor_parallel_model import LEARNING_RATE, MAX_NORM, OWN, PLAN, Net, batches, token_batches
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
@@ -26,8 +27,10 @@ def main(out: Path) -> None:
     folder = out / f"rank{dist.get_rank()}"
     mesh = init_device_mesh("cpu", (2,))
     styles = {"column": ColwiseParallel, "row": RowwiseParallel}
-    model = parallelize_module(Net(), mesh, {name: styles[style]() for name, style in PLAN.items()})
-    watch(model, [lambda x=x, y=y: torch.nn.functional.mse_loss(model(x), y) for x, y in batches()], folder / "own")
+    for name in OWN:
+        model = parallelize_module(Net(), mesh, {name: styles[style]() for name, style in PLAN.items()})
+        losses = [partial(loss, model, "bf16" in name, *batch) for batch in batches()]
+        watch(model, losses, folder / name, accumulation=3 if "accumulation 3" in name else 1)
 
     llama = AutoModelForCausalLM.from_pretrained(out / "llama", tp_plan="auto")
     losses = [lambda ids=ids: llama(input_ids=ids, labels=ids).loss for ids in token_batches()]
@@ -44,7 +47,12 @@ def main(out: Path) -> None:
     os._exit(0)
 
 
-def watch(model: torch.nn.Module, losses: list, folder: Path) -> None:
+def loss(model: torch.nn.Module, bf16: bool, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return torch.nn.functional.mse_loss(model(x).float(), y)
+
+
+def watch(model: torch.nn.Module, losses: list, folder: Path, accumulation: int = 1) -> None:
     """Train by hand: torch's own clipping refuses models with plain and distributed parameters."""
     flow, exact, sampled = (
         GradientFlowMonitor(model),
@@ -53,13 +61,15 @@ def watch(model: torch.nn.Module, losses: list, folder: Path) -> None:
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, foreach=False)
     gradients, updates, samples, whole = [], [], [], {}
-    for step, loss in enumerate(losses, start=1):
+    for step, first in enumerate(range(0, len(losses), accumulation), start=1):
         flow.watch_backward()
-        loss().backward()
+        for loss in losses[first : first + accumulation]:
+            (loss() / accumulation).backward()
         raw = {name: joined(p.grad) for name, p in model.named_parameters()}
         total = torch.stack([g.norm() for g in raw.values()]).norm()
         for parameter in model.parameters():
             parameter.grad.mul_(MAX_NORM / (float(total) + 1e-6))
+        whole |= {f"{step}/gradient/{name}": joined(p.grad) for name, p in model.named_parameters()}
         gradients.append(flow.start(max_norm=MAX_NORM).finish(step))
         exact.before_step()
         sampled.before_step()

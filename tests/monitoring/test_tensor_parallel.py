@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tensor_parallel_model import MAX_NORM, STEPS, Net, batches, save_llama, token_batches
+from tensor_parallel_model import MAX_NORM, OWN, STEPS, Net, batches, save_llama, token_batches
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -71,7 +71,19 @@ def test_gradients(run, which, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("which", ["own", "transformers"])
+@pytest.mark.parametrize("which", [*OWN, "transformers"])
+def test_gradients_that_the_optimizer_uses(run, which, rank):
+    tensors = load_file(run / f"rank{rank}" / which / "whole.safetensors")
+    for record in load_records(run / f"rank{rank}" / which / "gradients.npz", GradientFlowRecord):
+        for i, name in enumerate(record.names):
+            magnitude = tensors[f"{record.step}/gradient/{name}"].double().abs()
+            assert record.mean[i] == pytest.approx(float(magnitude.mean()), rel=1e-6)
+            assert record.max[i] == pytest.approx(float(magnitude.max()), rel=1e-6)
+            assert record.std[i] == pytest.approx(float(magnitude.std(correction=0)), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("which", [*OWN, "transformers"])
 @pytest.mark.parametrize("file", ["updates", "samples"])
 def test_updates(run, which, rank, file):
     for record in load_records(run / f"rank{rank}" / which / f"{file}.npz", UpdateRatioRecord):

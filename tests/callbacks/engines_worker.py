@@ -1,18 +1,31 @@
-"""Trains under DistributedDataParallel in two gloo processes and compares every step with float64; see test_ddp.py."""
+"""Trains under DDP and FSDP2 in two gloo processes and compares every step with float64; see test_engines.py."""
 
 import json
 import logging
 import os
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
-from float64_oracle import Classifier, Spy, arguments, check_gradients, check_update, clip_coefficient, replay, rows
+from float64_oracle import (
+    Classifier,
+    Spy,
+    Step,
+    arguments,
+    check_gradients,
+    check_update,
+    clip_coefficient,
+    replay,
+    rows,
+)
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel
-from transformers import Trainer
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForSequenceClassification, Trainer
+from transformers.distributed import DistributedConfig
 
 import bert_toolkit
 
@@ -67,6 +80,61 @@ def check(out: Path, model: Classifier, **changes) -> None:
         assert set(gradients.missing) == missing and gradients.nonfinite == ()
 
 
+class WholeSpy(Spy):
+    """Keeps sharded tensors whole."""
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        self._step = self.steps[state.global_step + 1] = Step(whole(model, "data"))
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        self._step.gradients = whole(model, "grad")
+
+    def on_optimizer_step(self, args, state, control, model, **kwargs):
+        self._step.after = whole(model, "data")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "grad_norm" in logs:
+            self.steps[state.global_step].norm = float(logs["grad_norm"])
+
+
+def whole(model: nn.Module, what: str) -> dict[str, Tensor]:
+    values = {name: parameter if what == "data" else parameter.grad for name, parameter in model.named_parameters()}
+    return {n: (v.full_tensor() if isinstance(v, DTensor) else v).detach().clone() for n, v in values.items()}
+
+
+def check_used(out: Path, way: str, bf16: bool, accumulation: int) -> None:
+    """Against the gradients that the optimizer uses, in float64; precision of the training does not matter then."""
+    if way == "ddp":
+        model = Classifier()
+    else:
+        checkpoint, shards = out.parent / "checkpoint", DistributedConfig(fsdp_size=2)
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoint, distributed_config=shards)
+    spy = WholeSpy()
+    args = arguments(
+        out,
+        per_device_train_batch_size=2,
+        max_grad_norm=MAX_NORM,
+        max_steps=3,
+        bf16=bf16,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=1e-3,
+    )
+    trainer = Trainer(model, args, train_dataset=rows(), callbacks=[spy])
+    watching = bert_toolkit.watch(trainer, every_n_steps=1, figures=False)
+    trainer.train()
+    flow, update = watching.gradient_flow.records, watching.update_ratios.records
+    assert [r.step for r in flow] == [r.step for r in update] == [1, 2, 3]
+    for gradients, change in zip(flow, update, strict=True):
+        step = spy.steps[gradients.step]
+        assert len(step.inputs) == accumulation
+        check_gradients(gradients, step.gradients, rtol=1e-6)
+        check_update(change, step, rtol=1e-6)
+        coefficient = MAX_NORM / (step.norm + 1e-6)
+        assert coefficient < 0.9, "this run must clip"
+        assert abs(gradients.clip_coefficient - coefficient) < 1e-5 * coefficient
+    assert any(isinstance(p, DTensor) for p in model.parameters()) == (way == "fsdp2")
+
+
 def check_fsdp1(out: Path) -> None:
     """Flattened parameters: one notice from each monitor, and the loop goes on."""
     model = FullyShardedDataParallel(Classifier(), device_id=torch.device("cpu"))
@@ -98,6 +166,14 @@ CHECKS = {
         out, Classifier(), torch_compile=True, torch_compile_backend="aot_eager", gradient_accumulation_steps=3
     ),
     "fsdp1": check_fsdp1,
+}
+CHECKS |= {
+    f"{way} {'bf16' if bf16 else 'fp32'} accumulation {accumulation}": partial(
+        check_used, way=way, bf16=bf16, accumulation=accumulation
+    )
+    for way in ("ddp", "fsdp2")
+    for bf16 in (False, True)
+    for accumulation in (1, 3)
 }
 
 
