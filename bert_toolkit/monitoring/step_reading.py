@@ -49,6 +49,7 @@ class StepReader:
         self._update_ratios: dict[tuple[Mode, int], UpdateRatioMonitor] = {}
         self._open: weakref.ref[StepReading] | None = None
         self._steps_inside_backward = False
+        self._leaves_gradients = False  # the optimizer, as a sample has shown
 
     @staticmethod
     def of(model: nn.Module) -> "StepReader":
@@ -148,7 +149,8 @@ class StepReading:
         self.steps_inside_backward = reader._steps_inside_backward and self._engine is None
         self.came_too_late = False
         self._arriving: ArrivingGradients | None = None
-        self._moved = Moved([] if self._engine is not None else reader.gradient_flow._watched.now())
+        in_doubt = self._engine is None and not reader._leaves_gradients
+        self._moved = Moved(reader.gradient_flow._watched.now() if in_doubt else [])
 
     def close(self) -> None:
         """Leave no hook behind."""
@@ -229,6 +231,8 @@ class StepReading:
             if self.came_too_late:
                 self._reader.gradient_flow.forget()
                 return
+        else:
+            self._reader._leaves_gradients = True
         if self._wants_gradients:
             try:
                 self._pending = self._reader.gradient_flow.start(
