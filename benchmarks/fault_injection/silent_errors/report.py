@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.fault_injection.silent_errors.errors import ERRORS, NOT_MET, STEPS
+from benchmarks.fault_injection.silent_errors.errors import ERRORS, NOT_MET, STEPS, WHY_MISSED
 
 PAGE = Path(__file__).parents[2] / "silent_errors.md"
 Row = dict[str, Any]
@@ -47,11 +47,13 @@ def report(results: Path) -> None:
         "Made by `python -m benchmarks.fault_injection.silent_errors run` and `report`. Errors that people met in "
         "real trainings, as TrainCheck (OSDI 2025) lists them, and their next of kin, each reproduced under Trainer "
         f"on a small model and real text; {STEPS} steps, every one sampled. Where an error needs ranks, two processes "
-        "train together.",
+        "train together. The rules were written with this list at hand: the table shows that they work, not what they "
+        "find of errors unknown to them.",
         "",
         f"- with an alarm: {fraction([bool(alarms(row)) for row in visible])} runs that training health should notice",
         f"- cause named: {fraction([bool(named(row)) for row in visible])}",
         f"- samples until the first alarm: median {np.median(first):.0f}, largest {max(first)}" if first else "",
+        f"- seeds: {', '.join(str(seed) for seed in sorted({row['seed'] for row in rows}))}",
         f"- healthy runs with an alarm: {fraction([bool(alarms(row)) for row in healthy])}",
         f"- smdebug's thresholds: {fraction([bool(row['smdebug']) for row in visible])} broken runs, "
         f"{fraction([bool(row['smdebug']) for row in healthy])} healthy ones",
@@ -69,6 +71,9 @@ def report(results: Path) -> None:
         )
     lines += ["", "* not counted above:", ""]
     lines += [f"- {name}: {error.unseen}." for name, error in ERRORS.items() if error.unseen]
+    silent = {row["name"] for row in visible} - {row["name"] for row in visible if alarms(row)}
+    lines += ["", "Without an alarm:", ""] if silent else []
+    lines += [f"- {name}: {WHY_MISSED.get(name, 'not known why')}." for name in ERRORS if name in silent]
     lines += ["", "Of TrainCheck's list, what no Trainer run on a CPU meets:", ""]
     lines += [f"- {name}: {reason}." for name, reason in NOT_MET.items()]
     false = [f"{row['model']}, {row['ranks']} ranks: {f['rule']}" for row in healthy for f in alarms(row)]
