@@ -48,6 +48,7 @@ NOT_RUN = {
     "bert_toolkit report RUN": "RUN stands for the folder of a run; tests/run_page runs it",
     "bert_toolkit.health RUN": "RUN stands for the folder of a run; tests/health/test_command.py runs it",
     "--bf16 --dropout 0 --compile": "needs a CUDA device; tests/model has what of it runs on a CPU",
+    "silent_errors run": "minutes of training; tests/benchmarks/test_silent_errors.py runs two of its errors",
     "fault_injection pictures": "draws from the histories of every fault and control: ten minutes of training",
 }
 SHOWN = re.compile(r"^```(\w*)\n(.*?)^```|`((?:[^`\n]|\n(?!\n))+)`", re.MULTILINE | re.DOTALL)
