@@ -5,12 +5,11 @@ import shutil
 
 import pytest
 import torch
+from hostile_text import HOSTILE
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import bert_toolkit
 from bert_toolkit.reporting.results import write_predictions, write_results
-
-HOSTILE = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">&amp;"
 
 
 def classifier():

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas
 import pytest
-from conftest import HOSTILE
+from hostile_text import HOSTILE
 from sklearn.metrics import confusion_matrix
 
 from bert_toolkit import InputError
