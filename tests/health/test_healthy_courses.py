@@ -267,7 +267,15 @@ def prompts_of_a_frozen_body(c):
     c.loss[:30] = 1.1 + 0.05 * np.random.default_rng(9).standard_normal(30)
 
 
+def too_noisy_to_tell_yet(c):
+    """A little is known at 60 % of the run, less than the noise of small batches; most is learned in the rest."""
+    c.classes, c.label_counts = 2, np.array([8.0, 8.0])
+    c.loss = 0.68 + 0.2 * np.random.default_rng(11).standard_normal(c.samples)
+    c.loss[42:] -= np.linspace(0.1, 0.4, c.samples - 42)
+
+
 HEALTHY = [
+    too_noisy_to_tell_yet,
     prompts_of_a_frozen_body,
     policy_whose_loss_has_no_level,
     first_steps_far_beyond_the_weights,

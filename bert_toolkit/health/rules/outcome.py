@@ -132,6 +132,7 @@ def loss_flat(
     progress: float = 0.6,
     recent: int = 30,
     share: float = 0.97,
+    known_share: float = 0.9,
 ) -> Finding | None:
     """Late in the run the model still knows no more than how frequent the classes are, and its loss does not fall.
 
@@ -140,7 +141,8 @@ def loss_flat(
 
     With one class label per example each of the last `recent` losses is compared with what the frequencies of the
     classes alone would score on the labels of the same batch, so that which labels a batch happens to have does not
-    blur the comparison; with token labels with `share` of the logarithm of the vocabulary, since the plateau of word
+    blur the comparison, and nothing is said where the noise leaves it open whether it is below `known_share` of that;
+    with token labels with `share` of the logarithm of the vocabulary, since the plateau of word
     frequencies is healthy.
     A loss falls where it does from the first to the second half of these samples, or on the whole since the warm-up,
     beyond twice its own noise. Other losses, and sums of several, have no level to compare with and are not judged.
@@ -169,6 +171,8 @@ def loss_flat(
         allowed = 2 * float(gains[0].std()) / math.sqrt(recent)
         if any(gain.mean() > 2 * gain.std() / math.sqrt(recent) for gain in gains):
             return None
+        if gains[0].mean() + allowed > (1.0 - known_share) * guess.mean():
+            return None  # too noisy to tell
     else:
         guess, known = np.full(recent, math.log(history.classes[-1])), "a guess among all classes gives"
         allowed = (1.0 - share) * guess[0]
