@@ -37,6 +37,7 @@ SMALL = {
     "benchmarks/pretraining_data.py": (
         "--megabytes 1 2 --processes 1 --tokenized_megabytes 1 --workers 0 1 --seconds 0.2 --rounds 1"
     ),
+    "benchmarks.fault_injection.healthy_programs": "--only three_steps --steps 2",
     "benchmarks.fault_injection run": "--only minilm/missing_from_optimizer --seeds 0",
     "benchmarks/kill_and_resume.py": "--recipes cola --kills 1",
     "benchmarks/monitoring_overhead.py": "--size minilm --batch_size 1 --length 8 --rounds 1",

@@ -67,8 +67,10 @@ def page(rows: Sequence[Row], first: Sequence[Row]) -> str:
         "finding on one of them is a false alarm. Errors and warnings are told at once; notes (unused poolers, idle",
         "experts, what is often meant) go to the file and the end report alone.",
         "",
-        "`python -m benchmarks.fault_injection.healthy_programs --cola CoLA's raw folder --newsgroups archive` runs",
-        "them, each in a process of its own on one CPU thread with seed 0, and writes this page.",
+        "`python -m benchmarks.fault_injection.healthy_programs --cola path/to/cola/raw "
+        "--newsgroups path/to/20news.tar.gz`",
+        "runs them, each in a process of its own on one CPU thread with seed 0, and writes this page. With",
+        "`--histories FOLDER --rejudge` the rules of today judge what was sampled when a program ran.",
         f"Run on {about['date']} on {about['machine']} with {about['versions']}.",
         "",
         *table(rows),
