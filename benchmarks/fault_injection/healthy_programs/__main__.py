@@ -137,6 +137,8 @@ def run_program(
                 ]
                 now = {name: row[name] for name in ("group", "purpose", "rules")}
                 return {**row, **known, **now, **_findings(entries)}
+            if not any(watched):
+                return {**row, "failed": "nothing was watched: " + "; ".join(complaints.texts)}
             score = ready.score()
             for number, history in enumerate(watched):
                 if histories is not None and history is not None:
