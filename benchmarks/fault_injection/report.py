@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from benchmarks.fault_injection.controls import CONTROLS
 from benchmarks.fault_injection.faults import FAULTS
-from benchmarks.fault_injection.results import REPORTED_SEEDS, TUNING_SEEDS, read_results
+from benchmarks.fault_injection.results import REPORTED_SEEDS, TUNING_SEEDS, all_jobs, read_results
 from benchmarks.fault_injection.smdebug import OTHERS
 from benchmarks.fault_injection.trainings import MODELS
 from bert_toolkit.health.rules import RULES
@@ -146,7 +147,8 @@ def tables(rows: list[dict]) -> list[str]:
 
 def report(path: Path) -> None:
     """Write benchmarks/fault_injection.md from a results file."""
-    rows = list(read_results(path).values())
+    known = read_results(path)
+    rows = list(known.values())
     lines = [
         "# Fault injection",
         "",
@@ -166,7 +168,13 @@ def report(path: Path) -> None:
         chosen = [row for row in rows if row["seed"] in seeds]
         if chosen:
             named = ", ".join(str(seed) for seed in sorted({row["seed"] for row in chosen}))
-            lines += ["", f"## {title} ({named})", "", *tables(chosen)]
+            missing = [job for job in all_jobs(sorted({row["seed"] for row in chosen})) if job not in known]
+            lines += ["", f"## {title} ({named})", ""]
+            if missing:
+                kinds = Counter(kind for kind, _, _ in missing)
+                parts = ", ".join(f"{count} of {kind}" for kind, count in kinds.items())
+                lines += [f"A part of the jobs: {len(missing)} were not run with these rules ({parts}).", ""]
+            lines += tables(chosen)
     text = "\n".join(lines) + "\n"
     PAGE.write_text(text, encoding="utf-8")
     print(text)
