@@ -1,4 +1,4 @@
-.PHONY: style quality test test-oldest audit
+.PHONY: style quality test test-oldest test-pythons audit
 
 # the environment of CONTRIBUTING.md where it is there, otherwise the active one
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python)
@@ -22,6 +22,15 @@ test-oldest:
 	python3 -m venv .venv-oldest
 	.venv-oldest/bin/pip install -c constraints-oldest.txt -e ".[recipes,offline]" pytest pytest-xdist hypothesis peft
 	.venv-oldest/bin/python -m pytest -m "not slow and not launch"
+
+# The fast tests on other versions of Python, each in an environment of its own: PYTHONS are commands or paths
+PYTHONS ?= python3.12 python3.13
+test-pythons:
+	for python in $(PYTHONS); do \
+		folder=.venv-$$(basename $$python) && $$python -m venv $$folder \
+		&& $$folder/bin/pip install -c constraints.txt -e ".[recipes,offline,test]" \
+		&& $$folder/bin/python -m pytest -m "not slow and not launch and not foreign" || exit 1; \
+	done
 
 # Known vulnerabilities of the pinned versions; in an environment of its own, so that it adds nothing to yours.
 audit:
