@@ -104,10 +104,7 @@ def class_scores(labels: np.ndarray, predicted: np.ndarray, label_names: Sequenc
 
 
 def _finite_predictions(eval_prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
-    predictions, labels = (
-        part[0] if isinstance(part, tuple) else part
-        for part in (eval_prediction.predictions, eval_prediction.label_ids)
-    )
+    predictions, labels = _one_array(eval_prediction.predictions), _one_array(eval_prediction.label_ids)
     broken = int((~np.isfinite(predictions)).any(axis=-1).sum())
     if broken:
         raise InputError(
@@ -115,6 +112,12 @@ def _finite_predictions(eval_prediction: EvalPrediction) -> tuple[np.ndarray, np
             "computation overflowed; lower the learning rate or use bf16 or fp32"
         )
     return predictions, labels
+
+
+def _one_array(part: np.ndarray | tuple | list) -> np.ndarray:
+    if isinstance(part, list):  # one entry a batch, under `eval_do_concat_batches=False`
+        return np.concatenate([_one_array(batch) for batch in part])
+    return part[0] if isinstance(part, tuple) else part
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -84,7 +84,8 @@ def check_classifier_flags(arguments: TrainingArguments, corpus: CorpusSplits, m
     accepted = ["loss"] if arguments.prediction_loss_only else ["loss", *metrics]
     if best not in accepted:
         reason = "with `prediction_loss_only`" if arguments.prediction_loss_only else f"for {corpus.problem_type}"
-        raise InputError(f"`metric_for_best_model` must be {' or '.join(accepted)} {reason}, got {best}")
+        names = " or ".join(filter(None, [", ".join(accepted[:-1]), accepted[-1]]))
+        raise InputError(f"`metric_for_best_model` must be {names} {reason}, got {best}")
     if arguments.label_smoothing_factor and corpus.problem_type != SINGLE:
         raise InputError(
             f"`label_smoothing_factor` must be 0 for {corpus.problem_type}, got {arguments.label_smoothing_factor}: "

@@ -75,6 +75,7 @@ def test_only_rank_0_writes(runs):
             "gradient_flow.npz",
             "gradients.png",
             "gradients_over_time.png",
+            "run.json",
             "update_ratio.npz",
             "update_ratios.png",
             "update_ratios_over_time.png",

@@ -49,6 +49,15 @@ def test_constant_predictions_correlate_with_nothing():
 
 
 @pytest.mark.parametrize("compute", [compute_multi_label_metrics, compute_regression_metrics])
+def test_batches_that_trainer_did_not_join_score_as_all_rows_do(compute):
+    """As under `eval_do_concat_batches=False`; the second output of the model is not scored."""
+    labels, logits = RANDOM.integers(0, 2, (10, 3)).astype(np.float32), RANDOM.normal(size=(10, 3))
+    batches = [slice(0, 4), slice(4, 8), slice(8, 10)]
+    apart = EvalPrediction([(logits[rows], logits[rows, :1]) for rows in batches], [labels[rows] for rows in batches])
+    assert compute(apart) == compute(EvalPrediction(logits, labels))
+
+
+@pytest.mark.parametrize("compute", [compute_multi_label_metrics, compute_regression_metrics])
 def test_diverged_model_is_named(compute):
     predictions = np.array([[1.0], [np.nan], [np.inf]])
     with pytest.raises(InputError, match="2 of 3 predictions hold NaN or infinite logits"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import runpy
 import shlex
@@ -136,7 +137,10 @@ def test_last_lines_lead_to_report_curves_and_model(finished, tmp_path):
     assert [report[0], curves[0], use[0]] == ["report", "curves", "model"]
     text = Path(report[1]).read_text(encoding="utf-8")
     assert "no fault found" in text and "Confusion matrix" in text
-    inspected = subprocess.run([*shlex.split(curves[1]), "--inspect"], capture_output=True, text=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    inspected = subprocess.run(
+        [*shlex.split(curves[1]), "--inspect"], capture_output=True, text=True, env=os.environ | {"PATH": path}
+    )
     assert inspected.returncode == 0 and "first_step" in inspected.stdout, inspected.stderr[-2000:]
     load, command = use[1].split("; label new texts: ")
     model = eval(load, {"AutoModelForSequenceClassification": AutoModelForSequenceClassification})
