@@ -15,12 +15,15 @@ from bert_toolkit.monitoring.update_ratios import Mode, UpdateRatioMonitor, Upda
 # What an observer wants to know of updates; `any` takes what another observer measures, or the cheap sample.
 UpdateSampling = Literal["exact", "sampled", "any"]
 
+_EVERY_STEP = 3  # steps read in a row: more follow, and memory is kept; the first two of a run may be all
+
 
 class StepReader:
     """Read a model's gradients and updates once per step, however many observers want them.
 
     Observers of one model get the same reader from `StepReader.of(model)` and keep it for as long as they observe;
-    it goes with the last of them. Between two readings it holds no tensor but the positions of sampled updates.
+    it goes with the last of them. Between two readings it holds no tensor but the positions of sampled updates, and,
+    where every step is read, the memory of one copy of the trainable parameters.
 
     Args:
         model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
@@ -48,6 +51,7 @@ class StepReader:
         self.gradient_flow = GradientFlowMonitor(self.model)
         self._update_ratios: dict[tuple[Mode, int], UpdateRatioMonitor] = {}
         self._open: weakref.ref[StepReading] | None = None
+        self._last_step = self._in_a_row = 0
         self._steps_inside_backward = False
         self._leaves_gradients = False  # the optimizer, as a sample has shown
 
@@ -90,6 +94,8 @@ class StepReader:
         reading = None if self._open is None else self._open()
         if reading is None or reading.step != step:
             self.forget()
+            self._in_a_row = self._in_a_row + 1 if step == self._last_step + 1 else 1
+            self._last_step = step
             self._steps_inside_backward |= steps_inside_backward(optimizer)
             reading = StepReading(self, step, optimizer)
             self._open = weakref.ref(reading)
@@ -251,6 +257,7 @@ class StepReading:
             for key in needed:
                 if key not in self._copies:
                     monitor = self._reader._update_monitor(*key)
+                    monitor.keep = self._reader._in_a_row >= _EVERY_STEP
                     monitor.before_step(optimizer)
                     self._copies[key] = monitor
         except Exception as error:

@@ -107,7 +107,8 @@ def update_ratio_scalars(
 class UpdateRatioMonitor:
     """Measure ||after - before|| / ||before|| around `optimizer.step()`, for any optimizer.
 
-    `mode="exact"` copies the trainable parameters in `before_step` and frees the copy in `after_step`.
+    `mode="exact"` copies the trainable parameters in `before_step` and frees the copy in `after_step`; with `keep` its
+    memory serves the next step as well, since on CPUs fresh pages cost several times what copying does.
     `mode="sampled"` copies a fixed random subset of at most 4,096 elements of each tensor. On Gaussian values the
     sampled ratio has a relative standard deviation of 1.6 %; where only a share s of the elements moves (rows of an
     embedding) about sqrt(1 / (4096 s)) / 2. Norms of sampled mode are scaled up to the whole tensor.
@@ -118,6 +119,9 @@ class UpdateRatioMonitor:
         model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
         mode: `"exact"` or `"sampled"`.
         seed: seed of the sampled positions.
+
+    Attributes:
+        keep: hold the memory of the copy, as large as the trainable parameters, until a step without `keep`.
 
     Raises:
         InputError: if `mode` is unknown or no parameter of the model is trainable.
@@ -141,7 +145,9 @@ class UpdateRatioMonitor:
         self.mode = mode
         self.seed = seed
         self._watched = WatchedParameters(model, "update ratio")
+        self.keep = False
         self._before: list[tuple[str, nn.Parameter, Tensor]] = []
+        self._kept: dict[str, Tensor] = {}
         self._rate = self._peak = math.nan
         self._positions: dict[tuple[str, int], Tensor] = {}  # by name and size: a parameter may be replaced
 
@@ -164,8 +170,16 @@ class UpdateRatioMonitor:
         """
         self.note_rates(optimizer)
         self._before = [
-            (name, parameter, self.compared_values(name, parameter).clone()) for name, parameter in self._watched.now()
+            (name, parameter, self._copy_of(name, self.compared_values(name, parameter)))
+            for name, parameter in self._watched.now()
         ]
+        self._kept = {}
+
+    def _copy_of(self, name: str, values: Tensor) -> Tensor:
+        kept = self._kept.get(name)
+        if kept is None or (kept.shape, kept.dtype, kept.device) != (values.shape, values.dtype, values.device):
+            return values.clone()
+        return kept.copy_(values)
 
     def note_rates(self, optimizer: Any) -> None:
         """Remember the learning rate of the step.
@@ -198,6 +212,8 @@ class UpdateRatioMonitor:
         self._before = []
         after = [self.compared_values(n, p) for n, p in zip(names, parameters, strict=True)]
         rows = update_rows(parameters, after, before).read()
+        if self.keep and self.mode == "exact":
+            self._kept = {n: copy for n, copy in zip(names, before, strict=True) if copy.device.type == "cpu"}
         del before
         moved = rows[..., 2].any()
         skipped = not moved and not self._gradients_are_finite(parameters)

@@ -146,6 +146,31 @@ def test_nothing_is_held_between_readings_and_the_reader_goes_with_its_observers
     assert of_model() is None
 
 
+def test_memory_of_the_copy_is_kept_while_every_step_is_read():
+    """From the third step in a row; values stay those of plain float64, and a gap frees it."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(300, 200)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reader = StepReader.of(model)
+    monitor = reader._update_monitor("exact", 0)
+    places = {}
+    for step in (1, 2, 3, 4, 5, 10, 20):
+        reading = reader.begin(step)
+        reading.join(updates="exact")
+        model(torch.randn(8, 300)).square().sum().backward()
+        before = model.weight.detach().double()
+        reading.before_step(optimizer)
+        places[step] = monitor._before[0][2].data_ptr()
+        optimizer.step()
+        reading.after_step()
+        ratio = (model.weight.detach().double() - before).norm() / before.norm()
+        assert reading.updates().ratio[0] == pytest.approx(float(ratio), rel=1e-6)
+        optimizer.zero_grad()
+        reading.leave()
+        assert bool(monitor._kept) == (step in (3, 4, 5)), step
+    assert places[3] == places[4] == places[5] == places[10]
+
+
 def test_a_new_step_frees_one_that_was_interrupted():
     model = build()
     reader = StepReader.of(model)
