@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import AutoModelForSequenceClassification, Trainer
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, Trainer
 
 from bert_toolkit.callbacks.run_report import page_unless_it_fails
 from bert_toolkit.reporting import figures, overview, results
@@ -145,6 +145,8 @@ def tell_what_is_there(output_dir: str, auto_class: Any, is_main: bool = True) -
         use += " --output labeled.tsv"
         if "text_columns" not in read_json(Path(output_dir) / "config.json"):  # as the model was trained
             use += " --text_columns text"
+    elif auto_class is AutoModelForTokenClassification:
+        use = f"tag new texts: pipeline('token-classification', {output_dir!r}, aggregation_strategy='simple')"
     else:
         use = (
             f"fine-tune: accelerate launch recipes/classify.py --model_name_or_path {folder} --train_data labeled.csv"

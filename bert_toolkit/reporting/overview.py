@@ -14,6 +14,7 @@ from bert_toolkit.data.corpus_splits import CorpusSplits
 from bert_toolkit.data.labels import REGRESSION
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from rich.table import Table
 
 CLASSES_SHOWN = 40
@@ -97,12 +98,15 @@ def print_settings(rows: Mapping[str, object], title: str) -> None:
     _print(table)
 
 
-def print_class_balance(labels_by_split: Mapping[str, Sequence], label_names: Sequence[str]) -> None:
+def print_class_balance(
+    labels_by_split: Mapping[str, Sequence], label_names: Sequence[str], counted: str = "rows"
+) -> None:
     """Prints the number of rows of each split, and of each class with its share of them.
 
     Args:
         labels_by_split: Split name to the class ids of its rows, or to 0 and 1 for each class and row.
         label_names: Name of each class id; the first `CLASSES_SHOWN` are printed.
+        counted: What each label belongs to.
     """
     table = _table("Data", ["class", *labels_by_split])
     arrays = [np.asarray(labels, dtype=int) for labels in labels_by_split.values()]
@@ -115,7 +119,7 @@ def print_class_balance(labels_by_split: Mapping[str, Sequence], label_names: Se
     if len(label_names) > CLASSES_SHOWN:
         table.add_row(f"… and {len(label_names) - CLASSES_SHOWN} more classes")
     table.add_section()
-    table.add_row("rows", *(f"{len(array):,}" for array in arrays))
+    table.add_row(counted, *(f"{len(array):,}" for array in arrays))
     _print(table)
 
 
@@ -138,6 +142,18 @@ def print_number_spread(numbers_by_split: Mapping[str, Sequence[float]]) -> None
     table.add_section()
     table.add_row("rows", *(f"{len(array):,}" for array in arrays))
     _print(table)
+
+
+def print_tag_counts(sentences_by_split: Mapping[str, Dataset], tag_names: Sequence[str]) -> None:
+    """Prints the number of sentences of each split, and of words with each tag.
+
+    Args:
+        sentences_by_split: Split name to rows with a column `tags` of lists of ids.
+        tag_names: Name of each id; the first `CLASSES_SHOWN` are printed.
+    """
+    tags = {name: [tag for row in rows["tags"][:] for tag in row] for name, rows in sentences_by_split.items()}
+    print_class_balance(tags, tag_names, "words")
+    print_settings({name: f"{len(rows):,}" for name, rows in sentences_by_split.items()}, "Sentences")
 
 
 def print_class_scores(scores: Mapping[str, Mapping[str, float]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -66,10 +66,23 @@ def predict_splits(trainer: Trainer, corpus: CorpusSplits) -> FinalPredictions:
             output = trainer.predict(longest_first(corpus.test), metric_key_prefix="validation")
             validation_metrics = dict(output.metrics or {})
             trainer.log(validation_metrics)
-    order = _order(corpus.test)
-    logits, labels = np.empty_like(output.predictions), np.empty_like(output.label_ids)
-    logits[order], labels[order] = output.predictions, output.label_ids
+    logits, labels = (rows_in_order(array, corpus.test) for array in (output.predictions, output.label_ids))
     return FinalPredictions(logits, labels, validation_metrics)
+
+
+def rows_in_order(array: Any, rows: Dataset) -> np.ndarray:
+    """What was predicted of `longest_first(rows)`, in the order of the rows.
+
+    Args:
+        array: One entry per row, (n, ...).
+        rows: Tokenized rows.
+
+    Returns:
+        The same entries.
+    """
+    ordered = np.empty_like(array)
+    ordered[_order(rows)] = array
+    return ordered
 
 
 @contextmanager

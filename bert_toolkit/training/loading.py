@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 
 from bert_toolkit.data.corpus_splits import CorpusSplits
 from bert_toolkit.errors import InputError
-from bert_toolkit.model import ToolkitBertForSequenceClassification
+from bert_toolkit.model import ToolkitBertForSequenceClassification, ToolkitBertForTokenClassification
 
-IMPLEMENTATIONS = {
+CLASSIFIERS = {
     "toolkit": ToolkitBertForSequenceClassification,
     "transformers": AutoModelForSequenceClassification,
 }
+TAGGERS = {"toolkit": ToolkitBertForTokenClassification, "transformers": AutoModelForTokenClassification}
 
 
 def load_pretrained(auto_class: Any, name_or_path: str, trust_remote_code: bool = False, **settings: Any) -> Any:
@@ -54,12 +60,13 @@ def model_type_of(name_or_path: str) -> str:
         return str(settings.get("model_type", "bert"))
 
 
-def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(name_or_path: str, trust_remote_code: bool = False, of_words: bool = False) -> Any:
     """The tokenizer of a model whose texts can form batches.
 
     Args:
         name_or_path: Folder or hub name.
         trust_remote_code: Whether Python files that lie beside it may be run.
+        of_words: It will get lists of words, before which a byte-level tokenizer must put a space.
 
     Returns:
         The tokenizer.
@@ -68,6 +75,8 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False) -> Any:
         InputError: It cannot be loaded, or has no padding token.
     """
     tokenizer = load_pretrained(AutoTokenizer, name_or_path, trust_remote_code)
+    if of_words and getattr(tokenizer, "add_prefix_space", None) is False:
+        tokenizer = load_pretrained(AutoTokenizer, name_or_path, trust_remote_code, add_prefix_space=True)
     if tokenizer.pad_token is None:
         raise InputError(f"{name_or_path} has no padding token, so texts cannot form a batch: choose an encoder")
     return tokenizer
@@ -90,19 +99,53 @@ def load_classifier(
     Raises:
         InputError: Another implementation, or a model that cannot be loaded.
     """
+    names = corpus.label_names
+    return _with_head(
+        CLASSIFIERS, name_or_path, names, implementation, trust_remote_code, problem_type=corpus.problem_type
+    )
+
+
+def load_tagger(
+    name_or_path: str, tag_names: Sequence[str], implementation: str = "auto", trust_remote_code: bool = False
+) -> Any:
+    """A model with a fresh head that gives each token a tag.
+
+    Args:
+        name_or_path: Folder or hub name of a pre-trained encoder.
+        tag_names: In the order of their ids.
+        implementation: See `load_classifier`.
+        trust_remote_code: See `load_classifier`.
+
+    Returns:
+        The model, in float32 as saved.
+
+    Raises:
+        InputError: As `load_classifier`.
+    """
+    return _with_head(TAGGERS, name_or_path, tag_names, implementation, trust_remote_code)
+
+
+def _with_head(
+    classes: Mapping[str, Any],
+    name_or_path: str,
+    label_names: Sequence[str],
+    implementation: str,
+    trust_remote_code: bool,
+    **settings: Any,
+) -> Any:
     if implementation == "auto":
         implementation = "toolkit" if model_type_of(name_or_path) in ("bert", "toolkit_bert") else "transformers"
-    if implementation not in IMPLEMENTATIONS:
+    if implementation not in classes:
         raise InputError(f"`implementation` must be auto, toolkit or transformers, got {implementation}")
     model = load_pretrained(
-        IMPLEMENTATIONS[implementation],
+        classes[implementation],
         name_or_path,
         trust_remote_code,
-        num_labels=len(corpus.label_names),
-        id2label=dict(enumerate(corpus.label_names)),
-        label2id={name: number for number, name in enumerate(corpus.label_names)},
-        problem_type=corpus.problem_type,
+        num_labels=len(label_names),
+        id2label=dict(enumerate(label_names)),
+        label2id={name: number for number, name in enumerate(label_names)},
         use_safetensors=True,
+        **settings,
     )
     if implementation == "transformers":
         # their classifiers take the count of labels and ignore it, so that accumulation would multiply gradients

@@ -80,23 +80,51 @@ def check_classifier_flags(arguments: TrainingArguments, corpus: CorpusSplits, m
     Raises:
         InputError: Such a flag.
     """
-    best = str(arguments.metric_for_best_model).removeprefix("eval_")
-    accepted = ["loss"] if arguments.prediction_loss_only else ["loss", *metrics]
-    if best not in accepted:
-        reason = "with `prediction_loss_only`" if arguments.prediction_loss_only else f"for {corpus.problem_type}"
-        names = " or ".join(filter(None, [", ".join(accepted[:-1]), accepted[-1]]))
-        raise InputError(f"`metric_for_best_model` must be {names} {reason}, got {best}")
+    _check_best_metric(arguments, metrics, f"for {corpus.problem_type}")
     if arguments.label_smoothing_factor and corpus.problem_type != SINGLE:
         raise InputError(
             f"`label_smoothing_factor` must be 0 for {corpus.problem_type}, got {arguments.label_smoothing_factor}: "
             "it smooths one class per text"
         )
+    _check_rows(arguments, len(corpus.validation))
+
+
+def check_tagger_flags(arguments: TrainingArguments, validation_rows: int, metrics: Iterable[str]) -> None:
+    """Refuses flags that do not go with the data and the metrics of a tagger.
+
+    Args:
+        arguments: Of the run.
+        validation_rows: Number of validation sentences.
+        metrics: What each evaluation computes besides the loss.
+
+    Raises:
+        InputError: Such a flag.
+    """
+    _check_best_metric(arguments, metrics, "for these tags")
+    _check_rows(arguments, validation_rows)
+    if not arguments.eval_do_concat_batches:
+        raise InputError(
+            "`eval_do_concat_batches` must be true for token classification, got false: scores take all sentences at "
+            "once"
+        )
+
+
+def _check_best_metric(arguments: TrainingArguments, metrics: Iterable[str], reason: str) -> None:
+    best = str(arguments.metric_for_best_model).removeprefix("eval_")
+    accepted = ["loss"] if arguments.prediction_loss_only else ["loss", *metrics]
+    if best not in accepted:
+        reason = "with `prediction_loss_only`" if arguments.prediction_loss_only else reason
+        names = " or ".join(filter(None, [", ".join(accepted[:-1]), accepted[-1]]))
+        raise InputError(f"`metric_for_best_model` must be {names} {reason}, got {best}")
+
+
+def _check_rows(arguments: TrainingArguments, validation_rows: int) -> None:
     if not arguments.remove_unused_columns:
         raise InputError("`remove_unused_columns` must be true, got false: the rows hold texts, which no model takes")
     batch = arguments.eval_batch_size * arguments.world_size
-    if arguments.dataloader_drop_last and len(corpus.validation) < batch:
+    if arguments.dataloader_drop_last and validation_rows < batch:
         raise InputError(
-            f"`dataloader_drop_last` leaves none of {len(corpus.validation)} validation rows in batches of {batch}; "
+            f"`dataloader_drop_last` leaves none of {validation_rows} validation rows in batches of {batch}; "
             "lower `per_device_eval_batch_size` or leave the flag out"
         )
 
