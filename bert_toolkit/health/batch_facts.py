@@ -26,9 +26,10 @@ def batch_facts(inputs: Mapping[str, Any], special_tokens: Mapping[str, int]) ->
     Returns:
         As far as the batch allows: `examples`; `labelled_fraction` (of real tokens), `labels_on_padding`,
         `label_equals_input`, `label_equals_next_input`, `label_pad_run` (see the functions below);
-        `top_label_fraction` (of the most frequent class in this batch); `unknown_fraction`, `eos_in_inputs`,
-        `eos_in_labels`; `longest_row`, `shortest_row` (real tokens), `top_token_fraction`; `fingerprint`;
-        `float_input_rms`, `float_input_nonfinite`; `positions_vary`.
+        `top_label_fraction` (of the most frequent class in this batch); `padding_seen` (share of the padding tokens
+        that no mask hides, NaN where there are none) and `padding_tokens` (of all); `unknown_fraction`,
+        `eos_in_inputs`, `eos_in_labels`; `longest_row`, `shortest_row` (real tokens), `top_token_fraction`;
+        `fingerprint`; `float_input_rms`, `float_input_nonfinite`; `positions_vary`.
     """
     facts: dict[str, Tensor | float] = {}
     ids, labels, mask = (inputs.get(name) for name in ("input_ids", "labels", "attention_mask"))
@@ -106,6 +107,10 @@ def _token_facts(ids: Tensor, real: Tensor | None, special: Mapping[str, int]) -
     for name in ("pad", "cls", "sep", "bos", "eos", "mask"):
         if name in special:
             ordinary &= ids != special[name]
+    if "pad" in special and special["pad"] not in (special.get("eos"), special.get("bos"), special.get("unk")):
+        padding = ids == special["pad"]
+        facts["padding_seen"] = _fraction(real, padding)
+        facts["padding_tokens"] = padding.double().mean()
     if "unk" in special:
         facts["unknown_fraction"] = _fraction(ids == special["unk"], ordinary)
     if "eos" in special:

@@ -66,6 +66,9 @@ class ForwardWatch:
     Args:
         model: The module that is trained.
         special_tokens: Name (`pad`, `unk`, `eos`, …) to id, as far as they are known.
+
+    Attributes:
+        first_inputs: Keyword arguments of the first pass since `start`, held until `stop`.
     """
 
     def __init__(self, model: nn.Module, special_tokens: Mapping[str, int] | None = None) -> None:
@@ -80,6 +83,7 @@ class ForwardWatch:
         self._integer_labels = False
         self._several_losses = False
         self._loss_is_partial = False
+        self.first_inputs: dict[str, Any] | None = None
 
     def start(self) -> None:
         """Watch from now on; call it before the forward pass of a step."""
@@ -95,7 +99,7 @@ class ForwardWatch:
         for handle in (self._handle, *self._gradient_handles):
             if handle is not None:
                 handle.remove()
-        self._handle, self._gradient_handles = None, []
+        self._handle, self._gradient_handles, self.first_inputs = None, [], None
         passes, self._passes = self._passes, []
         facts, self._facts = self._facts, []
         known = {
@@ -118,6 +122,8 @@ class ForwardWatch:
                 self._look(module, args, kwargs, output)
 
     def _look(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if self.first_inputs is None:
+            self.first_inputs = dict(kwargs)
         loss, logits = _loss_and_logits(output)
         labels = kwargs.get("labels")
         inputs = [value for name, value in kwargs.items() if "label" not in name] + list(args)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from bert_toolkit.health.activations import changed_activations
+from bert_toolkit.health.behavior_probe import attends_both_ways
 from bert_toolkit.monitoring.parameter_roles import named_unique_parameters, unwrap
 
 _PLANNED_POINTS = 41  # of the learning rate, at most: every 2.5 % of the run
@@ -56,6 +57,7 @@ class RunSettings:
         model_class: Class name of the model.
         tied: Whether input and output embeddings are one parameter where the config says so; None where it does not,
             or where there is no output layer.
+        both_ways: The model attends to later tokens as well; see `attends_both_ways`.
     """
 
     optimizer: str = ""
@@ -76,6 +78,7 @@ class RunSettings:
     name_or_path: str = ""
     model_class: str = ""
     tied: bool | None = None
+    both_ways: bool = False
 
     @classmethod
     def of(
@@ -115,6 +118,7 @@ class RunSettings:
             name_or_path=str(getattr(config, "_name_or_path", "") or ""),
             model_class=type(inner).__name__,
             tied=_tied(inner, config),
+            both_ways=attends_both_ways(inner),
             **known,
         )
 

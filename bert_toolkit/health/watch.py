@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from bert_toolkit.health.behavior_probe import BehaviorProbe
 from bert_toolkit.health.checkpoint_comparison import checkpoint_differences
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.health.flow_watch import FlowWatch
@@ -24,6 +25,10 @@ from bert_toolkit.health.weight_census import weight_census
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import learning_rates, named_unique_parameters
 from bert_toolkit.monitoring.update_ratios import UpdateRatioRecord
+
+# The samples, counted from when this process began to watch, at which the model's behavior is probed. The first finds
+# what is wrong from the start; a model whose layers begin as the identity shows only later that it sees order.
+PROBED = (0, 4)
 
 
 class HealthWatch:
@@ -69,6 +74,8 @@ class HealthWatch:
         self._schedule = schedule
         self._forward = ForwardWatch(model, run.special_tokens) if forward else None
         self._flow = FlowWatch(model) if forward else None
+        self._behavior = BehaviorProbe(model) if forward and not partitioned else None
+        self._times = 0
         self.history.places = {} if self._flow is None else self._flow.places
         self._protocol = None if partitioned else ProtocolWatch(model, run.unheld)
         self._values = SampledValues(model, self.history.names)
@@ -119,6 +126,10 @@ class HealthWatch:
         facts: dict[str, Tensor | float] = {}
         if self._flow is not None:
             facts |= self._flow.stop()
+        if self._behavior is not None and self._forward is not None and self._times in PROBED:
+            # Every rank hands out the same facts, unknown or not.
+            facts |= self._behavior.facts(self._forward.first_inputs or {})
+        self._times += 1
         if self._protocol is not None:
             facts |= self._protocol.facts(optimizer)
             self._protocol.stop()

@@ -98,6 +98,11 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
         0,
         lambda: Loop(changed(classifier(), r"output\.dense\.weight", lambda p: p.mul_(5))),
     ),
+    "segments_scaled": (
+        "table_out_of_scale",
+        0,
+        lambda: Loop(changed(classifier(), "token_type_embeddings", lambda p: p.mul_(5))),
+    ),
     "other_activation": ("activation_not_as_configured", 0, lambda: Loop(relu_everywhere(classifier()))),
     "queries_frozen": ("frozen_kind", 2, lambda: Loop(frozen(classifier(), r"\.(query|key|value)\."))),
 }
@@ -120,6 +125,7 @@ SILENT = {
     "norms_of_branches_zero": lambda: changed(classifier(), r"\d\.output\.LayerNorm\.weight", nn.init.zeros_),
     "norm_of_one_branch_zero": lambda: changed(classifier(), r"layer\.1\.output\.LayerNorm\.weight", nn.init.zeros_),
     "one_bias_filled": lambda: changed(classifier(), r"layer\.0\.intermediate\.dense\.bias", lambda p: p.fill_(-5.0)),
+    "word_vectors": lambda: changed(classifier(), "word_embeddings", lambda p: p.mul_(20)),
     "padding_zero": lambda: changed(masked_lm(), "word_embeddings", lambda p: p[0].zero_()),
     "norms_learned": lambda: changed(classifier(), "LayerNorm", lambda p: p.add_(0.3 * torch.randn(len(p)))),
     "gemma": lambda: GemmaForCausalLM(

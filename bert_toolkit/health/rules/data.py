@@ -5,7 +5,7 @@ import numpy as np
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.rules.questions import latest
-from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
+from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, STEPS, rule
 
 
 @rule(
@@ -176,6 +176,34 @@ def padding_counts(history: HealthHistory, *, samples: int = 3, share: float = 0
         if len(recent) == samples and (recent > limit).all():
             return padding_counts.finding(history, value=recent[-1], threshold=limit, seen=f"{recent[-1]:.0%} {seen}")
     return None
+
+
+@rule(
+    needs="forward",
+    explains=(),
+    severity="warning",
+    cause="attention_mask is not passed to the model, or a collator or a dataset makes one of ones only",
+    remedy="pass the tokenizer's attention_mask on to the model (keep the column, return it from the collator)",
+)
+def padding_not_hidden(history: HealthHistory, *, samples: int = 3, share: float = 0.9) -> Finding | None:
+    """Padding tokens stand in the batch, and no mask hides them from an encoder that attends to all tokens.
+
+    Not judged where the padding token is the end token, nor in causal models, for which padding after a text is
+    hidden by the order.
+    """
+    config = history.settings.config
+    recent = latest(history, "padding_seen", samples)
+    if len(recent) < samples or not (recent > share).all():
+        return None
+    if not (history.settings.both_ways or config.get("is_encoder_decoder")):
+        return None
+    padded = latest(history, "padding_tokens", samples)
+    return padding_not_hidden.finding(
+        history,
+        value=recent[-1],
+        threshold=share,
+        seen=f"{recent[-1]:.0%} of the padding tokens ({padded[-1]:.0%} of all tokens) are open to attention",
+    )
 
 
 @rule(
@@ -403,7 +431,7 @@ def input_scale(history: HealthHistory, *, largest: float = 30.0, samples: int =
 
 @rule(
     needs="forward",
-    explains=(OUTCOME,),
+    explains=(OUTCOME, BEHAVIOR),
     cause="position_ids are constant, built wrongly or left at zero",
     remedy="leave position_ids out (the model counts itself), or pass 0, 1, 2, … for every row",
 )

@@ -8,12 +8,13 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding, Severity
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
+from bert_toolkit.health.rules.questions import latest
+from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, STEPS, rule
 
 
 @rule(
     needs="forward",
-    explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite"),
+    explains=(COURSE, OUTCOME, FLOW, STEPS, BEHAVIOR, "nonfinite"),
     cause="a forward hook, or a function put in the place of forward, changes what the module returns",
     remedy="print(module._forward_hooks, module.__dict__.get('forward')) shows what is around it; remove it, or make "
     "it a module of its own if it is meant",
@@ -86,4 +87,84 @@ def activation_not_as_configured(history: HealthHistory) -> Finding | None:
     name, what = next(iter(changed.items()))
     return activation_not_as_configured.finding(
         history, value=len(changed), threshold=0, seen=f"{len(changed)} activations, first {name}: {what}"
+    )
+
+
+@rule(
+    needs="forward",
+    group=BEHAVIOR,
+    explains=(COURSE, OUTCOME),
+    cause="the causal mask is missing, inverted or not passed on to attention (is_causal=False, a mask of another "
+    "shape, a mask that only hides padding)",
+    remedy="pass is_causal=True to scaled_dot_product_attention, or a lower triangular mask; change a late token and "
+    "see that earlier logits stay",
+)
+def future_visible(history: HealthHistory, *, effect: float = 1e-3) -> Finding | None:
+    """A model that learns to predict the next token sees it: earlier logits change with later tokens.
+
+    Tried in one extra forward pass in evaluation mode; judged where targets are the next tokens.
+    """
+    causal, seen = latest(history, "target_is_next", 1), history.fact("future_effect")
+    if not len(history) or not len(causal) or causal[-1] < 0.9 or not seen[-1] > effect:
+        return None
+    return future_visible.finding(
+        history,
+        value=seen[-1],
+        threshold=effect,
+        seen=f"with the second half of a text changed, logits of the first half change by {seen[-1]:.2g} of their "
+        "spread",
+    )
+
+
+@rule(
+    needs="forward",
+    group=BEHAVIOR,
+    explains=(),
+    severity="warning",
+    cause="attention_mask does not reach the attention (not passed on, a wrong shape, inverted, added without -inf), "
+    "or padding goes into a mean or a maximum over tokens",
+    remedy="hide padding in every attention and in pooling; change the ids of hidden tokens and see that the logits "
+    "stay",
+)
+def padding_matters(history: HealthHistory, *, effect: float = 1e-3) -> Finding | None:
+    """The batch has an `attention_mask`, and what it hides changes the logits of real tokens or of the row.
+
+    Tried in one extra forward pass in evaluation mode. Models without attention (convolutions, recurrences) and causal
+    classifiers, which find their last token by the id of the padding, are not judged.
+    """
+    seen = history.fact("padding_effect")
+    if not len(history) or not seen[-1] > effect:
+        return None
+    return padding_matters.finding(
+        history,
+        value=seen[-1],
+        threshold=effect,
+        seen=f"with other ids under the padding, logits change by {seen[-1]:.2g} of their spread",
+    )
+
+
+@rule(
+    needs="forward",
+    group=BEHAVIOR,
+    explains=(OUTCOME,),
+    severity="warning",
+    cause="positions are not added (a constant position_ids, a zeroed or skipped position embedding, no rotation)",
+    remedy="check that position embeddings are added to the words and that position_ids count from 0 in every row; if "
+    "the model is meant to read bags of words, ignore this",
+)
+def order_not_seen(history: HealthHistory, *, effect: float = 3e-6) -> Finding | None:
+    """A model with attention gives the same for a text whose inner words were reversed.
+
+    Tried in one extra forward pass in evaluation mode at the first sample and at the fifth, and said where both agree:
+    layers that begin as the identity see no order before they have learned.
+    """
+    tried = history.fact("order_effect")
+    known = tried[np.isfinite(tried)]
+    if len(known) < 2 or np.isnan(tried[-1]) or (known[-2:] > effect).any():
+        return None
+    return order_not_seen.finding(
+        history,
+        value=known[-1],
+        threshold=effect,
+        seen=f"with the inner words of a text reversed, the logits change by {known[-1]:.1g} of their spread",
     )

@@ -18,6 +18,7 @@ COURSE = "course"  # how gradients and loss go on from step to step
 OUTCOME = "outcome"  # what the training achieves
 FLOW = "flow"  # which layers gradients reach
 STEPS = "steps"  # how far the optimizer moves the weights
+BEHAVIOR = "behavior"  # what outputs depend on
 
 
 @dataclass(frozen=True)

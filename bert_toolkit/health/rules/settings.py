@@ -10,7 +10,7 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding, Severity
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
+from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, STEPS, rule
 from bert_toolkit.health.settings import GroupSettings, RunSettings
 
 # Optimizers whose step is about as long as the rate, whatever the size of the gradient.
@@ -30,7 +30,7 @@ class _Doubt(NamedTuple):
 
 @rule(
     needs="settings",
-    explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite", "not_updated", "initial_scale"),
+    explains=(COURSE, OUTCOME, FLOW, STEPS, BEHAVIOR, "nonfinite", "not_updated", "initial_scale"),
     cause="a typing error, another unit (percent for a fraction), or a value that was meant for another setting",
     remedy="set it to a usual value; the message names the range and where it comes from",
 )

@@ -8,7 +8,7 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding, Severity
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
+from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, STEPS, rule
 
 # The usual names of the parts of a layer, each with a dot or the beginning before it.
 QUERY, KEY, VALUE = (
@@ -122,7 +122,7 @@ def _fresh_layers(history: HealthHistory) -> dict[str, bool]:
 
 @rule(
     needs="model",
-    explains=(COURSE, OUTCOME, FLOW, STEPS, "initial_scale", "not_as_in_checkpoint"),
+    explains=(COURSE, OUTCOME, FLOW, STEPS, BEHAVIOR, "initial_scale", "not_as_in_checkpoint"),
     cause="weights were filled with a constant, or an initialization was overwritten",
     remedy="initialize with random numbers (torch.nn.init.normal_, xavier_uniform_), so that units can differ",
 )
@@ -178,7 +178,7 @@ def _zeros_that_block(history: HealthHistory, zeros: np.ndarray) -> np.ndarray:
 
 @rule(
     needs="model",
-    explains=(COURSE, OUTCOME, FLOW, STEPS, "initial_scale", "not_as_in_checkpoint"),
+    explains=(COURSE, OUTCOME, FLOW, STEPS, BEHAVIOR, "initial_scale", "not_as_in_checkpoint"),
     cause="one row was copied into the others, or an initialization broadcasts one vector over all units",
     remedy="initialize each unit with random numbers of its own, or load the weights again",
 )
@@ -249,7 +249,7 @@ def zero_rows(history: HealthHistory, *, fraction: float = 0.05) -> Finding | No
 
 @rule(
     needs="model",
-    explains=(COURSE, OUTCOME, FLOW, STEPS, "initial_scale", "not_as_in_checkpoint"),
+    explains=(COURSE, OUTCOME, FLOW, STEPS, BEHAVIOR, "initial_scale", "not_as_in_checkpoint"),
     cause="normalizations were scaled, shifted or zeroed, or read from other keys of a checkpoint",
     remedy="a fresh normalization multiplies by 1 and adds 0; load the weights again or reset these parameters",
 )
@@ -330,6 +330,42 @@ def kind_out_of_scale(history: HealthHistory, *, factor: float = 4.0, usual: flo
                 f"as large as initializer_range in all {stack.shape[1]} layers, the others are not",
             )
     return None
+
+
+@rule(
+    needs="model",
+    explains=(COURSE, OUTCOME, STEPS, "initial_scale"),
+    severity="warning",
+    cause="one table of embeddings was rescaled, or initialized apart from the others",
+    remedy="initialize all tables alike (initializer_range), or load the weights again; if the table comes from "
+    "elsewhere (word vectors), ignore this",
+)
+def table_out_of_scale(history: HealthHistory, *, factor: float = 4.0, usual: float = 1.25) -> Finding | None:
+    """Embeddings of positions, segments or the like are far larger than those of the words in a fresh model.
+
+    Judged in models with an `initializer_range` of which the largest table is within `usual` times that; tables above
+    `factor` times that drown what words, positions and segments are meant to add up to.
+    """
+    start = history.start
+    if not start or len(history) > 1 or history.initializer_range is None:
+        return None
+    states = _fresh_layers(history).values()
+    tables = np.flatnonzero(history.where("embedding") & (start["std"] > 0.0))
+    if not states or not all(states) or len(tables) < 2:
+        return None
+    size = np.sqrt(start["mean"][tables] ** 2 + start["std"][tables] ** 2) / history.initializer_range
+    words = int(history.count[tables].argmax())
+    large = size > factor
+    if not large.any() or not 1.0 / usual < size[words] < usual:
+        return None
+    return table_out_of_scale.finding(
+        history,
+        parameters=tables[large],
+        value=float(size[large].max()),
+        threshold=factor,
+        seen=f"{history.names[tables[large][0]]} is {size[large].max():.2g} times as large as initializer_range, the "
+        "largest table is not",
+    )
 
 
 @rule(

@@ -1,0 +1,210 @@
+"""What a model does with the future, with padding and with the order of words, seen in one extra forward pass.
+
+No weight, gradient or setting tells whether somebody's attention hides what it should. Changing tokens that must not
+matter does: copies of one row, each with other tokens changed, go through the model in one batch, and outputs that
+must be equal are compared. It works for any model that takes `input_ids`, whatever its attention is made of.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from bert_toolkit.monitoring.parameter_roles import unwrap
+
+_FEWEST_TOKENS = 8
+_LONGEST = 256  # tokens; a longer row is cut
+_COPIES = ("original", "again", "future", "padding", "order")
+_EFFECTS = ("future_effect", "padding_effect", "order_effect")
+_STEADY = 1e-5  # what two equal rows may differ by where a kernel sums them in another order
+
+
+class BehaviorProbe:
+    """Change tokens that must not matter and compare outputs, in evaluation mode and without gradients.
+
+    Modes, buffers and the state of every random number generator are afterwards as before, and hooks of the model as a
+    whole do not run. Left alone are models whose forward pass may do more than compute: with hooks on their parts,
+    with parameters that are sharded, offloaded or quantized, and compiled ones.
+
+    Args:
+        model: The module that is trained.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = unwrap(model)
+
+    @torch.no_grad()
+    def facts(self, inputs: Mapping[str, Any]) -> dict[str, Tensor | float]:
+        """Run the probe.
+
+        Args:
+            inputs: Keyword arguments of a forward pass of the training.
+
+        Returns:
+            How much outputs differ that should not, relative to their spread, NaN where it cannot be told:
+            `future_effect`, logits of a token after later tokens were changed; `padding_effect`, logits of real tokens
+            (or of the row) after tokens that `attention_mask` hides were changed; `order_effect`, logits of the row
+            after its inner tokens were reversed, or those of the tokens, taken along.
+        """
+        unknown: dict[str, Tensor | float] = dict.fromkeys(_EFFECTS, math.nan)
+        ids = inputs.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not self._is_plain():
+            return unknown
+        row = _row_to_use(ids, inputs.get("attention_mask"))
+        if row is None:
+            return unknown
+        batch, length = _copies_of(row, ids, inputs)
+        with _as_before(self._model, ids.device):
+            try:
+                output = self._model.forward(**batch)
+            except Exception:  # somebody's model may refuse such a batch; no probe may end a training
+                return unknown
+        logits = _logits(output)
+        if logits is None or len(logits) != len(_COPIES):
+            return unknown
+        of_tokens = logits.ndim == 3 and logits.shape[1] == batch["input_ids"].shape[1]
+        if not of_tokens and (logits.ndim != 2 or not attends_both_ways(self._model)):
+            return unknown
+        return unknown | _compared(logits.float(), length, batch["input_ids"])
+
+    def _is_plain(self) -> bool:
+        model = self._model
+        parts = [module for module in model.modules() if module is not model]
+        tensors = [*model.parameters(), *model.buffers()]
+        return not (
+            any(m._forward_hooks or m._forward_pre_hooks or "_orig_mod" in m._modules for m in parts)
+            or any(m._compiled_call_impl is not None for m in model.modules())
+            or any(isinstance(t, DTensor) or t.is_meta or hasattr(t, "ds_shape") for t in tensors)
+            or any(type(t) not in (Tensor, nn.Parameter) for t in tensors)
+            or len({t.device for t in tensors}) != 1
+            or getattr(model, "hf_device_map", None) is not None
+            or getattr(model, "is_quantized", False)
+            or getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        )
+
+
+def attends_both_ways(model: nn.Module) -> bool:
+    """Whether a model has attention that is not causal, as far as its modules tell.
+
+    Modules of transformers say so in `is_causal`, and a causal classifier of transformers finds the last token of a
+    row by the id of the padding. Of other models one that has attention and does not say is taken for an encoder.
+
+    Args:
+        model: Any module.
+    """
+    modules = list(unwrap(model).modules())
+    says = {value for m in modules if isinstance(value := getattr(m, "is_causal", None), bool)}
+    if says:
+        return says == {False}
+    own = any("attention" in type(m).__name__.lower() for m in modules)
+    return own and not type(unwrap(model)).__module__.startswith("transformers.")
+
+
+def _logits(output: Any) -> Tensor | None:
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif isinstance(output, tuple):
+        output = next((part for part in output if isinstance(part, Tensor) and part.ndim > 1), None)
+    found = isinstance(output, Tensor) and output.ndim > 1 and output.is_floating_point()
+    return output if found else None
+
+
+def _row_to_use(ids: Tensor, mask: Any) -> tuple[int, int, int] | None:
+    """The row with the most real tokens among those with padding at the end, or else the longest: place, real, width.
+
+    None where rows are short or padded at the start.
+    """
+    width = ids.shape[1]
+    lengths = [width] * len(ids)
+    if isinstance(mask, Tensor):
+        if mask.shape != ids.shape:
+            return None
+        real = mask.bool().cpu()
+        lengths = real.sum(1).tolist()
+        if any(not row[:n].all() for row, n in zip(real, lengths, strict=True)):
+            return None
+    padded = [(n, place) for place, n in enumerate(lengths) if _FEWEST_TOKENS <= n < min(width, _LONGEST)]
+    whole = [(n, place) for place, n in enumerate(lengths) if n >= _FEWEST_TOKENS]
+    if not padded and not whole:
+        return None
+    real_tokens, place = max(padded or whole)
+    return place, min(real_tokens, _LONGEST), min(width, _LONGEST)
+
+
+def _copies_of(row: tuple[int, int, int], ids: Tensor, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """The batch of changed copies without labels, and the number of real tokens of each."""
+    place, length, width = row
+    batch: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if "label" in name or name == "num_items_in_batch":
+            continue
+        if isinstance(value, Tensor) and value.ndim and len(value) == len(ids):
+            one = value[place : place + 1]
+            if value.shape[:2] == ids.shape:
+                one = one[:, :width]
+            value = one.expand(len(_COPIES), *one.shape[1:])
+        batch[name] = value
+    changed = batch["input_ids"].clone()
+    own = changed[0, :length]
+    # Tokens of the row itself, so that each is one that the model takes.
+    cut = length // 2
+    changed[2, cut:length] = own[1:cut].repeat(3)[: length - cut]
+    if width > length:
+        changed[3, length:] = own[1:-1].repeat(math.ceil(width / max(length - 2, 1)))[: width - length]
+    changed[4, 1 : length - 1] = own[1 : length - 1].flip(0)
+    batch["input_ids"] = changed
+    return batch, length
+
+
+def _compared(logits: Tensor, length: int, ids: Tensor) -> dict[str, Tensor | float]:
+    """Largest differences between the original and each changed copy, relative to the spread of the logits."""
+    original, again, future, padding, order = logits
+    of_tokens = logits.ndim == 3
+    if of_tokens:
+        original, again, future, padding, order = (copy[:length] for copy in logits)
+    spread = original.std(correction=0).clamp(min=1e-12)
+    unknown = torch.full((), math.nan, device=logits.device)
+
+    def effect(first: Tensor, second: Tensor) -> Tensor:
+        return (first - second).abs().amax() / spread
+
+    cut, inner = length // 2, slice(1, length - 1)
+    found = dict.fromkeys(_EFFECTS, unknown)
+    if of_tokens:
+        found["future_effect"] = effect(future[:cut], original[:cut])
+    if ids.shape[1] > length:
+        found["padding_effect"] = effect(padding, original)
+    moved = effect(order[inner].flip(0), original[inner]) if of_tokens else effect(order, original)
+    found["order_effect"] = torch.where((ids[0, inner] != ids[4, inner]).any(), moved, unknown)
+    # Dropout that is always on, or a head of zeros that answers the same whatever comes in, tell nothing.
+    tells = (effect(original, again) < _STEADY) & (effect(future, original) > 1e-3)
+    return {name: torch.where(tells, value, unknown) for name, value in found.items()}
+
+
+@contextmanager
+def _as_before(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode inside; modes, buffers and random numbers are afterwards what they were."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            for module in modes:  # not `model.eval()`: somebody's own `train` may do more
+                module.training = False
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for buffer, value, version in buffers:
+                if buffer._version != version:
+                    buffer.copy_(value)
+            random.setstate(python)
+            np.random.set_state(numpy)

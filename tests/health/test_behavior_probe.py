@@ -1,0 +1,192 @@
+"""What a model must not see: tried on models written here with one mistake each, and on models that are right."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from healthy_models import HEALTHY_MODELS, healthy_loop, quiet
+from plain_loop import (
+    LENGTH,
+    VOCABULARY,
+    Loop,
+    Tokenizer,
+    batches,
+    causal_lm,
+    classifier,
+    sentences_to_continue,
+    texts,
+)
+from torch import nn
+from torch.nn import functional
+
+from bert_toolkit.health.behavior_probe import BehaviorProbe
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with quiet():
+        yield
+
+
+class OwnAttention(nn.Module):
+    """Attention as people write it, with switches for what they forget."""
+
+    def __init__(self, size: int, causal: bool, masked: bool):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(size, 3 * size), nn.Linear(size, size)
+        self.causal, self.masked = causal, masked
+
+    def forward(self, x, mask):
+        q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        if self.causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), float("-inf"))
+        if self.masked:
+            scores = scores.masked_fill(mask[:, None, None] == 0, float("-inf"))
+        return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(-2))
+
+
+class OwnModel(nn.Module):
+    """One block; classes from the first token, or a word for each."""
+
+    def __init__(self, classes=0, causal=False, masked=True, positions=True, dropout=0.1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.positions = nn.Embedding(VOCABULARY, 32), nn.Embedding(32, 32)
+        self.attention = OwnAttention(32, causal, masked)
+        self.norm, self.dropout = nn.LayerNorm(32), nn.Dropout(dropout)
+        self.head = nn.Linear(32, classes or VOCABULARY)
+        self.classes, self.with_positions = classes, positions
+
+    def forward(self, input_ids, attention_mask, labels=None):
+        x = self.words(input_ids)
+        if self.with_positions:
+            x = x + self.positions.weight[: input_ids.shape[1]]
+        x = self.norm(x + self.dropout(self.attention(x, attention_mask)))
+        logits = self.head(x[:, 0] if self.classes else x)
+        result = {"logits": logits}
+        if labels is not None and self.classes:
+            result["loss"] = functional.cross_entropy(logits, labels)
+        elif labels is not None:
+            result["loss"] = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return result
+
+
+def continuing(model):
+    return Loop(model, batches(sentences_to_continue), steps=6)
+
+
+def sorting(model):
+    return Loop(model, batches(texts), steps=6)
+
+
+@pytest.mark.parametrize("name", HEALTHY_MODELS)
+def test_models_of_transformers_are_right(name):
+    loop = healthy_loop(name)
+    loop.steps = 5
+    assert not loop.rules() & {"future_visible", "padding_matters", "order_not_seen", "padding_not_hidden"}
+
+
+@pytest.mark.parametrize(
+    ("loop", "found"),
+    [
+        (lambda: continuing(OwnModel(causal=True)), set()),
+        (lambda: sorting(OwnModel(3)), set()),
+        (lambda: continuing(OwnModel(causal=False)), {"future_visible"}),
+        (lambda: sorting(OwnModel(3, masked=False)), {"padding_matters"}),
+        (lambda: sorting(OwnModel(3, positions=False)), {"order_not_seen"}),
+        # without positions a causal mask still tells the order
+        (lambda: continuing(OwnModel(causal=True, positions=False)), set()),
+    ],
+    ids=["right-causal", "right-encoder", "future", "padding", "no-positions", "no-positions-causal"],
+)
+def test_own_attention_with_one_mistake(loop, found):
+    assert loop().rules() == found
+
+
+def test_causal_classifier_that_looks_for_padding_is_not_judged():
+    """GPT-2's classifier takes the last token that is not padding, so an id under the mask counts by design."""
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=32, num_labels=3)
+    config.pad_token_id = 0
+    assert sorting(GPT2ForSequenceClassification(config).train()).rules() == set()
+
+
+def test_zero_head_and_dropout_that_never_ends_tell_nothing():
+    model = OwnModel(3, positions=False)
+    nn.init.zeros_(model.head.weight)
+    batch = next(iter(batches(texts)))
+    assert all(np.isnan(float(v)) for v in BehaviorProbe(model).facts(batch).values())
+    model = OwnModel(masked=False)
+    model.dropout.forward = lambda x: functional.dropout(x, 0.1, training=True)
+    assert all(np.isnan(float(v)) for v in BehaviorProbe(model).facts(batch).values())
+
+
+def test_hooks_on_parts_and_other_inputs_leave_the_model_alone():
+    calls = []
+    model = classifier()
+    model.bert.encoder.register_forward_hook(lambda *_: calls.append(1))
+    batch = next(iter(batches(texts)))
+    assert all(np.isnan(float(v)) for v in BehaviorProbe(model).facts(batch).values())
+    floats = {"inputs_embeds": torch.zeros(2, LENGTH, 32)}
+    assert all(np.isnan(float(v)) for v in BehaviorProbe(classifier()).facts(floats).values())
+    assert not calls
+
+
+def test_training_is_the_same_to_the_last_bit():
+    """Weights, buffers, modes and every random number after six steps with and without the probe."""
+
+    class Counting(OwnModel):
+        def __init__(self):
+            super().__init__(3)
+            self.register_buffer("rows", torch.zeros(()))
+            self.frozen = nn.BatchNorm1d(32)
+            self.frozen.eval()
+
+        def forward(self, input_ids, attention_mask, labels=None):
+            self.rows += len(input_ids)
+            random.random(), np.random.random()
+            return super().forward(input_ids, attention_mask, labels)
+
+    def train(probe: bool):
+        model = Counting().train()
+        model.frozen.eval()
+        torch.manual_seed(0), random.seed(0), np.random.seed(0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        data = iter(batches(texts))
+        for _ in range(6):
+            batch = next(data)
+            model(**batch)["loss"].backward()
+            if probe:
+                assert np.isfinite(float(BehaviorProbe(model).facts(batch)["padding_effect"]))
+            optimizer.step()
+            optimizer.zero_grad()
+        modes = [module.training for module in model.modules()]
+        return copy.deepcopy(model.state_dict()), modes, torch.rand(3), random.random(), np.random.random()
+
+    (state, *rest), (expected, *others) = train(True), train(False)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert rest[0] == others[0] and torch.equal(rest[1], others[1]) and rest[2:] == others[2:]
+
+
+@pytest.mark.parametrize(
+    ("model", "make", "found"),
+    [(classifier, texts, {"padding_not_hidden"}), (causal_lm, sentences_to_continue, set())],
+    ids=["encoder", "causal"],
+)
+def test_batches_without_a_mask(model, make, found):
+    """Without a mask an encoder attends to padding; a causal model does not."""
+
+    def unmasked(generator):
+        batch = make(generator)
+        del batch["attention_mask"]
+        return batch
+
+    assert Tokenizer.pad_token_id == 0
+    assert Loop(model(), batches(unmasked), steps=6).rules() == found
