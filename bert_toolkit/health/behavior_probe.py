@@ -70,8 +70,11 @@ class BehaviorProbe:
         logits = _logits(output)
         if logits is None or len(logits) != len(_COPIES):
             return unknown
-        of_tokens = logits.ndim == 3 and logits.shape[1] == batch["input_ids"].shape[1]
-        if not of_tokens and (logits.ndim != 2 or not attends_both_ways(self._model)):
+        width = batch["input_ids"].shape[1]
+        of_tokens = logits.ndim == 3 and logits.shape[1] == width
+        # (rows, width) may be as many classes or one logit per token, as ELECTRA's discriminator has.
+        of_rows = logits.ndim == 2 and logits.shape[1] != width
+        if not of_tokens and not (of_rows and attends_both_ways(self._model)):
             return unknown
         return unknown | _compared(logits.float(), length, batch["input_ids"])
 

@@ -118,6 +118,17 @@ def test_causal_classifier_that_looks_for_padding_is_not_judged():
     assert sorting(GPT2ForSequenceClassification(config).train()).rules() == set()
 
 
+def test_one_logit_per_token_is_not_taken_for_classes():
+    """ELECTRA's discriminator: the logits of padding tokens are among those of a row."""
+    from transformers import ElectraConfig, ElectraForPreTraining
+
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = ElectraForPreTraining(ElectraConfig(vocab_size=VOCABULARY, intermediate_size=64, **sizes)).train()
+    batch = next(iter(batches(texts)))
+    assert all(np.isnan(float(v)) for v in BehaviorProbe(model).facts(batch).values())
+
+
 def test_zero_head_and_dropout_that_never_ends_tell_nothing():
     model = OwnModel(3, positions=False)
     nn.init.zeros_(model.head.weight)
