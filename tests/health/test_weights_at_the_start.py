@@ -98,6 +98,17 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
         0,
         lambda: Loop(changed(classifier(), r"output\.dense\.weight", lambda p: p.mul_(5))),
     ),
+    "trained_norms_scaled": (
+        "norms_out_of_scale",
+        0,
+        lambda: Loop(
+            changed(
+                changed(classifier(), r"LayerNorm\.weight", lambda p: p.add_(0.02 * torch.randn(len(p)))),
+                r"LayerNorm\.weight",
+                lambda p: p.mul_(2),
+            )
+        ),
+    ),
     "segments_scaled": (
         "table_out_of_scale",
         0,
@@ -172,7 +183,7 @@ def test_vectors_of_words_with_gaps_are_a_note():
 @pytest.mark.parametrize(
     ("pattern", "change", "severity"),
     [
-        pytest.param(r"LayerNorm\.weight", lambda p: p.mul_(0.5), "warning", id="norms_halved"),
+        pytest.param(r"LayerNorm\.weight", lambda p: p.mul_(0.7), "warning", id="norms_reduced"),
         pytest.param(r"(query|key)\.weight", lambda p: p.copy_(p.roll(1, 1)), None, id="elements_rearranged"),
         pytest.param(r"intermediate\.dense", lambda p: p.normal_(0, 0.02), "warning", id="feed_forward_drawn_anew"),
         pytest.param("word_embeddings", lambda p: p.copy_(p.roll(5, 0)), "warning", id="words_moved"),

@@ -257,6 +257,7 @@ def norms_out_of_scale(
     history: HealthHistory,
     *,
     off_one: float = 0.2,
+    trained_off_one: float = 0.45,
     shift: float = 0.3,
     norms: int = 3,
     share: float = 0.9,
@@ -264,9 +265,10 @@ def norms_out_of_scale(
     """All normalizations multiply by zero or by a value far from one, or add the same to every feature.
 
     What a normalization does is measured, so formulas such as "one plus weight" count as what they are. Fresh ones
-    (each multiplies all features alike) are judged from `off_one` on where all agree on the factor. Learned shifts
-    differ in sign from feature to feature; a mean above `shift` and above twice their scatter in `share` of the
-    normalizations is none.
+    (each multiplies all features alike) are judged from `off_one` on where all agree on the factor, trained ones from
+    `trained_off_one` on where all features of all of them lie within a tenth of one factor: learned factors scatter.
+    Learned shifts differ in sign from feature to feature; a mean above `shift` and above twice their scatter in
+    `share` of the normalizations is none.
     """
     start = history.start
     if not start or "norm_gain" not in start or len(history) > 1:
@@ -282,6 +284,9 @@ def norms_out_of_scale(
         seen = f"{len(known)} normalizations multiply by zero, so they give the same whatever comes in"
     elif even.all() and (np.abs(gain[known] / common - 1) < 1e-3).all() and abs(common - 1) > off_one:
         limit, seen = 1 + off_one, f"all {len(known)} normalizations multiply by {common:.3g}"
+    elif abs(common - 1) > trained_off_one and (np.abs(gain[known] - common) + spread[known] < 0.1 * abs(common)).all():
+        limit = 1 + trained_off_one
+        seen = f"all {len(known)} normalizations multiply every feature by about {common:.2g}"
     else:
         mean, scatter = start["norm_shift"][known], start["norm_shift_std"][known]
         shifted = (np.abs(mean) > shift) & (np.abs(mean) > 2 * scatter) & (np.sign(mean) == np.sign(np.median(mean)))
