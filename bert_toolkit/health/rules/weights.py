@@ -284,7 +284,7 @@ def norms_out_of_scale(
         seen = f"{len(known)} normalizations multiply by zero, so they give the same whatever comes in"
     elif even.all() and (np.abs(gain[known] / common - 1) < 1e-3).all() and abs(common - 1) > off_one:
         limit, seen = 1 + off_one, f"all {len(known)} normalizations multiply by {common:.3g}"
-    elif abs(common - 1) > trained_off_one and (np.abs(gain[known] - common) + spread[known] < 0.1 * abs(common)).all():
+    elif abs(common - 1) > trained_off_one and (abs(gain[known] - common) + spread[known] < 0.1 * abs(common)).all():
         limit = 1 + trained_off_one
         seen = f"all {len(known)} normalizations multiply every feature by about {common:.2g}"
     else:
