@@ -27,8 +27,10 @@ class FlowWatch:
     @property
     def places(self) -> dict[str, tuple[str, ...]]:
         """Name of a fact that is a vector -> what its entries belong to."""
-        names = () if self._identity is None else self._identity.names
-        return {"identity_error": names, "identity_gain": names}
+        if self._identity is None:
+            return {}
+        names = self._identity.names
+        return {"identity_error": names, "identity_gain": names, "identity_weight": self._identity.weights}
 
     def start(self) -> None:
         """Watch the step that begins now."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bert_toolkit.monitoring.guarded_hooks import GuardedHooks
-from bert_toolkit.monitoring.parameter_roles import clean_name, unwrap
+from bert_toolkit.monitoring.parameter_roles import clean_name, named_unique_parameters, unwrap
 
 MOST_MODULES = 64
 _INSTANCES = 3  # of each kind: the first, the middle and the last
@@ -42,11 +42,15 @@ class ModuleIdentity:
 
     Attributes:
         names: Of the modules, in the order of the vectors that are handed out.
+        weights: Of each the name of the parameter that is its weight, of another module's where the two are tied;
+            empty where it has none.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = _spread_over(unwrap(model))
         self.names = tuple(clean_name(name) for name, _ in self._modules)
+        known = {id(parameter): name for name, parameter in named_unique_parameters(model)}
+        self.weights = tuple(known.get(id(getattr(module, "weight", None)), "") for _, module in self._modules)
         self.guard = GuardedHooks()
         self._handles: list[Any] = []
         self._found: dict[int, Tensor] = {}

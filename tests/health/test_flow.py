@@ -95,6 +95,14 @@ def test_changed_output_says_where_and_how():
     assert "2 times the right value" in finding.seen
 
 
+def test_tied_head_is_named_by_the_weight_that_it_shares():
+    (finding,) = (
+        Loop(replaced(gpt2(), "lm_head", lambda x: x / 2), batches(sentences_to_continue), 2).run().judge.findings
+    )
+    assert finding.parameters == ("transformer.wte.weight",)
+    assert "first lm_head: 0.5 times" in finding.seen
+
+
 def test_noise_on_embeddings_alone_is_a_note():
     loop = Loop(hooked(gpt2(), "wte", lambda x: x + 0.01 * torch.rand_like(x)), batches(sentences_to_continue), 2)
     judge = loop.run().judge

@@ -48,5 +48,7 @@ def names_component(finding: dict[str, Any], mutant: Mutant) -> bool:
         return True
     if mutant.component in WORDS and re.search(WORDS[mutant.component], finding["rule"]):
         return True
-    names = finding["parameters"]
+    # The weight of a tied head has the name of the embedding, so the text counts where it names a module.
+    module = re.search(r"; first (\S+):", finding.get("seen", ""))
+    names = [module[1]] if module else finding["parameters"]
     return bool(names) and all(re.search(PARAMETERS[mutant.component], name.lower()) for name in names)

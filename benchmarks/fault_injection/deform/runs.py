@@ -193,8 +193,8 @@ def run(job: Job, sources: Sources, histories: Path, with_predictor: bool) -> di
 
 
 def findings(judge: HealthJudge) -> list[dict[str, Any]]:
-    """What is scored of each finding; the words are left out, and of the parameters the first eight kept."""
-    kept = ("rule", "severity", "step", "samples", "symptom_of", "value")
+    """What is scored of each finding; of the parameters the first eight are kept."""
+    kept = ("rule", "severity", "step", "samples", "symptom_of", "value", "seen")
     return [
         {name: entry[name] for name in kept}
         | {"parameters": entry["parameters"][:8], "count": len(entry["parameters"])}

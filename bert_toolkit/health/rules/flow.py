@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from bert_toolkit.health.findings import Finding, Severity
@@ -44,7 +42,7 @@ def module_output_changed(history: HealthHistory) -> Finding | None:
     severity: Severity = "note" if noise else "error"
     return module_output_changed.finding(
         history,
-        parameters=_parameters_of(history, (names[c] for c in changed)),
+        parameters=_parameters_of(history, changed),
         value=error[-1, first],
         threshold=limit,
         seen=f"{len(changed)} of {looked_at.sum()} modules looked at return something else than their own weights "
@@ -62,10 +60,12 @@ def _how(error: float, gain: float) -> str:
     return f"off by {error:.2g} of the norm"
 
 
-def _parameters_of(history: HealthHistory, modules: Iterable[str]) -> np.ndarray:
-    """Positions of the parameters that these modules own."""
-    owners = set(modules)
-    return np.flatnonzero([name.rpartition(".")[0] in owners for name in history.names])
+def _parameters_of(history: HealthHistory, changed: np.ndarray) -> np.ndarray:
+    """Positions of the parameters of these modules; a tied weight has the name of the other module."""
+    modules, weights = history.places["identity_error"], history.places.get("identity_weight", ())
+    owners = {modules[c] for c in changed}
+    tied = {weights[c] for c in changed if c < len(weights)}
+    return np.flatnonzero([name in tied or name.rpartition(".")[0] in owners for name in history.names])
 
 
 @rule(
