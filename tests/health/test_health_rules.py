@@ -252,6 +252,18 @@ def test_rule_fires_alone_and_names_the_place(rule, spoil, named):
         assert part in text
 
 
+def test_gradients_that_vanish_in_mid_run_are_laid_to_the_steps():
+    def finding(from_sample):
+        course = Course()
+        for layer in range(5):
+            course.gradient[from_sample:, course.at(f"layers.{layer}.")] *= 0.01 ** (4 - layer)
+        return course.judged().cases["vanishing_gradients"].finding
+
+    assert "activations" in finding(0).cause and "activation" in finding(0).remedy
+    assert "steps that were too large" in finding(20).cause
+    assert finding(20).remedy.startswith("lower the learning rate")
+
+
 def test_every_rule_has_a_course_that_makes_it_fire():
     in_loops = {
         rule

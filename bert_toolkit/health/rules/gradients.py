@@ -16,7 +16,7 @@ from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rul
     explains=(COURSE, OUTCOME, "vanishing_gradients", "no_gradient", "layer_out_of_line"),
     needs="gradients",
     cause="dead ReLUs or saturated units: a large negative bias, too large a step, or inputs of the wrong scale",
-    remedy="lower the learning rate, check the initialisation of the bias, or use GELU or LeakyReLU",
+    remedy="look at the bias, which should begin near 0; else lower the learning rate, or use GELU or LeakyReLU",
 )
 def dead_units(
     history: HealthHistory, *, share: float = 0.9, grown_share: float = 0.6, samples: int = 5
@@ -70,31 +70,47 @@ def vanishing_gradients(history: HealthHistory, *, drop: float = 1e-4, samples: 
     """Gradients of lower layers are `drop` times those of the same matrices nearer the loss, for `samples` samples.
 
     Relative to the other layers, since the absolute size means nothing to Adam. Healthy stacks stay above 1e-2, plain
-    ReLU stacks with PyTorch's default initialisation lose 0.4 a layer; a sigmoid loses 0.14 a layer (benchmark).
+    ReLU stacks with PyTorch's default initialisation lose 0.4 a layer; a sigmoid loses 0.14 a layer (benchmark). Where
+    the first samples were well, steps that were too large have saturated the layers, and the text says so.
     """
     rows = usable_samples(history, samples)
     if len(rows) < samples:
         return None
     found: list[int] = []
     value = 1.0
+    at_first = 0.0
     for stack in matrix_stacks(history):
-        level = np.nan_to_num(history.gradient[rows][:, stack]).max(axis=0)  # (kinds, layers)
-        above = np.maximum.accumulate(level[:, :0:-1], axis=1)[:, ::-1]
-        relative = np.where((level[:, :-1] > 0) & (above > 0), level[:, :-1] / np.maximum(above, 1e-300), 1.0)
-        relative = np.median(relative, axis=0)
+        relative = _to_higher_layers(history.gradient[rows][:, stack])
         if (relative < drop).any():
             found += stack[:, :-1][:, relative < drop].ravel().tolist()
             value = min(value, float(relative.min()))
+            at_first = max(at_first, float(_to_higher_layers(history.gradient[:2][:, stack])[relative < drop].max()))
     if not found:
         return None
     layers = list(dict.fromkeys(history.blocks[p] for p in sorted(found)))
+    later = at_first > 100 * drop
     return vanishing_gradients.finding(
         history,
         parameters=sorted(found),
         value=value,
         threshold=drop,
-        seen=f"gradients of {', '.join(layers[:4])} are {value:.1g} times those of the same weights in higher layers",
+        seen=f"gradients of {', '.join(layers[:4])} are {value:.1g} times those of the same weights in higher layers"
+        + (f"; in the first samples they were {at_first:.1g} times those" if later else ""),
+        cause="steps that were too large have saturated these layers: too high a learning rate, no warm-up"
+        if later
+        else None,
+        remedy="lower the learning rate 10 times, warm up, and start again from weights before the loss"
+        if later
+        else None,
     )
+
+
+def _to_higher_layers(gradient: np.ndarray) -> np.ndarray:
+    """Largest gradient of each layer but the last, over the largest above it; of (samples, kinds, layers)."""
+    level = np.nan_to_num(gradient).max(axis=0)
+    above = np.maximum.accumulate(level[:, :0:-1], axis=1)[:, ::-1]
+    relative = np.where((level[:, :-1] > 0) & (above > 0), level[:, :-1] / np.maximum(above, 1e-300), 1.0)
+    return np.median(relative, axis=0)
 
 
 @rule(
