@@ -75,10 +75,16 @@ def with_rates(run: Run, factor: float) -> None:
     run.optimizer = built
 
 
+def times(finding: Finding) -> float:
+    """By how much the remedy says that a rate is to change: the middle of what it gives, else ten."""
+    found = re.search(r"rate (\d+) to (\d+) times", finding.remedy)
+    return math.sqrt(float(found[1]) * float(found[2])) if found else 10.0
+
+
 @remedy("update_ratio_high", "loss_diverging", "exploding_gradients", "constant_prediction", "gradient_spike")
 def slower(run: Run, finding: Finding, intact: Run) -> None:
-    """Lower the rate ten times, warm up over a tenth of the steps, clip."""
-    with_rates(run, 0.1)
+    """Lower the rate, warm up over a tenth of the steps, clip."""
+    with_rates(run, 1.0 / times(finding))
     run.settings.update(warmup_steps=run.settings["max_steps"] // 10, max_grad_norm=1.0)
 
 

@@ -99,7 +99,7 @@ def vanishing_gradients(history: HealthHistory, *, drop: float = 1e-4, samples: 
         cause="steps that were too large have saturated these layers: too high a learning rate, no warm-up"
         if later
         else None,
-        remedy="lower the learning rate 10 times, warm up, and start again from weights before the loss"
+        remedy="lower the learning rate 10 to 100 times, warm up, and start again from weights before the loss"
         if later
         else None,
     )
