@@ -90,8 +90,9 @@ def slower(run: Run, finding: Finding, intact: Run) -> None:
 
 @remedy("update_ratio_low")
 def faster(run: Run, finding: Finding, intact: Run) -> None:
-    """Raise the rate: "10 to 1000 times", here by what lacks to a usual ratio."""
-    with_rates(run, min(max(10.0, 1e-3 / max(finding.value, 1e-6)), 1000.0))
+    """Raise the rate by what the text says."""
+    found = re.search(r"about ([\d,]+) times", finding.remedy)
+    with_rates(run, float(found[1].replace(",", "")) if found else 10.0)
 
 
 @remedy("clipped_every_step")
