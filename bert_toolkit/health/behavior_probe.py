@@ -23,7 +23,7 @@ from bert_toolkit.monitoring.parameter_roles import unwrap
 _FEWEST_TOKENS = 8
 _LONGEST = 256  # tokens; a longer row is cut
 _COPIES = ("original", "again", "future", "padding", "order")
-_EFFECTS = ("future_effect", "padding_effect", "order_effect")
+_EFFECTS = ("evaluation_noise", "future_effect", "padding_effect", "order_effect")
 _STEADY = 1e-5  # what two equal rows may differ by where a kernel sums them in another order
 
 
@@ -49,10 +49,11 @@ class BehaviorProbe:
             inputs: Keyword arguments of a forward pass of the training.
 
         Returns:
-            How much outputs differ that should not, relative to their spread, NaN where it cannot be told:
-            `future_effect`, logits of a token after later tokens were changed; `padding_effect`, logits of real tokens
-            (or of the row) after tokens that `attention_mask` hides were changed; `order_effect`, logits of the row
-            after its inner tokens were reversed, or those of the tokens, taken along.
+            How much outputs differ that should not, NaN where it cannot be told. `evaluation_noise`: logits of the
+            same row twice in a batch, relative to the largest. Relative to their spread: `future_effect`, logits of a token
+            after later tokens were changed; `padding_effect`, logits of real tokens (or of the row) after tokens that
+            `attention_mask` hides were changed; `order_effect`, logits of the row after its inner tokens were
+            reversed, or those of the tokens, taken along.
         """
         unknown: dict[str, Tensor | float] = dict.fromkeys(_EFFECTS, math.nan)
         ids = inputs.get("input_ids")
@@ -70,13 +71,15 @@ class BehaviorProbe:
         logits = _logits(output)
         if logits is None or len(logits) != len(_COPIES):
             return unknown
+        original = logits[0].float()
+        noise = (original - logits[1].float()).abs().amax() / original.abs().amax().clamp(min=1e-12)
         width = batch["input_ids"].shape[1]
         of_tokens = logits.ndim == 3 and logits.shape[1] == width
         # (rows, width) may be as many classes or one logit per token, as ELECTRA's discriminator has.
         of_rows = logits.ndim == 2 and logits.shape[1] != width
         if not of_tokens and not (of_rows and attends_both_ways(self._model)):
-            return unknown
-        return unknown | _compared(logits.float(), length, batch["input_ids"])
+            return unknown | {"evaluation_noise": noise}
+        return unknown | {"evaluation_noise": noise} | _compared(logits.float(), length, batch["input_ids"])
 
     def _is_plain(self) -> bool:
         model = self._model
@@ -180,7 +183,7 @@ def _compared(logits: Tensor, length: int, ids: Tensor) -> dict[str, Tensor | fl
         return (first - second).abs().amax() / spread
 
     cut, inner = length // 2, slice(1, length - 1)
-    found = dict.fromkeys(_EFFECTS, unknown)
+    found = {}
     if of_tokens:
         found["future_effect"] = effect(future[:cut], original[:cut])
     if ids.shape[1] > length:

@@ -76,6 +76,11 @@ class OwnModel(nn.Module):
         return result
 
 
+def always_dropping(model):
+    model.dropout.forward = lambda x: functional.dropout(x, 0.1, training=True)
+    return model
+
+
 def continuing(model):
     return Loop(model, batches(sentences_to_continue), steps=6)
 
@@ -99,10 +104,11 @@ def test_models_of_transformers_are_right(name):
         (lambda: continuing(OwnModel(causal=False)), {"future_visible"}),
         (lambda: sorting(OwnModel(3, masked=False)), {"padding_matters"}),
         (lambda: sorting(OwnModel(3, positions=False)), {"order_not_seen"}),
+        (lambda: sorting(always_dropping(OwnModel(3))), {"noise_in_evaluation"}),
         # without positions a causal mask still tells the order
         (lambda: continuing(OwnModel(causal=True, positions=False)), set()),
     ],
-    ids=["right-causal", "right-encoder", "future", "padding", "no-positions", "no-positions-causal"],
+    ids=["right-causal", "right-encoder", "future", "padding", "no-positions", "noise", "no-positions-causal"],
 )
 def test_own_attention_with_one_mistake(loop, found):
     assert loop().rules() == found
@@ -126,17 +132,19 @@ def test_one_logit_per_token_is_not_taken_for_classes():
     sizes = {"embedding_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = ElectraForPreTraining(ElectraConfig(vocab_size=VOCABULARY, intermediate_size=64, **sizes)).train()
     batch = next(iter(batches(texts)))
-    assert all(np.isnan(float(v)) for v in BehaviorProbe(model).facts(batch).values())
+    facts = BehaviorProbe(model).facts(batch)
+    assert facts.pop("evaluation_noise") < 1e-5 and all(np.isnan(float(v)) for v in facts.values())
 
 
 def test_zero_head_and_dropout_that_never_ends_tell_nothing():
     model = OwnModel(3, positions=False)
     nn.init.zeros_(model.head.weight)
     batch = next(iter(batches(texts)))
-    assert all(np.isnan(float(v)) for v in BehaviorProbe(model).facts(batch).values())
-    model = OwnModel(masked=False)
-    model.dropout.forward = lambda x: functional.dropout(x, 0.1, training=True)
-    assert all(np.isnan(float(v)) for v in BehaviorProbe(model).facts(batch).values())
+    facts = BehaviorProbe(model).facts(batch)
+    assert facts.pop("evaluation_noise") == 0 and all(np.isnan(float(v)) for v in facts.values())
+    facts = BehaviorProbe(always_dropping(OwnModel(masked=False))).facts(batch)
+    assert facts.pop("evaluation_noise") > 0.01
+    assert all(np.isnan(float(v)) for v in facts.values())
 
 
 def test_hooks_on_parts_and_other_inputs_leave_the_model_alone():

@@ -271,7 +271,9 @@ def trained_in_evaluation_mode(setup: Setup) -> None:
     setup.model.train = lambda mode=True: train(False)
 
 
-@silent_error("training_mode_in_evaluation", source="Transformers-33844: dropout is active in evaluation")
+@silent_error(
+    "training_mode_in_evaluation", "noise_in_evaluation", source="Transformers-33844: dropout is active in evaluation"
+)
 def dropout_in_evaluation(setup: Setup) -> None:
     """Dropout does not ask for the mode."""
     setup.settings.update(eval_strategy="steps", eval_steps=8)
@@ -421,7 +423,5 @@ NOT_MET = {
 
 WHY_MISSED = {
     "all_but_the_norms_frozen": "people tune the norms alone on purpose, so it is no alarm by itself",
-    "dropout_in_evaluation": "the modules are in evaluation mode and draw all the same; only a second forward pass of "
-    "the same rows would show it, and none is made",
 }
 """Why training health says nothing, where it should."""

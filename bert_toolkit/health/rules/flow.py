@@ -168,3 +168,28 @@ def order_not_seen(history: HealthHistory, *, effect: float = 3e-6) -> Finding |
         threshold=effect,
         seen=f"with the inner words of a text reversed, the logits change by {known[-1]:.1g} of their spread",
     )
+
+
+@rule(
+    needs="forward",
+    group=BEHAVIOR,
+    explains=(),
+    severity="warning",
+    cause="dropout or other noise is drawn in evaluation mode as well (functional.dropout without "
+    "training=self.training)",
+    remedy="pass training=self.training to functional.dropout, or use nn.Dropout; until then scores vary by chance",
+)
+def noise_in_evaluation(history: HealthHistory, *, noise: float = 1e-3) -> Finding | None:
+    """In evaluation mode the model gives two equal rows of one batch different logits.
+
+    Tried in one extra forward pass in evaluation mode. Rounding is far below.
+    """
+    seen = history.fact("evaluation_noise")
+    if not len(history) or not seen[-1] > noise:
+        return None
+    return noise_in_evaluation.finding(
+        history,
+        value=seen[-1],
+        threshold=noise,
+        seen=f"two equal rows of a batch get logits that differ by {seen[-1]:.2g} of the largest",
+    )
