@@ -50,9 +50,9 @@ class BehaviorProbe:
 
         Returns:
             How much outputs differ that should not, NaN where it cannot be told. `evaluation_noise`: logits of the
-            same row twice in a batch, relative to the largest. Relative to their spread: `future_effect`, logits of a token
-            after later tokens were changed; `padding_effect`, logits of real tokens (or of the row) after tokens that
-            `attention_mask` hides were changed; `order_effect`, logits of the row after its inner tokens were
+            same row twice in a batch, relative to the largest. Relative to their spread: `future_effect`, logits of a
+            token after later tokens were changed; `padding_effect`, logits of real tokens (or of the row) after tokens
+            that `attention_mask` hides were changed; `order_effect`, logits of the row after its inner tokens were
             reversed, or those of the tokens, taken along.
         """
         unknown: dict[str, Tensor | float] = dict.fromkeys(_EFFECTS, math.nan)
