@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,19 @@ def describe_device(training_arguments: TrainingArguments) -> str:
     return f"{name}, {processes} process{'es' if processes > 1 else ''}{threads}, {words}"
 
 
+def slow_in_bf16(arguments: TrainingArguments) -> bool:
+    """Whether a run on the CPU asks for bf16 of a processor that has no instructions for it.
+
+    Without AVX-512 PyTorch converts values to fp32 and back, which takes several times as long as fp32 alone.
+
+    Args:
+        arguments: Of the run.
+    """
+    asked = arguments.mixed_precision == "bf16" or arguments.bf16 or arguments.bf16_full_eval
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return asked and x86 and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
 def print_overview(title: str, facts: Mapping[str, object], arguments: TrainingArguments) -> None:
     """Prints what a run is about to do, on the main process.
 
@@ -51,6 +65,11 @@ def print_overview(title: str, facts: Mapping[str, object], arguments: TrainingA
     if arguments.process_index == 0:
         settings = {**facts, "device": describe_device(arguments), "output": arguments.output_dir}
         print_settings(settings, title)
+        if arguments.device.type == "cpu" and slow_in_bf16(arguments):
+            print(
+                "warning: this processor has no AVX-512, so bf16 takes several times as long as fp32: leave bf16 out",
+                flush=True,
+            )
 
 
 def print_classifier_overview(

@@ -1,9 +1,10 @@
 """Overview tables count what is there."""
 
+import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, TrainingArguments
 
-from bert_toolkit.reporting.overview import parameter_groups, print_class_balance, print_token_lengths
+from bert_toolkit.reporting.overview import parameter_groups, print_class_balance, print_overview, print_token_lengths
 
 BERT = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
 
@@ -38,3 +39,22 @@ def test_class_balance_prints_rows_and_shares(capsys):
 def test_token_lengths_print_the_share_truncated(capsys):
     print_token_lengths([4, 8, 8, 8], max_length=8, truncated=1)
     assert "1 of 4 (25.00%) at 8 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("capability", "machine", "asked", "slow"),
+    [
+        ("AVX2", "x86_64", {"bf16": True}, True),
+        ("AVX2", "AMD64", {"bf16_full_eval": True}, True),
+        ("DEFAULT", "x86_64", {"bf16": True}, True),
+        ("AVX2", "x86_64", {}, False),
+        ("AVX512", "x86_64", {"bf16": True}, False),
+        ("DEFAULT", "aarch64", {"bf16": True}, False),
+    ],
+)
+def test_bf16_that_is_slower_than_fp32_is_told(monkeypatch, tmp_path, capsys, capability, machine, asked, slow):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none", **asked)
+    print_overview("Title", {"data": "rows"}, arguments)
+    assert ("warning: this processor has no AVX-512" in capsys.readouterr().out) == slow
