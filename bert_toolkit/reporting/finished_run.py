@@ -89,6 +89,7 @@ def write_report(
     """
     state, facts, health = run.trainer.state, run.all_facts(), run.callbacks.health
     figures.save_figures({**figures_of_task, **run.drawn}, run.output_dir, state.global_step)
+    results.write_hyperparameters(run.trainer.args, run.facts, run.numbers, state.global_step)
     results.write_model_card(run.output_dir, run.title, task, run.summary, facts, run.numbers)
     findings = health.report["findings"] if health else []
     results.write_results(
