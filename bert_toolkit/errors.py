@@ -45,7 +45,7 @@ def reason_of(error: BaseException) -> str:
         What the system says of a file (`No space left on device`, without the path), otherwise the first line of the
         error's text, or the name of its class if it has none.
 
-    Example:
+    Examples:
         >>> reason_of(ValueError("no such column\nand much more"))
         'no such column'
         >>> reason_of(KeyboardInterrupt())

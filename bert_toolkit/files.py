@@ -21,7 +21,7 @@ def replaced_at_once(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The folder, the neighbor or the move is not possible.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder) / "scores" / "results.json"

@@ -47,7 +47,7 @@ class GradientFlowCallback(MonitoringCallback[GradientFlowRecord]):
     Raises:
         InputError: if `every_n_steps` is not positive or `skip_probability` lies outside [0, 1].
 
-    Example:
+    Examples:
         >>> flow = GradientFlowCallback(every_n_steps=2)
         >>> _ = make_trainer(callbacks=[flow]).train()
         >>> [record.step for record in flow.records]

@@ -67,7 +67,7 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         InputError: if `every_n_steps` is not positive, `mode` is unknown, `optimizer` is no optimizer, or `report` is
             asked for without plotly.
 
-    Example:
+    Examples:
         >>> model, batches = make_model(), make_batches()
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         >>> with watch_loop(model, optimizer, every_n_steps=2, output_dir=folder) as watching:

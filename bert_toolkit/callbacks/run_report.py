@@ -27,7 +27,7 @@ class ReportCallback(TrainerCallback):
     Raises:
         InputError: if plotly is not installed.
 
-    Example:
+    Examples:
         >>> trainer = make_trainer(callbacks=[bert_toolkit.TrainingHealthCallback(), bert_toolkit.ReportCallback()])
         >>> _ = trainer.train()
         Training health: no fault found in ...

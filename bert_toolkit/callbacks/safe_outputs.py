@@ -16,7 +16,7 @@ class SafeOutputs:
     Args:
         owner: whose outputs these are, the beginning of the warning, e.g. `Gradient flow`.
 
-    Example:
+    Examples:
         >>> outputs = SafeOutputs("Gradient flow")
         >>> outputs.attempt("figures", lambda: 1 / 0) is None  # and a warning that there are no more figures
         True

@@ -64,7 +64,7 @@ def watch(
     Raises:
         InputError: if `every_n_steps` is not positive, `mode` is unknown, or `report` is asked for without plotly.
 
-    Example:
+    Examples:
         >>> trainer = make_trainer()  # any Trainer
         >>> watching = bert_toolkit.watch(trainer, every_n_steps=2)
         >>> _ = trainer.train()

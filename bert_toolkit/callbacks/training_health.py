@@ -72,7 +72,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
     Raises:
         InputError: if `every_n_steps` is not positive or `on_finding` is something else.
 
-    Example:
+    Examples:
         >>> health = TrainingHealthCallback(every_n_steps=2, on_finding="stop")
         >>> _ = make_trainer(callbacks=[health]).train()
         Training health: no fault found in ...

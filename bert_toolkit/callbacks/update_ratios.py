@@ -46,7 +46,7 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
     Raises:
         InputError: if `every_n_steps` is not positive, `skip_probability` lies outside [0, 1] or `mode` is unknown.
 
-    Example:
+    Examples:
         >>> ratios = UpdateRatioCallback(every_n_steps=2)
         >>> _ = make_trainer(callbacks=[ratios]).train()
         >>> record = ratios.records[-1]

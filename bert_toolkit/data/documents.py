@@ -59,7 +59,7 @@ def split_sentences(text: str) -> list[str]:
     Returns:
         The sentences without white space around them, none empty.
 
-    Example:
+    Examples:
         >>> split_sentences("Mr. Ito spoke. 彼は「はい。」と言った。Он ушёл. Куда?")
         ['Mr. Ito spoke.', '彼は「はい。」', 'と言った。', 'Он ушёл.', 'Куда?']
     """

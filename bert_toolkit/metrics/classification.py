@@ -36,7 +36,7 @@ def flat_accuracy(predictions: Any, labels: Any) -> float:
     Raises:
         InputError: NaN logits, shapes that do not fit, nothing labeled, or values that are not classes.
 
-    Example:
+    Examples:
         >>> flat_accuracy([[2.0, -1.0], [0.3, 0.1], [-1.0, 1.0], [0.0, 4.0]], [0, 1, 1, -100])
         0.6666666666666666
         >>> flat_accuracy([0, 1, 1, 0], [0, 1, 0, 0])
@@ -62,7 +62,7 @@ def matthews_correlation(predictions: Any, labels: Any) -> float:
     Raises:
         InputError: NaN logits, shapes that do not fit, nothing labeled, or values that are not classes.
 
-    Example:
+    Examples:
         >>> matthews_correlation([0, 1, 1, 0, 1], [0, 1, 0, 0, 1])
         0.6666666666666666
         >>> matthews_correlation([1, 1, 1, 1, 1], [0, 1, 1, 1, 1])  # right four times of five, and knows nothing
@@ -139,7 +139,7 @@ class ClassificationMetrics:
     Pass an instance as `Trainer(compute_metrics=ClassificationMetrics())`. It holds one count per class and starts
     afresh after the batch that Trainer marks as the last.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from transformers import EvalPrediction
         >>> metrics = ClassificationMetrics()

@@ -22,7 +22,7 @@ def entities_of(tags: Sequence[str]) -> list[Entity]:
     Returns:
         The entities, in order.
 
-    Example:
+    Examples:
         >>> entities_of(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"])
         [('PER', 0, 2), ('LOC', 3, 4), ('LOC', 4, 5)]
     """

@@ -32,7 +32,7 @@ def pretraining_scores(
         `mlm_loss` (nats per token), `mlm_accuracy`, `perplexity`, and with next sentences `nsp_loss` and
         `nsp_accuracy`.
 
-    Example:
+    Examples:
         >>> pretraining_scores(mlm_loss=6.0, mlm_right=1, masked=4, nsp_loss=0.0, nsp_right=0, sequences=0)
         {'mlm_loss': 1.5, 'mlm_accuracy': 0.25, 'perplexity': 4.4816890703380645}
     """

@@ -37,7 +37,7 @@ class ToolkitBertConfig(PreTrainedConfig):
     Names and defaults equal those of `transformers.BertConfig` where the setting exists there. A `bert` checkpoint's
     configuration is converted on `from_pretrained`.
 
-    Example:
+    Examples:
         >>> from bert_toolkit import ToolkitBertConfig
         >>> config = ToolkitBertConfig(hidden_size=128, num_attention_heads=2, layer_norm_placement="pre")
         >>> config.num_hidden_layers, config.intermediate_size

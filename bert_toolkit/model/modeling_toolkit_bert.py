@@ -382,7 +382,7 @@ class ToolkitBertPreTrainedModel(PreTrainedModel):
             ValueError: BERT has no such form (pre-LN or sinusoidal positions), or there are other parameters than
                 those of the head, such as an adapter's.
 
-        Example:
+        Examples:
             >>> from bert_toolkit import ToolkitBertConfig, ToolkitBertForMaskedLM
             >>> config = ToolkitBertConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
             >>> type(ToolkitBertForMaskedLM(config).to_transformers()).__name__
@@ -434,7 +434,7 @@ class ToolkitBertModel(ToolkitBertPreTrainedModel):
         config: Size and form.
         add_pooling_layer: Whether to build the pooler, which only sentence heads read.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from bert_toolkit import ToolkitBertConfig, ToolkitBertModel
         >>> config = ToolkitBertConfig(
@@ -710,7 +710,7 @@ class ToolkitBertForPreTrainingOutput(ModelOutput):
 class ToolkitBertForPreTraining(ToolkitBertMaskedLMBase):
     """Masked-LM and next-sentence heads (Devlin et al. 2019, section 3.1).
 
-    Example:
+    Examples:
         A step of pre-training on two pairs; real ones come from `NextSentencePairs` and `DataCollatorForPreTraining`.
 
         >>> import torch
@@ -910,7 +910,7 @@ def classifier_dropout(config: ToolkitBertConfig) -> ToolkitBertDropout:
 class ToolkitBertForSequenceClassification(ToolkitBertPreTrainedModel):
     """A linear classifier on the pooled first token: regression, n classes, or several labels at once.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from bert_toolkit import ToolkitBertConfig, ToolkitBertForSequenceClassification
         >>> config = ToolkitBertConfig(

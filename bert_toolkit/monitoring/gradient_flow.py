@@ -126,7 +126,7 @@ class GradientFlowMonitor:
     Raises:
         InputError: if no parameter of the model is trainable.
 
-    Example:
+    Examples:
         >>> model, inputs = torch.nn.Linear(4, 2), torch.ones(3, 4)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> monitor = GradientFlowMonitor(model)

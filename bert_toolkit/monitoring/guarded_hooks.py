@@ -7,7 +7,7 @@ from typing import Any
 class GuardedHooks:
     """Keeps the first error of its hooks until somebody asks; after an error they do nothing.
 
-    Example:
+    Examples:
         >>> guard = GuardedHooks()
         >>> hook = guard(lambda module, inputs, output: 1 / 0)
         >>> hook(None, (), None)

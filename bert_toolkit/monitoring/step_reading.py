@@ -31,7 +31,7 @@ class StepReader:
     Raises:
         InputError: if no parameter of the model is trainable.
 
-    Example:
+    Examples:
         >>> model, inputs = torch.nn.Linear(4, 2), torch.ones(3, 4)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> reader = StepReader.of(model)

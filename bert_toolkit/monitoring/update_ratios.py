@@ -126,7 +126,7 @@ class UpdateRatioMonitor:
     Raises:
         InputError: if `mode` is unknown or no parameter of the model is trainable.
 
-    Example:
+    Examples:
         >>> model, inputs = torch.nn.Linear(4, 2, bias=False), torch.ones(3, 4)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         >>> monitor = UpdateRatioMonitor(model)

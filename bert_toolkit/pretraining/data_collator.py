@@ -47,7 +47,7 @@ class DataCollatorForPreTraining:
         InputError: A fraction is out of range, the tokenizer has no [MASK], no padding token or nothing but special
             tokens, or whole words cannot be told.
 
-    Example:
+    Examples:
         >>> from transformers import BertTokenizer
         >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "cat", "sleeps", "wakes"]
         >>> tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})

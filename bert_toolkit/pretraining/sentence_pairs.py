@@ -131,7 +131,7 @@ class NextSentencePairs(torch.utils.data.Dataset[Pair]):
         InputError: A parameter is out of range, a special token is missing, or the corpus is empty, has one document,
             or only documents of one sentence.
 
-    Example:
+    Examples:
         >>> from transformers import BertTokenizer
         >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "cat", "sleeps", "wakes"]
         >>> tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})

@@ -45,7 +45,7 @@ class TokenizedDocuments:
         directory: Where the arrays are mapped from, None when they lie in memory.
         losses: What the corpus lost when it was tokenized; zeros for one that an earlier version built.
 
-    Example:
+    Examples:
         >>> from transformers import BertTokenizer
         >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "sleeps"]
         >>> tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})

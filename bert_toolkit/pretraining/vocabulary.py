@@ -32,7 +32,7 @@ def train_wordpiece(
     Raises:
         InputError: `vocab_size` has no room for words, the texts hold none, or can be gone through once only.
 
-    Example:
+    Examples:
         >>> tokenizer = train_wordpiece(["The dog sleeps. The dog wakes."], vocab_size=100, max_length=64)
         >>> tokenizer.tokenize("The dogs")
         ['the', 'dog', '##s']
@@ -67,7 +67,7 @@ def train_words(
     Raises:
         InputError: `vocab_size` has no room for words, or the texts hold none.
 
-    Example:
+    Examples:
         >>> tokenizer = train_words(["The dog sleeps. The dog wakes."], vocab_size=100, max_length=64)
         >>> tokenizer.tokenize("The dogs sleep. The dog wakes.")
         ['the', '[UNK]', '[UNK]', '.', 'the', 'dog', 'wakes', '.']
