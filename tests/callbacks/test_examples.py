@@ -11,6 +11,9 @@ from transformers import PrinterCallback, Trainer
 
 import bert_toolkit
 
+if find_spec("deepspeed") is not None:  # its first import prints a line, which would be taken for an example's
+    importlib.import_module("deepspeed")
+
 MODULES = [
     "callbacks.gradient_flow",
     "callbacks.update_ratios",
