@@ -21,6 +21,8 @@ from bert_toolkit.metrics.task_scores import METRICS
 from bert_toolkit.reporting.classification import finish_classifier
 from bert_toolkit.reporting.finished_run import FinishedRun
 from bert_toolkit.reporting.overview import print_classifier_overview
+from bert_toolkit.training.arguments import ClassifierRunArguments
+from bert_toolkit.training.class_weights import class_weighted_loss
 from bert_toolkit.training.evaluation import class_logits, longest_first, predict_splits
 from bert_toolkit.training.launching import run_recipe, start_recipe
 from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
@@ -81,7 +83,7 @@ DEFAULTS = {
 
 
 def main() -> None:
-    classify, run, arguments = start_recipe(ClassifyArguments, DEFAULTS)
+    classify, run, arguments = start_recipe(ClassifyArguments, DEFAULTS, ClassifierRunArguments)
 
     # data
     corpus, columns = load_labeled_tables(
@@ -134,6 +136,7 @@ def main() -> None:
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=class_logits,
+        compute_loss_func=class_weighted_loss(corpus, run.class_weights, arguments.label_smoothing_factor),
     )
     callbacks = add_run_callbacks(trainer, run, batch_losses=True)
     train_and_save(trainer)

@@ -23,6 +23,8 @@ from bert_toolkit.reporting.classification import finish_classifier
 from bert_toolkit.reporting.figures import draw_batch_scores
 from bert_toolkit.reporting.finished_run import FinishedRun
 from bert_toolkit.reporting.overview import print_classifier_overview
+from bert_toolkit.training.arguments import ClassifierRunArguments
+from bert_toolkit.training.class_weights import class_weighted_loss
 from bert_toolkit.training.evaluation import class_logits, longest_first, predict_splits
 from bert_toolkit.training.launching import run_recipe, start_recipe
 from bert_toolkit.training.layer_wise_learning_rate import use_layer_wise_learning_rates
@@ -70,7 +72,7 @@ DEFAULTS = {
 
 
 def main() -> None:
-    cola, run, arguments = start_recipe(ColaArguments, DEFAULTS)
+    cola, run, arguments = start_recipe(ColaArguments, DEFAULTS, ClassifierRunArguments)
 
     # data
     corpus = load_cola(cola.dataset, cola.data_dir, cola.validation_fraction, arguments.seed)
@@ -102,6 +104,7 @@ def main() -> None:
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_classification_metrics,
         preprocess_logits_for_metrics=class_logits,
+        compute_loss_func=class_weighted_loss(corpus, run.class_weights, arguments.label_smoothing_factor),
     )
     callbacks = add_run_callbacks(trainer, run)
     if cola.layer_wise_decay != 1.0:

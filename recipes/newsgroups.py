@@ -24,6 +24,8 @@ from bert_toolkit.data.newsgroups import CATEGORIES, load_newsgroups
 from bert_toolkit.reporting.classification import finish_classifier
 from bert_toolkit.reporting.finished_run import FinishedRun
 from bert_toolkit.reporting.overview import print_classifier_overview
+from bert_toolkit.training.arguments import ClassifierRunArguments
+from bert_toolkit.training.class_weights import class_weighted_loss
 from bert_toolkit.training.evaluation import class_logits, longest_first, predict_splits
 from bert_toolkit.training.launching import run_recipe, start_recipe
 from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
@@ -73,7 +75,7 @@ DEFAULTS = {
 
 
 def main() -> None:
-    newsgroups, run, arguments = start_recipe(NewsgroupsArguments, DEFAULTS)
+    newsgroups, run, arguments = start_recipe(NewsgroupsArguments, DEFAULTS, ClassifierRunArguments)
 
     # data
     corpus = load_newsgroups(
@@ -108,6 +110,7 @@ def main() -> None:
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_classification_metrics,
         preprocess_logits_for_metrics=class_logits,
+        compute_loss_func=class_weighted_loss(corpus, run.class_weights, arguments.label_smoothing_factor),
     )
     callbacks = add_run_callbacks(trainer, run)
     train_and_save(trainer)

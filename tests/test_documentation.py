@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, TrainingArguments
 
 import bert_toolkit
 from bert_toolkit import ToolkitBertForPreTraining, ToolkitBertForSequenceClassification
-from bert_toolkit.training.arguments import RECIPE_DEFAULTS, RunArguments, parse_arguments
+from bert_toolkit.training.arguments import RECIPE_DEFAULTS, ClassifierRunArguments, parse_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -96,7 +96,7 @@ def test_commands_name_scripts_and_flags_that_exist(page):
         if script.startswith("recipes/"):
             recipe = runpy.run_path(str(path))
             kinds = [item for item in recipe.values() if is_dataclass(item) and item.__module__ == "<run_path>"]
-            kinds += [RunArguments, TrainingArguments] if "DEFAULTS" in recipe else []
+            kinds += [ClassifierRunArguments, TrainingArguments] if "DEFAULTS" in recipe else []
             parse_arguments(
                 kinds,
                 ({**RECIPE_DEFAULTS, **recipe["DEFAULTS"]} if "DEFAULTS" in recipe else {}),

@@ -54,6 +54,32 @@ class RunArguments:
                 raise InputError(f"`{name}` must be at least {least}, got {value}")
 
 
+@dataclass
+class TrainerRunArguments(RunArguments):
+    """How the run is watched, when it ends, and where it may write."""
+
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "end after N evaluations without a better score"}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses counts that cannot be meant.
+
+        Raises:
+            InputError: As `RunArguments`, or `early_stopping_patience` is not positive.
+        """
+        super().__post_init__()
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise InputError(f"`early_stopping_patience` must be at least 1, got {self.early_stopping_patience}")
+
+
+@dataclass
+class ClassifierRunArguments(TrainerRunArguments):
+    """How the run is watched, when it ends, what counts, and where it may write."""
+
+    class_weights: str = field(default="none", metadata={"help": "balanced: rare classes count more in the loss"})
+
+
 class _RecipeArgumentParser(HfArgumentParser):
     """HfArgumentParser whose errors are one line, without the usage of two hundred Trainer flags."""
 

@@ -17,11 +17,12 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from bert_toolkit.errors import InputError, one_line, reason_of
-from bert_toolkit.training.arguments import RECIPE_DEFAULTS, RunArguments, parse_arguments
+from bert_toolkit.training.arguments import RECIPE_DEFAULTS, RunArguments, TrainerRunArguments, parse_arguments
 from bert_toolkit.training.full_disk import full_disk_reason
-from bert_toolkit.training.trainer_flags import check_trainer_flags
+from bert_toolkit.training.trainer_flags import check_early_stopping, check_trainer_flags
 
 OwnArguments = TypeVar("OwnArguments")
+SharedArguments = TypeVar("SharedArguments", bound=TrainerRunArguments)
 
 # What a run writes at the top of its output directory. Only these are removed by --overwrite_output_dir.
 RUN_FILES = (
@@ -48,24 +49,30 @@ RUN_FILES = (
 
 
 def start_recipe(
-    own_arguments: type[OwnArguments], defaults: Mapping[str, Any]
-) -> tuple[OwnArguments, RunArguments, TrainingArguments]:
+    own_arguments: type[OwnArguments],
+    defaults: Mapping[str, Any],
+    run_arguments: type[SharedArguments] = TrainerRunArguments,  # type: ignore[assignment]
+) -> tuple[OwnArguments, SharedArguments, TrainingArguments]:
     """Reads the command line and makes everything ready for a training with Trainer.
 
     Args:
         own_arguments: The recipe's dataclass.
         defaults: Where the recipe departs from the defaults of `TrainingArguments` and from `RECIPE_DEFAULTS`.
+        run_arguments: What recipes of this kind share.
 
     Returns:
         The recipe's arguments, those of every recipe, and Trainer's.
 
     Raises:
-        InputError: As `parse_arguments`, `check_trainer_flags`, `prepare_processes` and `open_run`.
+        InputError: As `parse_arguments`, `check_trainer_flags`, `check_early_stopping`, `prepare_processes` and
+            `open_run`.
     """
     prepare_processes()
-    types = [own_arguments, RunArguments, TrainingArguments]
+    types = [own_arguments, run_arguments, TrainingArguments]
     own, run, arguments = parse_arguments(types, {**RECIPE_DEFAULTS, **defaults})
     check_trainer_flags(arguments)
+    if run.early_stopping_patience is not None:
+        check_early_stopping(arguments)
     open_run(
         run,
         arguments.output_dir,

@@ -69,6 +69,24 @@ def check_trainer_flags(arguments: TrainingArguments) -> None:
         _check_login(arguments.hub_token)
 
 
+def check_early_stopping(arguments: TrainingArguments) -> None:
+    """Refuses early stopping where no evaluation can end the training.
+
+    Args:
+        arguments: Of the run.
+
+    Raises:
+        InputError: Nothing is evaluated, or no best checkpoint is kept.
+    """
+    if arguments.eval_strategy == "no" or not arguments.load_best_model_at_end:
+        raise InputError(
+            "`early_stopping_patience` needs evaluations and the best checkpoint: `--eval_strategy epoch` (or steps), "
+            "the same `--save_strategy`, and `--load_best_model_at_end true`; got "
+            f"{getattr(arguments.eval_strategy, 'value', arguments.eval_strategy)} and "
+            f"{str(arguments.load_best_model_at_end).lower()}"
+        )
+
+
 def check_classifier_flags(arguments: TrainingArguments, corpus: CorpusSplits, metrics: Iterable[str]) -> None:
     """Refuses flags that do not go with the data and the metrics of a classifier.
 

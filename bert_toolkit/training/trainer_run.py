@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 
 from bert_toolkit.callbacks import TrainingHealthCallback, watch
 from bert_toolkit.callbacks.batch_losses import BatchLossCallback
 from bert_toolkit.callbacks.token_counter import TokenCounterCallback
-from bert_toolkit.training.arguments import RunArguments
+from bert_toolkit.training.arguments import TrainerRunArguments
 from bert_toolkit.training.checkpoints import checkpoint_to_resume, resume_callbacks
 from bert_toolkit.training.resumed_files import check_checkpoint, errors_of_resuming
 
@@ -30,7 +30,7 @@ class RunCallbacks:
     losses: BatchLossCallback | None
 
 
-def add_run_callbacks(trainer: Trainer, run: RunArguments, batch_losses: bool = False) -> RunCallbacks:
+def add_run_callbacks(trainer: Trainer, run: TrainerRunArguments, batch_losses: bool = False) -> RunCallbacks:
     """Adds the callbacks of every recipe to a Trainer.
 
     Args:
@@ -47,7 +47,9 @@ def add_run_callbacks(trainer: Trainer, run: RunArguments, batch_losses: bool = 
         watch(trainer, run.monitor_every, health=health or False)
     elif health is not None:
         health.attach(trainer)
-    for callback in (tokens, losses, *resume_callbacks()):
+    patience = run.early_stopping_patience
+    stopping = None if patience is None else EarlyStoppingCallback(patience)
+    for callback in (tokens, losses, stopping, *resume_callbacks()):
         if callback is not None:
             trainer.add_callback(callback)
     return RunCallbacks(tokens, health, losses)

@@ -301,6 +301,21 @@ def test_folder_of_classes_with_another_architecture(run, tmp_path):
     assert model.config.id2label == {0: "plain", 1: "turned"}
 
 
+def test_balanced_weights_find_a_rare_class_and_training_ends_early(run, tmp_path):
+    """One text in ten is of the rare class; after three evaluations without a better score nothing more is trained."""
+    rows = [f"{subject} {verb} today .,plain" for subject, verb in SENTENCES * 4]
+    rows += [f"{verb} {subject} today .,turned" for subject, verb in SENTENCES[::2]]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]))
+    folder = run(
+        train_data=tmp_path / "data.csv", class_weights="balanced", early_stopping_patience=3, num_train_epochs=60
+    )
+    results = results_of(folder)
+    assert results["classes"]["turned"]["recall"] == 1.0
+    assert results["epochs"] < 60
+    scores = [entry["eval_matthews_correlation"] for entry in results["log_history"] if "eval_loss" in entry]
+    assert scores.index(max(scores)) == len(scores) - 4
+
+
 @pytest.mark.parametrize(
     ("content", "changes", "message"),
     [
@@ -316,10 +331,29 @@ def test_folder_of_classes_with_another_architecture(run, tmp_path):
             "`metric_for_best_model` must be loss, matt",
         ),
         ("text,label\n" + "a,x\nb,y\n" * 9, {"hub_dataset": "owner/name"}, "one of the two"),
+        (
+            "text,label\n" + "a,x\nb,y\n" * 9,
+            {"early_stopping_patience": 2, "eval_strategy": "no", "load_best_model_at_end": "false"},
+            "needs evaluations and the best checkpoint: .* got no and false",
+        ),
+        ("text,label\n" + "a,x\nb,y\n" * 9, {"early_stopping_patience": 0}, "`early_stopping_patience` must be at"),
         ("text,label\n" + "a,x\nb,y\n" * 9, {"model_name_or_path": "/absent"}, "/absent"),
         ("text,label\n" + "a,x\nb,y\n" * 9, {"lerning_rate": 1}, "did you mean `--learning_rate`"),
     ],
-    ids=["ragged", "empty", "one-class", "columns", "length", "code", "metric", "sources", "model", "flag"],
+    ids=[
+        "ragged",
+        "empty",
+        "one-class",
+        "columns",
+        "length",
+        "code",
+        "metric",
+        "sources",
+        "evaluation",
+        "patience",
+        "model",
+        "flag",
+    ],
 )
 def test_bad_input_is_refused_before_training(run, tmp_path, content, changes, message):
     (tmp_path / "data.csv").write_text(content)
