@@ -44,10 +44,7 @@ class PretrainArguments:
     size: str = field(default="tiny", metadata={"help": "tiny, mini, small, medium or base, from scratch"})
     config_file: str | None = field(default=None, metadata={"help": "settings of ToolkitBertConfig (JSON); not size"})
     layer_norm_placement: str = field(default="post", metadata={"help": "post or pre; from scratch only"})
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "continue from: folder, hub name, or `offline` (all-MiniLM-L6-v2)"},
-    )
+    model_name_or_path: str | None = field(default=None, metadata={"help": "continue: folder, hub name, `offline`"})
     dropout: float | None = field(default=None, metadata={"help": "of hidden states and attention"})
     objective: str = field(default="mlm+nsp", metadata={"help": "mlm+nsp, or mlm: masked words only"})
     next_sentence_weight: float = field(default=1.0, metadata={"help": "factor of the next-sentence loss"})
@@ -162,6 +159,7 @@ def main() -> None:
         facts=facts,
         scores=scores,
         curves=["mlm_accuracy", "nsp_accuracy"] if next_sentences else ["mlm_accuracy"],
+        origin=documents.origin,
     )
     report.finish_pretraining(finished, scored, examples, source)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import constants
 
-from bert_toolkit.data.corpus_splits import CorpusSplits, labeled_rows, split_off_validation
+from bert_toolkit.data.corpus_splits import CorpusSplits, Origin, labeled_rows, split_off_validation
 from bert_toolkit.data.hub_tables import download
 from bert_toolkit.data.text_files import read_text
 from bert_toolkit.errors import InputError
@@ -73,14 +73,17 @@ def load_cola(
     if data_dir is not None:
         train, in_domain, out_of_domain = _read_folder(Path(data_dir).expanduser())
         description = f"CoLA in the raw layout from {data_dir}"
+        origin = Origin("CoLA", language="en")
     elif source == "sample" or not hub_answers():
         train, in_domain, out_of_domain = _read_folder(SAMPLE_DIR)
         reason = "asked for" if source == "sample" else f"the hub {constants.ENDPOINT} does not answer"
         description = f"the bundled sample ({reason})"
+        origin = Origin("sample of bert_toolkit in CoLA's layout", language="en")
         remarks.append(SAMPLE_REMARK)
     else:
         train, in_domain, out_of_domain = _load_hub()
         description = f"CoLA from the hub ({HUB_DATASET}, cola)"
+        origin = Origin("CoLA", HUB_DATASET, "cola", "en")
         if out_of_domain is None:
             remarks.append(JOINED_REMARK)
     validation, test = in_domain, in_domain if out_of_domain is None else out_of_domain
@@ -95,7 +98,7 @@ def load_cola(
         remarks.append(f"Validated on {len(held_out)} of the training rows (seed {seed}), tested on {tested}.")
     elif out_of_domain is None:
         remarks.append(NO_TEST_REMARK)
-    return CorpusSplits(train, validation, test, list(LABEL_NAMES), "sentence", description, remarks)
+    return CorpusSplits(train, validation, test, list(LABEL_NAMES), "sentence", description, remarks, origin=origin)
 
 
 def read_cola_file(path: str | Path) -> "Dataset":

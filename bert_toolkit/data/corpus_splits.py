@@ -13,6 +13,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Which data these are, for a model card.
+
+    Args:
+        name: For people.
+        hub_dataset: Their name on the hub, None for data from elsewhere.
+        hub_config: Which of its configurations.
+        language: ISO 639-1 code, None where unknown.
+        scored: Which rows the scores are of.
+    """
+
+    name: str
+    hub_dataset: str | None = None
+    hub_config: str | None = None
+    language: str | None = None
+    scored: str = "test"
+
+
+@dataclass(frozen=True)
 class CorpusSplits:
     """A labeled corpus, ready to be tokenized.
 
@@ -27,6 +46,7 @@ class CorpusSplits:
         second_text_column: Name of the column that holds the second text, where texts come in pairs.
         problem_type: `single_label_classification`, `multi_label_classification` (then a label is a list of 0.0 and
             1.0, one per class) or `regression` (a number), as in the configuration of a transformers model.
+        origin: Which data these are; None where nobody knows.
     """
 
     train: "Dataset"
@@ -38,6 +58,7 @@ class CorpusSplits:
     remarks: list[str] = field(default_factory=list)
     second_text_column: str | None = None
     problem_type: str = "single_label_classification"
+    origin: Origin | None = None
 
 
 def labeled_rows(columns: Mapping[str, Sequence[Any]], label: Any) -> "Dataset":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bert_toolkit.data.class_folders import files_beside_classes, read_class_folders
-from bert_toolkit.data.corpus_splits import CorpusSplits, labeled_rows, split_off_validation
+from bert_toolkit.data.corpus_splits import CorpusSplits, Origin, labeled_rows, split_off_validation
 from bert_toolkit.data.hub_tables import read_hub_tables
 from bert_toolkit.data.labels import MULTI, REGRESSION, SINGLE, LabelScheme, learn_labels
 from bert_toolkit.data.tables import Table, read_table, shown
@@ -144,6 +144,7 @@ def load_labeled_tables(
         remarks=remarks,
         second_text_column="text_pair" if len(columns.text) == 2 else None,
         problem_type=scheme.problem_type,
+        origin=Origin(hub_dataset or Path(str(train_data)).name, hub_dataset, hub_config),
     )
     return corpus, columns
 

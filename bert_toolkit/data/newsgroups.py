@@ -5,11 +5,12 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import constants
 
-from bert_toolkit.data.corpus_splits import CorpusSplits, labeled_rows, split_off_validation
+from bert_toolkit.data.corpus_splits import CorpusSplits, Origin, labeled_rows, split_off_validation
 from bert_toolkit.data.hub_tables import download
 from bert_toolkit.data.text_files import is_clutter, reading
 from bert_toolkit.errors import InputError, reason_of
@@ -68,6 +69,7 @@ def load_newsgroups(
         raise InputError(f"`remove` accepts {', '.join(REMOVERS)}, got {unknown[0]}")
     remarks = []
     cache = None if data_dir is not None or source == "hub" else _scikit_learn_cache(required=source == "scikit-learn")
+    origin = Origin("20 newsgroups", language="en")
     if data_dir is not None or cache is not None:
         path = Path(data_dir).expanduser() if data_dir is not None else cache
         assert path is not None
@@ -77,6 +79,7 @@ def load_newsgroups(
             description += f", without {', '.join(part for part in REMOVERS if part in remove)}"
     elif hub_answers():
         rows = _select(_load_hub(), categories, ())
+        origin = replace(origin, hub_dataset=HUB_DATASET)
         description = f"20 newsgroups from the hub ({HUB_DATASET}), without headers, footers, quotes"
         if set(remove) != set(REMOVERS):
             remarks.append("The hub's posts come without headers, footers and quotes, whatever `remove` says.")
@@ -99,7 +102,7 @@ def load_newsgroups(
     else:
         kept, held_out = split_off_validation(train["text"][:], train["label"][:], validation_fraction, seed)
         train, validation = train.select(kept), train.select(held_out)
-    return CorpusSplits(train, validation, test, label_names, "text", description, remarks)
+    return CorpusSplits(train, validation, test, label_names, "text", description, remarks, origin=origin)
 
 
 def _select(

@@ -55,6 +55,9 @@ def finish_classifier(
     """
     remarks = " ".join(corpus.remarks)
     run = replace(run, summary=f"{run.summary} {remarks}".rstrip(), facts={**run.facts, "remarks": remarks})
+    if corpus.origin is not None:
+        scored = "validation" if corpus.test is corpus.validation else "test"
+        run = replace(run, origin=replace(corpus.origin, scored=scored))
     close_run(
         run,
         lambda: _write_outputs(run, corpus, predictions, texts),

@@ -13,7 +13,10 @@ import numpy as np
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, Trainer
 
 from bert_toolkit.callbacks.run_report import page_unless_it_fails
+from bert_toolkit.data.corpus_splits import Origin
 from bert_toolkit.reporting import figures, overview, results
+from bert_toolkit.reporting.hub_push import push
+from bert_toolkit.reporting.model_card import CardText, write_model_card
 from bert_toolkit.reporting.reload_check import check_reload
 from bert_toolkit.run_page.run_record import read_json
 from bert_toolkit.training.trainer_run import RunCallbacks
@@ -35,6 +38,7 @@ class FinishedRun:
         scores: Metrics of the run. Numbers go to table and card, everything to `results.json`.
         curves: Evaluation metrics to draw over the steps, without the `eval_` prefix.
         drawn: Figures of the recipe's own, by name.
+        origin: Which data these were, for the model card; None where nobody knows.
     """
 
     trainer: Trainer
@@ -45,11 +49,17 @@ class FinishedRun:
     scores: Mapping[str, Any]
     curves: Sequence[str]
     drawn: Mapping[str, Figure] = field(default_factory=dict)
+    origin: Origin | None = None
 
     @property
     def output_dir(self) -> str:
         """Where the run writes."""
         return str(self.trainer.args.output_dir)
+
+    @property
+    def name(self) -> str:
+        """Of the model, on the hub or as its folder is called."""
+        return (self.trainer.hub_model_id or Path(self.output_dir).resolve().name).split("/")[-1]
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -90,8 +100,11 @@ def write_report(
     state, facts, health = run.trainer.state, run.all_facts(), run.callbacks.health
     figures.save_figures({**figures_of_task, **run.drawn}, run.output_dir, state.global_step)
     results.write_hyperparameters(run.trainer.args, run.facts, run.numbers, state.global_step)
-    results.write_model_card(run.output_dir, run.title, task, run.summary, facts, run.numbers)
     findings = health.report["findings"] if health else []
+    of_training = {key: value for key, value in facts.items() if key != "training health" and value != ""}
+    text = CardText(run.title, run.summary, of_training, str(facts["training health"]), findings)
+    parent = getattr(getattr(run.trainer.model, "config", None), "_name_or_path", None)
+    write_model_card(run.output_dir, run.name, task, text, run.numbers, run.origin, parent)
     results.write_results(
         run.output_dir,
         {
@@ -118,12 +131,15 @@ def close_run(
 
     Raises:
         ReloadError: The saved model predicts something else.
+        InputError: `push_to_hub` was asked for and the hub does not take the files.
     """
     if run.trainer.is_world_process_zero():
         write()
     run.trainer.args.distributed_state.wait_for_everyone()
     check_reload(run.trainer, auto_class, rows, trust_remote_code)
     tell_what_is_there(run.output_dir, auto_class, run.trainer.is_world_process_zero())
+    if run.trainer.args.push_to_hub and run.trainer.is_world_process_zero():
+        push(run.trainer)
 
 
 def tell_what_is_there(output_dir: str, auto_class: Any, is_main: bool = True) -> None:

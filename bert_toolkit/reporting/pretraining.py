@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -157,6 +158,8 @@ def finish_pretraining(
     rows = Subset(pairs, range(min(len(pairs), 2 * run.trainer.args.eval_batch_size)))  # type: ignore[arg-type]
     both = isinstance(run.trainer.model, ToolkitBertForPreTraining)
     auto_class = AutoModelForPreTraining if both else AutoModelForMaskedLM
+    if run.origin is not None:
+        run = replace(run, origin=replace(run.origin, scored=source.replace("-", "_")))
     close_run(run, lambda: _write_outputs(run, examples, source), auto_class, rows)
 
 

@@ -48,6 +48,7 @@ def check_reload(trainer: Trainer, auto_class: Any, rows: Any, trust_remote_code
         else:
             arguments = copy.copy(trainer.args)
             arguments.report_to, arguments.eval_strategy, arguments.load_best_model_at_end = [], "no", False
+            arguments.push_to_hub = False  # the run itself pushes
             reloaded = Trainer(
                 model=auto_class.from_pretrained(output_dir, trust_remote_code=trust_remote_code),
                 args=arguments,

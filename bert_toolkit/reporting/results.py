@@ -1,4 +1,4 @@
-"""Files that a finished run leaves: results.json, predictions.tsv and the model card."""
+"""Files that a finished run leaves: results.json and predictions.tsv."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_predictions(output_dir: str | Path, columns: Mapping[str, Sequence[Any
     with replaced_at_once(path) as partial, partial.open("w", encoding="utf-8", errors=NO_TEXT, newline="\n") as file:
         file.write("\t".join(columns) + "\n")
         for row in zip(*columns.values(), strict=True):
-            file.write("\t".join(_cell(value) for value in row) + "\n")
+            file.write("\t".join(as_cell(value) for value in row) + "\n")
     return path
 
 
@@ -90,68 +90,15 @@ def write_hyperparameters(
             writer.add_scalar(name, value, global_step=step)
 
 
-def write_model_card(
-    output_dir: str | Path,
-    title: str,
-    task: str,
-    summary: str,
-    facts: Mapping[str, object],
-    metrics: Mapping[str, float],
-) -> Path:
-    """Writes `README.md`, the model card that the hub and a reader of the folder see.
+def as_cell(value: object) -> str:
+    """A value as one line of a table.
 
     Args:
-        output_dir: Output directory of the run.
-        title: Name of the model.
-        task: Hub task name, for example `text-classification`.
-        summary: A paragraph on what the model is and what it is not.
-        facts: Rows of the training table.
-        metrics: Rows of the result table.
+        value: Numbers are shown with six digits.
 
     Returns:
-        The file.
+        The text.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    data = ModelCardData(library_name="transformers", pipeline_tag=task, tags=["bert_toolkit"])
-    training = "\n".join(f"| {name} | {_cell(value).replace('|', chr(92) + '|')} |" for name, value in facts.items())
-    scores = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
-    text = f"""---
-{data.to_yaml()}
----
-
-# {title}
-
-{summary}
-
-## Results
-
-| metric | value |
-|---|---|
-{scores}
-
-## Training
-
-| | |
-|---|---|
-{training}
-
-## Use
-
-```python
-import bert_toolkit  # or pass trust_remote_code=True: the modeling code lies beside the weights
-from transformers import pipeline
-
-model = pipeline("{task}", model="path/to/this/folder")
-```
-"""
-    path = Path(output_dir) / "README.md"
-    with replaced_at_once(path) as partial:
-        ModelCard(text.encode("utf-8", NO_TEXT).decode("utf-8")).save(partial)
-    return path
-
-
-def _cell(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
 
 

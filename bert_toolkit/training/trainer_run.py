@@ -73,4 +73,4 @@ def train_and_save(trainer: Trainer) -> None:
         check_checkpoint(Path(checkpoint), None if trainer.is_deepspeed_enabled else trainer.model)
     with errors_of_resuming(trainer, checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # without a push, which comes once the card and the scores are written

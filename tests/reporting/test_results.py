@@ -5,9 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from huggingface_hub import ModelCard
 
-from bert_toolkit.reporting.results import write_model_card, write_predictions, write_results
+from bert_toolkit.reporting.results import write_predictions, write_results
 
 
 def test_results_are_strict_json(tmp_path):
@@ -37,11 +36,3 @@ def test_predictions_with_tabs_quotes_and_line_breaks_keep_their_rows(tmp_path):
     assert rows[0] == ["text", "probability"]
     assert [row[0] for row in rows[1:]] == ['a "quoted" text', "a tab", "two lines", "ünïcode"]
     assert [float(row[1]) for row in rows[1:]] == [0.5, 1.0, 0.25, 1e-9]
-
-
-def test_model_card_is_read_by_the_hub_library(tmp_path):
-    write_model_card(tmp_path, "Title", "text-classification", "Summary.", {"rate": 2e-5, "a": "b|c"}, {"mcc": 0.5})
-    card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.pipeline_tag == "text-classification"
-    assert "| mcc | 0.5000 |" in card.text
-    assert "| a | b\\|c |" in card.text
