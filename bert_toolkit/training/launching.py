@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import TrainingArguments, set_seed
 
 from bert_toolkit.errors import InputError, one_line, reason_of
@@ -244,6 +245,8 @@ def run_recipe(main: Callable[[], None]) -> NoReturn:
         main()
     except InputError as error:
         _refuse(str(error))
+    except HfHubHTTPError as error:
+        _refuse(f"the hub refused: {reason_of(error)}")
     except Exception as error:
         reason = full_disk_reason(error)
         if reason is None:

@@ -130,6 +130,7 @@ def test_a_finished_run_is_pushed_with_its_own_card_and_without_its_rows(hub, tm
     assert yaml.safe_load(hub.kept["validated"].split("---")[1])["model-index"]
 
 
+@pytest.mark.slow
 def test_a_hub_that_refuses_is_one_line_and_the_run_is_there(hub, tmp_path, tiny_bert_dir):
     hub.full = True
     process = train(hub, tmp_path, tiny_bert_dir)
