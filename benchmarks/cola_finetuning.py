@@ -43,13 +43,15 @@ def train_arm(arm: str, data_dir: str, model: str | None, settings: dict) -> dic
     from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
     sys.path.insert(0, str(HERE.parent / "recipes"))
-    from cola import DEFAULTS, tokenize
+    from cola import DEFAULTS
 
     from bert_toolkit import ToolkitBertForSequenceClassification, compute_classification_metrics
     from bert_toolkit.callbacks.token_counter import TokenCounterCallback
     from bert_toolkit.data.cola import load_cola
+    from bert_toolkit.training.arguments import RECIPE_DEFAULTS
     from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
     from bert_toolkit.training.pretrained import choose_model
+    from bert_toolkit.training.tokenized_rows import tokenize_texts
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(settings["threads"])
@@ -59,7 +61,11 @@ def train_arm(arm: str, data_dir: str, model: str | None, settings: dict) -> dic
     model_path, _ = choose_model(model)
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     train, validation = (
-        split.map(tokenize, batched=True, fn_kwargs={"tokenizer": tokenizer, "max_length": 64})
+        split.map(
+            tokenize_texts,
+            batched=True,
+            fn_kwargs={"tokenizer": tokenizer, "columns": ["sentence"], "max_length": 64},
+        )
         for split in (corpus.train, corpus.validation)
     )
     if settings["rows"]:
@@ -71,6 +77,7 @@ def train_arm(arm: str, data_dir: str, model: str | None, settings: dict) -> dic
     counter = TokenCounterCallback()
     with tempfile.TemporaryDirectory() as folder:
         arguments = {
+            **RECIPE_DEFAULTS,
             **DEFAULTS,
             "output_dir": folder,
             "learning_rate": rate,

@@ -73,7 +73,7 @@ class Ours(Way):
         self.marks: list[float] = []  # seconds of what the callbacks do within the forward and backward pass
         for callback in callbacks:
             if getattr(callback, "_watch", None) is not None:
-                _time_calls(callback._watch, "_on_forward", self.marks, next(model.parameters()).device)
+                _time_calls(callback._watch._forward, "_on_forward", self.marks, next(model.parameters()).device)
 
     def event(self, name: str) -> None:
         for callback in self.callbacks:

