@@ -221,8 +221,19 @@ def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
     Returns:
         Its folder, or None.
     """
-    whole = [folder for _, folder in _checkpoints(output_dir) if is_whole_checkpoint(folder)]
-    return whole[-1] if whole else None
+    return next((folder for folder in checkpoints_of(output_dir) if is_whole_checkpoint(folder)), None)
+
+
+def checkpoints_of(output_dir: str | Path) -> list[Path]:
+    """All checkpoints of a run, whole or not.
+
+    Args:
+        output_dir: Output directory of the run.
+
+    Returns:
+        Their folders, the highest step first.
+    """
+    return [folder for _, folder in reversed(_checkpoints(output_dir))]
 
 
 def checkpoint_to_resume(output_dir: str | Path, resume_from_checkpoint: str | None) -> str | None:

@@ -3,17 +3,83 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from bert_toolkit.errors import InputError, reason_of
+from bert_toolkit.training.checkpoints import MARKER, checkpoint_to_resume, checkpoints_of, is_whole_checkpoint
+
+
+class DamagedCheckpointError(InputError):
+    """A file of a checkpoint is not as it was written."""
+
+
+def find_checkpoint(trainer: Trainer) -> str | None:
+    """The checkpoint from which a training goes on, looked through by the main process, told to all.
+
+    For `--resume_from_checkpoint last` a damaged checkpoint is named, with what is wrong with it, and passed over for
+    the newest one that is whole.
+
+    Args:
+        trainer: Before training; every process calls it.
+
+    Returns:
+        Its folder, or None for a start from the beginning.
+
+    Raises:
+        InputError: The checkpoint asked for is damaged, or all are, or it is of another model.
+    """
+    found: list[str | None] = [None]
+    if trainer.is_world_process_zero():
+        wish, output_dir = trainer.args.resume_from_checkpoint, str(trainer.args.output_dir)
+        # ZeRO 3 has taken the weights apart by now
+        model = None if trainer.is_deepspeed_enabled else trainer.model
+        if wish is not None and wish.lower() in ("last", "true"):
+            found = [_newest_undamaged(Path(output_dir), model)]
+        elif (named := checkpoint_to_resume(output_dir, wish)) is not None:
+            try:
+                check_checkpoint(Path(named), model)
+            except DamagedCheckpointError as error:
+                raise InputError(f"{error}; the other checkpoints are untouched, pass an earlier one") from error
+            found = [named]
+    return broadcast_object_list(found)[0]
+
+
+def _newest_undamaged(output_dir: Path, model: Any) -> str | None:
+    passed_over: list[str] = []
+    chosen, damaged = None, False
+    for folder in checkpoints_of(output_dir):
+        try:
+            if not (folder / MARKER).exists():
+                passed_over.append(f"{folder} was never finished")
+                continue
+            if not is_whole_checkpoint(folder):
+                raise DamagedCheckpointError(f"{folder} is damaged: files that it lists are missing or cut")
+            check_checkpoint(folder, model)
+        except DamagedCheckpointError as error:
+            passed_over.append(str(error))
+            damaged = True
+            continue
+        chosen = str(folder)
+        break
+    if chosen is None and damaged:
+        raise InputError(
+            f"no checkpoint in {output_dir} is whole ({'; '.join(passed_over)}): begin anew with "
+            "--overwrite_output_dir true in place of --resume_from_checkpoint, or with another --output_dir"
+        )
+    for reason in passed_over:
+        instead = f"the training goes on from {chosen}" if chosen else "the training begins anew"
+        print(f"warning: {reason}; {instead}", file=sys.stderr, flush=True)
+    return chosen
 
 
 def check_checkpoint(folder: Path, model: Any) -> None:
@@ -27,26 +93,26 @@ def check_checkpoint(folder: Path, model: Any) -> None:
         model: The model that is to go on; its weights are not compared where it is no `PreTrainedModel`.
 
     Raises:
-        InputError: A file is damaged, or the weights are not those of this model.
+        DamagedCheckpointError: A file is damaged.
+        InputError: The weights are not those of this model.
     """
-    instead = f"; the other checkpoints in {folder.parent} are untouched, pass an earlier one"
     try:
         TrainerState.load_from_json(str(folder / "trainer_state.json"))
     except Exception as error:  # whatever JSON and the dataclass stumble over in a damaged file
-        raise InputError(f"{folder / 'trainer_state.json'} is damaged: {reason_of(error)}{instead}") from error
+        raise DamagedCheckpointError(f"{folder / 'trainer_state.json'} is damaged: {reason_of(error)}") from error
     for path in sorted([*folder.glob("*.pt"), *folder.glob("*.pth")]):
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise InputError(f"{path} is damaged: {reason_of(error)}{instead}") from error
+            raise DamagedCheckpointError(f"{path} is damaged: {reason_of(error)}") from error
         if damaged is not None:
-            raise InputError(f"{path} is damaged: the checksum of {damaged} in it is wrong{instead}")
+            raise DamagedCheckpointError(f"{path} is damaged: the checksum of {damaged} in it is wrong")
     if isinstance(model, PreTrainedModel):
-        _compare(folder, _saved_shapes(folder, instead), model)
+        _compare(folder, _saved_shapes(folder), model)
 
 
-def _saved_shapes(folder: Path, instead: str) -> dict[str, tuple[int, ...]]:
+def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shape of every saved weight; none where they are sharded by FSDP."""
     index, files = folder / SAFE_WEIGHTS_INDEX_NAME, [folder / SAFE_WEIGHTS_NAME]
     shapes: dict[str, tuple[int, ...]] = {}
@@ -59,7 +125,7 @@ def _saved_shapes(folder: Path, instead: str) -> dict[str, tuple[int, ...]]:
             with safe_open(path, framework="pt") as weights:
                 shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the weights in {folder} are damaged: {reason_of(error)}{instead}") from error
+        raise DamagedCheckpointError(f"the weights in {folder} are damaged: {reason_of(error)}") from error
     return shapes
 
 

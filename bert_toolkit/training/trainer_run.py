@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import EarlyStoppingCallback, Trainer
 
@@ -11,8 +10,8 @@ from bert_toolkit.callbacks import TrainingHealthCallback, watch
 from bert_toolkit.callbacks.batch_losses import BatchLossCallback
 from bert_toolkit.callbacks.token_counter import TokenCounterCallback
 from bert_toolkit.training.arguments import TrainerRunArguments
-from bert_toolkit.training.checkpoints import checkpoint_to_resume, resume_callbacks
-from bert_toolkit.training.resumed_files import check_checkpoint, errors_of_resuming
+from bert_toolkit.training.checkpoints import resume_callbacks
+from bert_toolkit.training.resumed_files import errors_of_resuming, find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,7 @@ def train_and_save(trainer: Trainer) -> None:
     Raises:
         InputError: There is no such checkpoint, or it is damaged or of another model.
     """
-    arguments = trainer.args
-    checkpoint = checkpoint_to_resume(str(arguments.output_dir), arguments.resume_from_checkpoint)
-    if checkpoint is not None and trainer.is_world_process_zero():
-        # ZeRO 3 has taken the weights apart by now
-        check_checkpoint(Path(checkpoint), None if trainer.is_deepspeed_enabled else trainer.model)
+    checkpoint = find_checkpoint(trainer)
     with errors_of_resuming(trainer, checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # without a push, which comes once the card and the scores are written

@@ -1,12 +1,20 @@
 """A checkpoint that cannot be resumed is refused in one line, and nothing of it or of the others is changed."""
 
 import hashlib
+import re
 import shutil
 import zipfile
 
 import pytest
 import torch
-from transformers import BertConfig, BertForPreTraining, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from bert_toolkit import InputError
 from bert_toolkit.training.checkpoints import resume_callbacks
@@ -105,6 +113,44 @@ def test_damaged_weights(run):
     (run / "checkpoint-6" / "checkpoint_files.json").unlink()
     with pytest.raises(InputError, match="weights in .* are damaged"):
         train_and_save(trainer(run, str(run / "checkpoint-6")))
+
+
+def test_last_passes_over_what_is_damaged_and_says_so(run, capsys):
+    flip(run / "checkpoint-8" / "optimizer.pt")
+    (run / "checkpoint-6" / "model.safetensors").write_bytes(b"cut")
+    resumed = trainer(run, "last")
+    began = []
+    resumed.add_callback(Began(began))
+    train_and_save(resumed)
+    assert began == [3] and resumed.state.global_step == 8
+    first, second = capsys.readouterr().err.splitlines()[:2]
+    goes_on = f"; the training goes on from {run / 'checkpoint-3'}"
+    assert re.fullmatch(rf"warning: .*checkpoint-8/optimizer.pt is damaged: .*{re.escape(goes_on)}", first)
+    assert second == f"warning: {run / 'checkpoint-6'} is damaged: files that it lists are missing or cut{goes_on}"
+
+
+def test_last_where_all_are_damaged_is_refused_and_changes_nothing(run):
+    for folder in run.glob("checkpoint-*"):
+        (folder / "trainer_state.json").write_text("{")
+    before = contents(run)
+    with pytest.raises(InputError, match="no checkpoint in .* is whole .*checkpoint-3 is damaged.*begin anew with"):
+        train_and_save(trainer(run, "last"))
+    assert contents(run) == before
+
+
+def test_last_where_none_was_finished_begins_anew_and_says_so(run, capsys):
+    for folder in run.glob("checkpoint-*"):
+        (folder / "checkpoint_files.json").unlink()
+    train_and_save(trainer(run, "last", max_steps=1))
+    assert "checkpoint-8 was never finished; the training begins anew" in capsys.readouterr().err
+
+
+class Began(TrainerCallback):
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.steps.append(state.global_step)
 
 
 OTHERS = {
