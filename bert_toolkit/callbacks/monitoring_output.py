@@ -6,10 +6,13 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -227,9 +230,22 @@ class SubRun:
 
             # Its thread writes while training goes on: the queue holds the scalars of many steps.
             folder = str(_run_folder(self.output_dir) / "monitoring")
+            threading.excepthook = partial(_tell_of_threads, threading.excepthook)
             self._writer = SummaryWriter(folder, max_queue=10_000, flush_secs=10)
-            weakref.finalize(self, self._writer.close)
+            weakref.finalize(self, _close, self._writer)
         return self._writer
+
+
+def _tell_of_threads(told: Callable[[threading.ExceptHookArgs], Any], failure: threading.ExceptHookArgs) -> None:
+    """Leave out what TensorBoard's thread could not write: it hands its error to the next event, which warns once."""
+    of_events = type(failure.thread).__module__ == "tensorboard.summary.writer.event_file_writer"
+    if not (of_events and isinstance(failure.exc_value, OSError)):
+        told(failure)
+
+
+def _close(writer: "SummaryWriter") -> None:
+    with suppress(OSError):  # what could not be written was told when it was due
+        writer.close()
 
 
 def _run_folder(output_dir: str) -> Path:

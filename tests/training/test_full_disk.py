@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,33 @@ def test_other_errors_are_not():
 
 def contents(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+
+
+def test_watching_on_a_full_disk_warns_and_training_goes_on(tmp_path):
+    """In a script of one's own, which has no `run_recipe` around it and no TensorBoard of Trainer's."""
+    code = f"""
+import resource, torch, bert_toolkit
+from transformers import Trainer, TrainingArguments
+class Line(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 3)
+    def forward(self, x, labels):
+        return {{"loss": torch.nn.functional.cross_entropy(self.layer(x), labels)}}
+rows = [{{"x": torch.full((6,), i % 7.0), "labels": i % 3}} for i in range(64)]
+settings = {{"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "max_steps": 20}}
+trainer = Trainer(Line(), TrainingArguments({str(tmp_path / "run")!r}, **settings), train_dataset=rows)
+bert_toolkit.watch(trainer, 1, report={find_spec("plotly") is not None})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+trainer.train()
+print("ENDED AT", trainer.state.global_step)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TOP)
+    assert process.returncode == 0 and "ENDED AT 20" in process.stdout, process.stderr[-2000:]
+    assert "Traceback" not in process.stderr, process.stderr[-2000:]
+    warnings = [line for line in process.stderr.splitlines() if "File too large" in line]
+    outputs = ("Gradient flow: no scalars in TensorBoard", "Update ratios: no record file", "Training health: no file")
+    assert all(sum(line.startswith(output) for line in warnings) == 1 for output in outputs), warnings
 
 
 @pytest.mark.launch
