@@ -16,6 +16,7 @@ from bert_toolkit.callbacks.run_report import page_unless_it_fails
 from bert_toolkit.data.corpus_splits import Origin
 from bert_toolkit.reporting import figures, overview, results
 from bert_toolkit.reporting.hub_push import push
+from bert_toolkit.reporting.hyperparameters import write_hyperparameters
 from bert_toolkit.reporting.model_card import CardText, write_model_card
 from bert_toolkit.reporting.reload_check import check_reload
 from bert_toolkit.run_page.run_record import read_json
@@ -100,6 +101,7 @@ def write_report(
     state, facts, health = run.trainer.state, run.all_facts(), run.callbacks.health
     figures.save_figures({**figures_of_task, **run.drawn}, run.output_dir, state.global_step)
     results.write_hyperparameters(run.trainer.args, run.facts, run.numbers, state.global_step)
+    write_hyperparameters(run.trainer, facts, run.numbers)
     findings = health.report["findings"] if health else []
     of_training = {key: value for key, value in facts.items() if key != "training health" and value != ""}
     text = CardText(run.title, run.summary, of_training, str(facts["training health"]), findings)
