@@ -93,7 +93,11 @@ class HealthJudge:
 
     def verdict(self, history: HealthHistory) -> str:
         """One line on the run so far."""
-        seen = f"{len(history)} samples up to step {int(history.step[-1])}" if len(history) else "no samples"
+        seen = (
+            f"{len(history)} sample{'s' * (len(history) != 1)} up to step {int(history.step[-1])}"
+            if len(history)
+            else "no samples"
+        )
         if not self.findings:
             return f"Training health: no fault found in {seen}."
         faults = "; ".join(f"{f.rule} since step {f.step} ({f.where})" for f in self.findings)

@@ -174,4 +174,5 @@ def tell_what_is_there(output_dir: str, auto_class: Any, is_main: bool = True) -
     print(f"Saved and reloaded with identical predictions: {output_dir}")
     print(f"report      {page or 'none was written, see the warning above'}")
     print(f"curves      tensorboard --logdir {events}")
-    print(f"model       {load}; {use}")
+    print(f"model       {load}")
+    print(f"next        {use}")

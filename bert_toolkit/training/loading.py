@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from accelerate import PartialState
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
 )
+from transformers.utils import logging
 
 from bert_toolkit.data.corpus_splits import CorpusSplits
 from bert_toolkit.errors import InputError
@@ -41,6 +43,49 @@ def load_pretrained(auto_class: Any, name_or_path: str, trust_remote_code: bool 
     """
     with _errors_in_one_line(name_or_path, auto_class.__name__):
         return auto_class.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **settings)
+
+
+def load_and_tell(auto_class: Any, name_or_path: str, trust_remote_code: bool = False, **settings: Any) -> Any:
+    """`load_pretrained` of a model, which says in a line each what is new and what is missing.
+
+    transformers' own report shows a new head, which every fine-tuning has, as it shows a damaged encoder.
+
+    Args:
+        auto_class: A model class.
+        name_or_path: Folder or hub name.
+        trust_remote_code: See `load_pretrained`.
+        settings: See `load_pretrained`.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: See `load_pretrained`.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, found = load_pretrained(
+            auto_class, name_or_path, trust_remote_code, output_loading_info=True, **settings
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    if PartialState().is_main_process:
+        inner = f"{model.base_model_prefix}."
+        new, left_out = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+        head, missing = ([name for name in new if name.startswith(inner) is inside] for inside in (False, True))
+        lost = [name for name in left_out if name.startswith(inner)]
+        if head:
+            print(f"new head, random until it is trained: {_some(head)}", flush=True)
+        if missing:
+            print(f"warning: {name_or_path} lacks weights of the encoder, which begin at random: {_some(missing)}")
+        if lost:
+            print(f"warning: {name_or_path} has weights for which this encoder has no place: {_some(lost)}")
+    return model
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def model_type_of(name_or_path: str) -> str:
@@ -137,7 +182,7 @@ def _with_head(
         implementation = "toolkit" if model_type_of(name_or_path) in ("bert", "toolkit_bert") else "transformers"
     if implementation not in classes:
         raise InputError(f"`implementation` must be auto, toolkit or transformers, got {implementation}")
-    model = load_pretrained(
+    model = load_and_tell(
         classes[implementation],
         name_or_path,
         trust_remote_code,

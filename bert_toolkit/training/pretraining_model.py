@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.model import ToolkitBertConfig, ToolkitBertForMaskedLM, ToolkitBertForPreTraining
-from bert_toolkit.training.loading import load_pretrained, model_type_of
+from bert_toolkit.training.loading import load_and_tell, model_type_of
 from bert_toolkit.training.pretrained import choose_model, offline_weights
 
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768)}
@@ -107,7 +107,7 @@ def load_or_make_model(
     if dropout is not None:
         dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     if name_or_path is not None:
-        model = load_pretrained(model_class, name_or_path, use_safetensors=True, **dropouts)
+        model = load_and_tell(model_class, name_or_path, use_safetensors=True, **dropouts)
     else:
         if size not in SIZES:
             raise InputError(f"`size` must be one of {', '.join(SIZES)}, got {size}")

@@ -149,8 +149,8 @@ def test_last_lines_lead_to_report_curves_and_model(finished, tmp_path):
     """Each is done as it is printed."""
     pytest.importorskip("plotly")
     output_dir, printed = finished
-    report, curves, use = (line.split(maxsplit=1) for line in printed.splitlines()[-3:])
-    assert [report[0], curves[0], use[0]] == ["report", "curves", "model"]
+    report, curves, load, use = (line.split(maxsplit=1) for line in printed.splitlines()[-4:])
+    assert [report[0], curves[0], load[0], use[0]] == ["report", "curves", "model", "next"]
     text = Path(report[1]).read_text(encoding="utf-8")
     assert "no fault found" in text and "Confusion matrix" in text
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -158,8 +158,8 @@ def test_last_lines_lead_to_report_curves_and_model(finished, tmp_path):
         [*shlex.split(curves[1]), "--inspect"], capture_output=True, text=True, env=os.environ | {"PATH": path}
     )
     assert inspected.returncode == 0 and "first_step" in inspected.stdout, inspected.stderr[-2000:]
-    load, command = use[1].split("; label new texts: ")
-    model = eval(load, {"AutoModelForSequenceClassification": AutoModelForSequenceClassification})
+    command = use[1].removeprefix("label new texts: ")
+    model = eval(load[1], {"AutoModelForSequenceClassification": AutoModelForSequenceClassification})
     assert model.config.label2id["acceptable"] == 1
     (tmp_path / "new.csv").write_text("text\nthe dog sleeps today .\nsleeps the dog today .\n")
     python, *arguments = shlex.split(command)

@@ -7,11 +7,12 @@ import shutil
 import pytest
 import torch
 import transformers.dynamic_module_utils
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import bert_toolkit  # noqa: F401  registers toolkit_bert
 from bert_toolkit.errors import InputError
-from bert_toolkit.training.loading import load_pretrained, model_type_of
+from bert_toolkit.training.loading import load_and_tell, load_pretrained, model_type_of
 from bert_toolkit.training.pretrained import choose_model
 
 
@@ -111,3 +112,19 @@ def test_configuration_that_is_no_object(model_dir):
     (model_dir / "config.json").write_text("[]")
     with pytest.raises(InputError, match="cannot be loaded as a configuration"):
         model_type_of(str(model_dir))
+
+
+def test_a_new_head_is_one_line_and_an_encoder_that_lacks_weights_a_warning(model_dir, capfd):
+    model = load_and_tell(AutoModelForSequenceClassification, str(model_dir), num_labels=2)
+    out, err = capfd.readouterr()
+    assert out == "new head, random until it is trained: classifier.bias, classifier.weight\n"
+    assert "LOAD REPORT" not in err
+    model.save_pretrained(model_dir)
+    weights = load_file(model_dir / "model.safetensors")
+    gone = "bert.encoder.layer.0.attention.self.query.weight"
+    weights["bert.extra"] = weights.pop(gone)
+    save_file(weights, model_dir / "model.safetensors", {"format": "pt"})
+    load_and_tell(AutoModelForSequenceClassification, str(model_dir))
+    lacking, lost = capfd.readouterr().out.splitlines()
+    assert lacking == f"warning: {model_dir} lacks weights of the encoder, which begin at random: {gone}"
+    assert lost == f"warning: {model_dir} has weights for which this encoder has no place: bert.extra"
