@@ -81,7 +81,7 @@ def times(finding: Finding) -> float:
     return math.sqrt(float(found[1]) * float(found[2])) if found else 10.0
 
 
-@remedy("update_ratio_high", "loss_diverging", "exploding_gradients", "constant_prediction", "gradient_spike")
+@remedy("update_ratio_high", "loss_diverging", "exploding_gradients", "constant_prediction")
 def slower(run: Run, finding: Finding, intact: Run) -> None:
     """Lower the rate, warm up over a tenth of the steps, clip."""
     with_rates(run, 1.0 / times(finding))
@@ -95,7 +95,7 @@ def faster(run: Run, finding: Finding, intact: Run) -> None:
     with_rates(run, float(found[1].replace(",", "")) if found else 10.0)
 
 
-@remedy("clipped_every_step")
+@remedy("clipped_every_step", "gradient_spike")
 def usual_clipping(run: Run, finding: Finding, intact: Run) -> None:
     """The usual limit."""
     run.settings["max_grad_norm"] = 1.0
@@ -316,7 +316,7 @@ def job(kind: str, name: str) -> dict[str, Any]:
         if (followed and row["treated"] >= ENOUGH) or len(followed) == ROUNDS:
             break
         new = next((f for f in health.judge.findings), None)
-        if new is None:
+        if new is None or (followed and new.rule == followed[-1].rule and new.value == followed[-1].value):
             break
         followed.append(new)
         row["advice"].append(new.rule)
