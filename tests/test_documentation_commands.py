@@ -51,6 +51,8 @@ NOT_RUN = {
     "bert_toolkit.health RUN": "RUN stands for the folder of a run; tests/health/test_command.py runs it",
     "--bf16 --dropout 0 --compile": "needs a CUDA device; tests/model has what of it runs on a CPU",
     "silent_errors run": "minutes of training; tests/benchmarks/test_silent_errors.py runs two of its errors",
+    "fault_injection.deform run": "hours of training; tests/benchmarks/test_deform.py runs two of its mutants",
+    "fault_injection.cure run": "an hour of training; tests/benchmarks/test_cure.py follows the advice for one fault",
     "fault_injection pictures": "draws from the histories of every fault and control: ten minutes of training",
 }
 SHOWN = re.compile(r"^```(\w*)\n(.*?)^```|`((?:[^`\n]|\n(?!\n))+)`", re.MULTILINE | re.DOTALL)

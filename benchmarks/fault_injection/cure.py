@@ -107,9 +107,16 @@ def usual_setting(run: Run, finding: Finding, intact: Run) -> None:
     for name in ("max_grad_norm", "weight_decay", "label_smoothing_factor"):
         if name in finding.seen and name in intact.settings:
             run.settings[name] = intact.settings[name]
+    if "clip" in finding.seen:
+        run.settings["max_grad_norm"] = intact.settings["max_grad_norm"]
     if re.search(r"maximize|learning rate|\blr\b|rate", finding.seen):
         run.settings["learning_rate"] = intact.settings["learning_rate"]
         run.optimizer = None
+
+
+@remedy("gradients_cleared")
+def zero_grad_in_its_place(run: Run, finding: Finding, intact: Run) -> None:
+    """Nothing to move here: the loop is Trainer's, and it clears gradients after the step."""
 
 
 @remedy("step_ascends")
@@ -347,6 +354,15 @@ def read_rows(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["kind"], row["name"]): row for row in rows}
 
 
+WHY_NOT = {
+    "learning_rate_div1000": "the text aims at usual steps; these trainings bear larger ones, and no finding is left",
+    "exploding_without_clipping": "the units die before steps are judged; the remedy for them does not lower the rate",
+    "bf16_stall": "the rate is too low as well, which in fp32 is told only where the run is longer",
+    "layer_gradient_x1000": "the hook is gone and the loss a little above that of the healthy training",
+}
+"""By fault, why following the advice did not cure it."""
+
+
 def report(rows: list[dict[str, Any]]) -> str:
     """The page: how many harmful faults were cured, and every case."""
     harmful = [row for row in rows if "error" not in row and row["broken"] < ENOUGH]
@@ -358,6 +374,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         "# Does the advice help?",
         "",
         *__doc__.splitlines()[2:],
+        "",
         f"Of {len(rows)} planted faults {len(harmful)} cost more than a tenth of what the training gains; for "
         f"{len(advised)} of these training health gave advice, and following it cured {len(cured)}, {len(first)} of "
         "them with the first remedy.",
@@ -378,6 +395,8 @@ def report(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['kind']} | {row['name']} | {row['broken']:.2f} | {advice} | {row['treated']:.2f} | {verdict} |"
         )
+    failed = dict.fromkeys(row["name"] for row in advised if row["treated"] < ENOUGH)
+    lines += ["", "Not cured:", "", *(f"- {name}: {WHY_NOT.get(name, 'not known')}." for name in failed)]
     return "\n".join(lines) + "\n"
 
 

@@ -264,6 +264,13 @@ def test_gradients_that_vanish_in_mid_run_are_laid_to_the_steps():
     assert finding(20).remedy.startswith("lower the learning rate")
 
 
+def test_gradients_of_skipped_steps_are_not_taken_for_cleared():
+    history = test_watched_loops.FAULTS["cleared"][2]().run().history
+    assert rules.protocol.gradients_cleared(history) is not None
+    history.skipped[-1] = True
+    assert rules.protocol.gradients_cleared(history) is None
+
+
 def test_every_rule_has_a_course_that_makes_it_fire():
     in_loops = {
         rule

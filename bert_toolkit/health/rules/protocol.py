@@ -23,9 +23,10 @@ def gradients_cleared(history: HealthHistory, *, samples: int = 2, fraction: flo
     """Gradients arrived in the backward pass and are gone when the optimizer is called.
 
     Seen on a few parameters: their gradient was not zero at the end of backward, and is zero or None before the step.
+    Steps that a loss scaler skips are not judged: clipping by an infinite norm makes finite gradients zero.
     """
     recent = latest(history, "cleared_gradient", samples)
-    if len(recent) < samples or not (recent >= fraction).all():
+    if len(recent) < samples or not (recent >= fraction).all() or history.skipped[-samples:].any():
         return None
     return gradients_cleared.finding(
         history,
