@@ -100,7 +100,6 @@ def write_report(
     """
     state, facts, health = run.trainer.state, run.all_facts(), run.callbacks.health
     figures.save_figures({**figures_of_task, **run.drawn}, run.output_dir, state.global_step)
-    results.write_hyperparameters(run.trainer.args, run.facts, run.numbers, state.global_step)
     write_hyperparameters(run.trainer, facts, run.numbers)
     findings = health.report["findings"] if health else []
     of_training = {key: value for key, value in facts.items() if key != "training health" and value != ""}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from transformers import Trainer
 
 from bert_toolkit.callbacks.trainer_reporters import trainers_writer
+from bert_toolkit.reporting.results import NO_TEXT
 
 ARGUMENTS = (
     "learning_rate",
@@ -47,7 +48,11 @@ def write_hyperparameters(trainer: Trainer, facts: Mapping[str, object], scores:
     values = {name: getattr(trainer.args, name) for name in ARGUMENTS}
     values |= {name: facts[name] for name in ("model", "data") if name in facts}
     values = {name: getattr(value, "value", value) for name, value in values.items()}  # of enumerations
-    plain = {name: value if isinstance(value, int | float) else str(value) for name, value in values.items()}
+    plain = {
+        # names of files that are no text would end in an error of protobuf's
+        name: value if isinstance(value, int | float) else str(value).encode("utf-8", NO_TEXT).decode("utf-8")
+        for name, value in values.items()
+    }
     finals = {f"final/{name}": value for name, value in scores.items() if math.isfinite(value)}
     step = trainer.state.global_step
     for summary in hparams(plain, finals):

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bert_toolkit.files import replaced_at_once
 from bert_toolkit.provenance import command_line, package_versions
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 NO_TEXT = "backslashreplace"  # how names of files are written that are no text in UTF-8
 
@@ -53,41 +49,6 @@ def write_predictions(output_dir: str | Path, columns: Mapping[str, Sequence[Any
         for row in zip(*columns.values(), strict=True):
             file.write("\t".join(as_cell(value) for value in row) + "\n")
     return path
-
-
-HYPERPARAMETERS = (
-    *("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps"),
-    *("warmup_steps", "lr_scheduler_type", "optim", "weight_decay", "max_grad_norm", "label_smoothing_factor", "seed"),
-    *("bf16", "fp16"),
-)
-"""Arguments of a training that TensorBoard compares between runs."""
-
-
-def write_hyperparameters(
-    arguments: TrainingArguments, facts: Mapping[str, object], scores: Mapping[str, float], step: int
-) -> None:
-    """Writes hyper-parameters and final scores for the HPARAMS tab, into the TensorBoard run of the results.
-
-    `SummaryWriter.add_hparams` would make one more run of them.
-
-    Args:
-        arguments: Of the training.
-        facts: Further settings; those that are text or a number are taken.
-        scores: Final scores.
-        step: The last step.
-    """
-    from torch.utils.tensorboard import SummaryWriter
-    from torch.utils.tensorboard.summary import hparams
-
-    values = arguments.to_dict()  # choices by their names
-    settings = {name: values[name] for name in HYPERPARAMETERS} | dict(facts)
-    plain = {name: v if isinstance(v, bool | int | float) else str(v) for name, v in settings.items() if v is not None}
-    finite = {f"score/{name}": value for name, value in scores.items() if math.isfinite(value)}
-    with SummaryWriter(str(Path(str(arguments.output_dir)) / "runs" / "results")) as writer:
-        for summary in hparams(plain, finite):
-            writer._get_file_writer().add_summary(summary)
-        for name, value in finite.items():
-            writer.add_scalar(name, value, global_step=step)
 
 
 def as_cell(value: object) -> str:

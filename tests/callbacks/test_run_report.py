@@ -1,5 +1,6 @@
 """The page at the end of a training: there when it is asked for, and never a reason for a training to fail."""
 
+import importlib.metadata
 import json
 import logging
 
@@ -70,7 +71,7 @@ def test_record_holds_settings_and_log_and_no_token(tmp_path):
     record = json.loads(text)
     assert record["log_history"] == trainer.state.log_history
     assert record["settings"]["learning_rate"] == trainer.args.learning_rate
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"] == importlib.metadata.version("torch")
 
 
 def test_page_that_fails_is_one_warning(tmp_path, monkeypatch, caplog):

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from bert_toolkit import InputError
@@ -121,21 +120,6 @@ def test_tensorboard_reads_scalars_and_figures(finished):
     assert {"train/loss", "train/learning_rate", "eval/matthews_correlation", "eval/loss"} <= tags["scalars"]
     assert {"gradient_flow/mean/layer.0", "update_ratio/layer.1"} <= tags["scalars"]
     assert {"learning_curves", "confusion_matrix", "matthews_correlation_by_batch"} <= tags["images"]
-
-
-def test_tensorboard_compares_hyperparameters_with_final_scores(finished):
-    """Read by the plugin's own messages; the scores are scalars of the same run, where the tab looks for them."""
-    output_dir, _ = finished
-    events = EventAccumulator(str(output_dir / "runs" / "results")).Reload()
-    contents = events.PluginTagToContent("hparams")
-    start = HParamsPluginData.FromString(contents["_hparams_/session_start_info"]).session_start_info
-    assert start.hparams["learning_rate"].number_value == pytest.approx(3e-3)
-    assert start.hparams["lr_scheduler_type"].string_value == "linear"
-    experiment = HParamsPluginData.FromString(contents["_hparams_/experiment"]).experiment
-    metrics = {info.name.tag for info in experiment.metric_infos}
-    assert "score/matthews_correlation" in metrics and metrics <= set(events.Tags()["scalars"])
-    score = json.loads((output_dir / "results.json").read_text())["matthews_correlation"]
-    assert events.Scalars("score/matthews_correlation")[0].value == pytest.approx(score)
 
 
 def test_overview_is_printed_once(finished):
