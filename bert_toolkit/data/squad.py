@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_toolkit.data.tables import brief, json_rows, kind_of, shown
+from bert_toolkit.data.tables import brief, kind_of, parse_json, shown
 from bert_toolkit.data.text_files import read_text
 from bert_toolkit.errors import InputError
 
@@ -94,8 +94,7 @@ def load_questions(
 def _read(path: Path) -> list[_Row]:
     if not path.is_file():
         raise InputError(f"{path} is no file")
-    parsed = [value for _, value in json_rows(path, [read_text(path).replace("\n", " ")])]
-    whole = parsed[0] if len(parsed) == 1 else None
+    whole = parse_json(str(path), read_text(path))
     if not isinstance(whole, dict) or "data" not in whole:
         raise InputError(f"{path} must be one JSON object with a list `data`, as SQuAD's files are")
     rows = list(_questions(path, whole))

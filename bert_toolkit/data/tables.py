@@ -230,17 +230,29 @@ def json_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
     second = next(numbered, None)
     numbered = chain([(number, first)], [second] if second else [], numbered)
     if (begin, end) not in (("{", "}"), ("[", "]")) or second is None and (begin == "[" or ending_of(path) == ".json"):
-        rows = _parse_json(str(path), "\n" * (number - 1) + "".join(line for _, line in numbered))
+        rows = parse_json(str(path), "\n" * (number - 1) + "".join(line for _, line in numbered))
         if not isinstance(rows, list):
             got = f"an object with {shown(list(rows))}" if isinstance(rows, dict) else kind_of(rows)
             raise InputError(f"{path} must hold a list of objects, or one on each line, got {got}")
         yield from ((f"{path} (object {count})", row) for count, row in enumerate(rows, start=1))
         return
     for number, line in numbered:
-        yield f"{path}:{number}", _parse_json(f"{path}:{number}", line)
+        yield f"{path}:{number}", parse_json(f"{path}:{number}", line)
 
 
-def _parse_json(place: str, text: str) -> Any:
+def parse_json(place: str, text: str) -> Any:
+    """What a JSON text holds.
+
+    Args:
+        place: Where it stands, for messages.
+        text: One JSON value.
+
+    Returns:
+        The value.
+
+    Raises:
+        InputError: It is no JSON, has a name twice in one object, or text that no file can hold.
+    """
     try:
         value = json.loads(text, object_pairs_hook=_object_with_each_name_once)
         if _SURROGATE_ESCAPE.search(text):  # half a character, which no file can hold

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, Trainer
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    Trainer,
+)
 
 from bert_toolkit.callbacks.run_report import page_unless_it_fails
 from bert_toolkit.data.corpus_splits import Origin
@@ -165,6 +170,8 @@ def tell_what_is_there(output_dir: str, auto_class: Any, is_main: bool = True) -
             use += " --text_columns text"
     elif auto_class is AutoModelForTokenClassification:
         use = f"tag new texts: pipeline('token-classification', {output_dir!r}, aggregation_strategy='simple')"
+    elif auto_class is AutoModelForQuestionAnswering:
+        use = f"answer new questions: {folder}/README.md shows how"
     else:
         use = (
             f"fine-tune: accelerate launch recipes/classify.py --model_name_or_path {folder} --train_data labeled.csv"

@@ -148,6 +148,23 @@ def _card_of(parent: str) -> tuple[Any, Any]:
     return OFFLINE_MODEL if offline else getattr(card, "base_model", None), card
 
 
+_PIPELINE = """from transformers import pipeline
+
+model = pipeline("{task}", model="path/to/this/folder")"""
+
+# transformers has no pipeline for it since its version 5
+_READING = """import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoModelForQuestionAnswering.from_pretrained("path/to/this/folder")
+inputs = tokenizer("a question", "the text that answers it", return_tensors="pt", truncation="only_second")
+with torch.no_grad():
+    output = model(**inputs)
+first, last = output.start_logits.argmax(), output.end_logits.argmax()  # both 0: no answer
+print(tokenizer.decode(inputs["input_ids"][0, first : last + 1]))"""
+
+
 def _body(name: str, task: str, text: CardText, metrics: Mapping[str, float]) -> str:
     training = "\n".join(f"| {key} | {_in_table(value)} |" for key, value in text.facts.items())
     scores = "\n".join(f"| {key} | {value:.4f} |" for key, value in metrics.items())
@@ -182,9 +199,7 @@ def _body(name: str, task: str, text: CardText, metrics: Mapping[str, float]) ->
 
 ```python
 import bert_toolkit  # or pass trust_remote_code=True: the modeling code lies beside the weights
-from transformers import pipeline
-
-model = pipeline("{task}", model="path/to/this/folder")
+{_READING if task == "question-answering" else _PIPELINE.format(task=task)}
 ```
 """
 

@@ -62,6 +62,8 @@ def read_predictions(path: Path) -> Predictions:
         rows.append(dict(zip(columns, cells, strict=True)))
     several = any(name.startswith(OF_ONE_LABEL) for name in columns)
     try:
+        if "exact_match" in columns:
+            return _of_answers(rows)
         if "probability" in columns:
             return _of_classes(rows)
         return _of_label_sets(rows) if several else _of_numbers(rows)
@@ -74,6 +76,12 @@ def _of_classes(rows: Sequence[Mapping[str, str]]) -> Predictions:
     wrong = [row for row in rows if row["label"] != row["prediction"]]
     worst = nlargest(WORST_SHOWN, wrong, key=lambda row: float(row["probability"]))
     return Predictions(len(rows), len(wrong), counts, _shortened(worst), "the surest wrong predictions first")
+
+
+def _of_answers(rows: Sequence[Mapping[str, str]]) -> Predictions:
+    wrong = [row for row in rows if float(row["exact_match"]) < 1]
+    worst = nlargest(WORST_SHOWN, wrong, key=lambda row: float(row["probability"]))
+    return Predictions(len(rows), len(wrong), {}, _shortened(worst), "the surest wrong answers first")
 
 
 def _of_label_sets(rows: Sequence[Mapping[str, str]]) -> Predictions:

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import PartialState
 from transformers import (
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -17,13 +18,18 @@ from transformers.utils import logging
 
 from bert_toolkit.data.corpus_splits import CorpusSplits
 from bert_toolkit.errors import InputError
-from bert_toolkit.model import ToolkitBertForSequenceClassification, ToolkitBertForTokenClassification
+from bert_toolkit.model import (
+    ToolkitBertForQuestionAnswering,
+    ToolkitBertForSequenceClassification,
+    ToolkitBertForTokenClassification,
+)
 
 CLASSIFIERS = {
     "toolkit": ToolkitBertForSequenceClassification,
     "transformers": AutoModelForSequenceClassification,
 }
 TAGGERS = {"toolkit": ToolkitBertForTokenClassification, "transformers": AutoModelForTokenClassification}
+ANSWERERS = {"toolkit": ToolkitBertForQuestionAnswering, "transformers": AutoModelForQuestionAnswering}
 
 
 def load_pretrained(auto_class: Any, name_or_path: str, trust_remote_code: bool = False, **settings: Any) -> Any:
@@ -144,9 +150,9 @@ def load_classifier(
     Raises:
         InputError: Another implementation, or a model that cannot be loaded.
     """
-    names = corpus.label_names
+    labels = _labels(corpus.label_names)
     return _with_head(
-        CLASSIFIERS, name_or_path, names, implementation, trust_remote_code, problem_type=corpus.problem_type
+        CLASSIFIERS, name_or_path, implementation, trust_remote_code, problem_type=corpus.problem_type, **labels
     )
 
 
@@ -167,13 +173,37 @@ def load_tagger(
     Raises:
         InputError: As `load_classifier`.
     """
-    return _with_head(TAGGERS, name_or_path, tag_names, implementation, trust_remote_code)
+    return _with_head(TAGGERS, name_or_path, implementation, trust_remote_code, **_labels(tag_names))
+
+
+def load_answerer(name_or_path: str, implementation: str = "auto", trust_remote_code: bool = False) -> Any:
+    """A model with a fresh head that finds first and last token of an answer.
+
+    Args:
+        name_or_path: Folder or hub name of a pre-trained encoder.
+        implementation: See `load_classifier`.
+        trust_remote_code: See `load_classifier`.
+
+    Returns:
+        The model, in float32 as saved.
+
+    Raises:
+        InputError: As `load_classifier`.
+    """
+    return _with_head(ANSWERERS, name_or_path, implementation, trust_remote_code, num_labels=2)
+
+
+def _labels(names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
 
 
 def _with_head(
     classes: Mapping[str, Any],
     name_or_path: str,
-    label_names: Sequence[str],
     implementation: str,
     trust_remote_code: bool,
     **settings: Any,
@@ -186,9 +216,6 @@ def _with_head(
         classes[implementation],
         name_or_path,
         trust_remote_code,
-        num_labels=len(label_names),
-        id2label=dict(enumerate(label_names)),
-        label2id={name: number for number, name in enumerate(label_names)},
         use_safetensors=True,
         **settings,
     )

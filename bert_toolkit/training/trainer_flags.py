@@ -127,6 +127,31 @@ def check_tagger_flags(arguments: TrainingArguments, validation_rows: int, metri
         )
 
 
+def check_answerer_flags(arguments: TrainingArguments, validation_rows: int, metrics: Iterable[str]) -> None:
+    """Refuses flags that do not go with questions whose windows are scored together.
+
+    Args:
+        arguments: Of the run.
+        validation_rows: Number of validation windows.
+        metrics: What each evaluation computes besides the loss.
+
+    Raises:
+        InputError: Such a flag.
+    """
+    _check_best_metric(arguments, metrics, "for answers")
+    _check_rows(arguments, validation_rows)
+    reason = "an answer is chosen among all windows of its question"
+    if not arguments.eval_do_concat_batches:
+        raise InputError(f"`eval_do_concat_batches` must be true for question answering, got false: {reason}")
+    if arguments.dataloader_drop_last:
+        raise InputError(f"`dataloader_drop_last` must be false for question answering, got true: {reason}")
+    if arguments.label_smoothing_factor:
+        raise InputError(
+            "`label_smoothing_factor` must be 0 for question answering, got "
+            f"{arguments.label_smoothing_factor}: Trainer smooths only what is called `labels`"
+        )
+
+
 def _check_best_metric(arguments: TrainingArguments, metrics: Iterable[str], reason: str) -> None:
     best = str(arguments.metric_for_best_model).removeprefix("eval_")
     accepted = ["loss"] if arguments.prediction_loss_only else ["loss", *metrics]
