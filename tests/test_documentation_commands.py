@@ -26,6 +26,7 @@ SMALL = {
     "recipes/cola.py": FINE_TUNING,
     "recipes/newsgroups.py": FINE_TUNING,
     "recipes/pretrain.py": PAIRS,
+    "recipes/question_answering.py": FINE_TUNING,
     "recipes/token_classification.py": FINE_TUNING,
     "tensorboard --logdir": "--inspect",  # tells what it would show, and ends
     "make style quality test": "PYTEST_ADDOPTS='-n0 tests/test_errors.py'",

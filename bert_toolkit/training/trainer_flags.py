@@ -139,7 +139,6 @@ def check_answerer_flags(arguments: TrainingArguments, validation_rows: int, met
         InputError: Such a flag.
     """
     _check_best_metric(arguments, metrics, "for answers")
-    _check_rows(arguments, validation_rows)
     reason = "an answer is chosen among all windows of its question"
     if not arguments.eval_do_concat_batches:
         raise InputError(f"`eval_do_concat_batches` must be true for question answering, got false: {reason}")
@@ -150,6 +149,7 @@ def check_answerer_flags(arguments: TrainingArguments, validation_rows: int, met
             "`label_smoothing_factor` must be 0 for question answering, got "
             f"{arguments.label_smoothing_factor}: Trainer smooths only what is called `labels`"
         )
+    _check_rows(arguments, validation_rows)
 
 
 def _check_best_metric(arguments: TrainingArguments, metrics: Iterable[str], reason: str) -> None:

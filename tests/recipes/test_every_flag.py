@@ -93,7 +93,7 @@ def values_of(name):
 
 
 def cases():
-    for recipe in ("classify", "regression", "cola", "newsgroups", "pretrain", "token_classification"):
+    for recipe in ("classify", "regression", "cola", "newsgroups", "pretrain", "token_classification", "question_answering"):
         for name in FLAGS:
             # recipes share the check of numbers, so one of them is enough
             hostile = HOSTILE if recipe == "classify" and name in USUAL else []
@@ -120,7 +120,13 @@ def data(tmp_path_factory, cola_dir, newsgroups_archive, tiny_bert_dir):
     tagged = "\n\n".join("\n".join(f"{word} {word[0]}" for word in text.split()) for text in sentences * 4)
     (folder / "words.conll").write_text(tagged)
     (folder / "texts.txt").write_text("\n\n".join(["The dog sleeps. A cat runs. My friend laughs."] * 20))
+    paragraphs = [
+        {"context": text, "qas": [{"question": "today", "answers": [{"text": text, "answer_start": 0}]}]}
+        for text in [f"{start}{text}" for start in (". ", "") for text in sentences]
+    ]
+    (folder / "questions.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     return {
+        "question_answering": {**few, "train_data": folder / "questions.json", "max_length": 16, "doc_stride": 4},
         "classify": {**few, "train_data": folder / "single.tsv", "max_length": 16},
         "regression": {**few, "train_data": folder / "number.tsv", "max_length": 16, "problem_type": "regression"},
         "token_classification": {**few, "train_data": folder / "words.conll", "max_length": 16},
