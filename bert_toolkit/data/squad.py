@@ -147,7 +147,7 @@ def _get(place: str, entry: Any, name: str, kind: type) -> Any:
 
 
 def _split(rows: list[_Row], fraction: float, seed: int) -> tuple[list[_Row], list[_Row]]:
-    """Whole texts by their hash, so that no text is in both, and the choice depends on nothing but them and the seed."""
+    """Whole texts, so that none is in both, by their hash: the choice depends on nothing but them and the seed."""
     if not 0 < fraction < 1:
         raise InputError(f"`validation_fraction` must lie in (0, 1), got {fraction}")
     contexts = {row["context"] for row in rows}

@@ -164,7 +164,7 @@ def answers_of(
     Returns:
         An answer for each question, in their order.
     """
-    found: list[list[tuple[float, str]]] = [[] for _ in contexts]
+    found: list[dict[str, float]] = [{} for _ in contexts]  # the best score of each text, whichever window it is in
     none = np.full(len(contexts), np.inf)
     for window, (row, pairs) in enumerate(zip(windows["row"][:], windows["offsets"][:], strict=True)):
         offsets = np.array(pairs)
@@ -176,9 +176,14 @@ def answers_of(
         for first in firsts:
             for last in lasts[(lasts >= first) & (lasts < first + max_answer_length)]:
                 text = contexts[row][offsets[first, 0] : offsets[last, 1]]
-                found[row].append((float(start[first]) + float(end[last]), text))
+                score = float(start[first]) + float(end[last])
+                found[row][text] = max(score, found[row].get(text, score))
     return [
-        _best(sorted(candidates, reverse=True)[:BEST], float(of_none), null_threshold)
+        _best(
+            sorted(((score, text) for text, score in candidates.items()), reverse=True)[:BEST],
+            float(of_none),
+            null_threshold,
+        )
         for candidates, of_none in zip(found, none, strict=True)
     ]
 

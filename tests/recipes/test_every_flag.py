@@ -93,7 +93,15 @@ def values_of(name):
 
 
 def cases():
-    for recipe in ("classify", "regression", "cola", "newsgroups", "pretrain", "token_classification", "question_answering"):
+    for recipe in (
+        "classify",
+        "regression",
+        "cola",
+        "newsgroups",
+        "pretrain",
+        "token_classification",
+        "question_answering",
+    ):
         for name in FLAGS:
             # recipes share the check of numbers, so one of them is enough
             hostile = HOSTILE if recipe == "classify" and name in USUAL else []

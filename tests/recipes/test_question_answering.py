@@ -80,7 +80,9 @@ def test_answers_are_learned_and_everything_is_left(run, capsys):
     assert "README.md shows how" in capsys.readouterr().out.strip().splitlines()[-1]
     code = (folder / "README.md").read_text().split("```python")[1].split("```")[0]
     code = code.replace("path/to/this/folder", str(folder)).replace("a question", "runs today")
-    exec(code.replace("the text that answers it", "today . every child runs today . . today ."), {})  # as its reader would
+    exec(
+        code.replace("the text that answers it", "today . every child runs today . . today ."), {}
+    )  # as its reader would
     assert capsys.readouterr().out.strip() == "every child"
 
 
