@@ -302,7 +302,10 @@ def _read_parquet(path: Path) -> Table:
                     return file.metadata.num_rows, file.schema_arrow
                 content = file.read(columns=[name], use_threads=False)
                 content.validate(full=True)
-                return content.column(0).to_pylist()
+                values = content.column(0).to_pylist()
+                if len(values) != file.metadata.num_rows:
+                    raise ValueError(f"{len(values)} values of {name!r} in {file.metadata.num_rows} rows")
+                return values
         except InputError:
             raise
         except Exception as error:  # whatever the decoder stumbles over in a damaged file
