@@ -78,6 +78,37 @@ def labeled_rows(columns: Mapping[str, Sequence[Any]], label: Any) -> "Dataset":
     return datasets.Dataset.from_dict(dict(columns), features=datasets.Features(features))
 
 
+def split_key(text: str, seed: int) -> bytes:
+    """What texts are sorted by to choose some for validation: the hash of (seed, text).
+
+    So the choice depends neither on the order of the texts nor on any library's random numbers.
+
+    Args:
+        text: Of a row.
+        seed: Another seed chooses others.
+    """
+    return hashlib.sha256(f"{seed}\t{text}".encode()).digest()
+
+
+def validation_count(count: int, fraction: float, what: str) -> int:
+    """How many validate, at least one.
+
+    Args:
+        count: How many there are.
+        fraction: Fraction of them, in (0, 1).
+        what: What they are, for the message.
+
+    Raises:
+        InputError: A fraction out of range, or one that leaves none to train on.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"`validation_fraction` must lie in (0, 1), got {fraction}")
+    wanted = max(1, round(count * fraction))
+    if wanted >= count:
+        raise InputError(f"`validation_fraction` {fraction} leaves none of {count} {what} to train on")
+    return wanted
+
+
 def split_off_validation(
     texts: Sequence[str], labels: Sequence[int], fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
@@ -108,6 +139,6 @@ def split_off_validation(
                 f"`validation_fraction` {fraction} leaves no training row of class {label}, which has {count} rows"
             )
         rows = [row for row, of_row in enumerate(labels) if of_row == label]
-        rows.sort(key=lambda row: hashlib.sha256(f"{seed}\t{texts[row]}".encode()).digest())
+        rows.sort(key=lambda row: split_key(texts[row], seed))
         chosen.update(rows[:wanted])
     return [row for row in range(len(labels)) if row not in chosen], sorted(chosen)

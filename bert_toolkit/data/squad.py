@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bert_toolkit.data.corpus_splits import split_key, validation_count
 from bert_toolkit.data.tables import brief, kind_of, parse_json, shown
 from bert_toolkit.data.text_files import read_text
 from bert_toolkit.errors import InputError
@@ -148,13 +148,9 @@ def _get(place: str, entry: Any, name: str, kind: type) -> Any:
 
 def _split(rows: list[_Row], fraction: float, seed: int) -> tuple[list[_Row], list[_Row]]:
     """Whole texts, so that none is in both, by their hash: the choice depends on nothing but them and the seed."""
-    if not 0 < fraction < 1:
-        raise InputError(f"`validation_fraction` must lie in (0, 1), got {fraction}")
     contexts = {row["context"] for row in rows}
-    wanted = max(1, round(len(contexts) * fraction))
-    if wanted >= len(contexts):
-        raise InputError(f"`validation_fraction` {fraction} leaves none of {len(contexts)} contexts to train on")
-    chosen = set(sorted(contexts, key=lambda text: hashlib.sha256(f"{seed}\t{text}".encode()).digest())[:wanted])
+    wanted = validation_count(len(contexts), fraction, "contexts")
+    chosen = set(sorted(contexts, key=lambda text: split_key(text, seed))[:wanted])
     return [row for row in rows if row["context"] not in chosen], [row for row in rows if row["context"] in chosen]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bert_toolkit.data.corpus_splits import split_key, validation_count
 from bert_toolkit.data.tables import brief, json_rows, kind_of, shown
 from bert_toolkit.data.text_files import ending_of, read_lines
 from bert_toolkit.errors import InputError
@@ -187,15 +187,8 @@ def _list_of(place: str, row: dict[str, Any], names: tuple[str, ...]) -> list[st
 
 def _split(sentences: list[_Sentence], fraction: float, seed: int) -> tuple[list[_Sentence], list[_Sentence]]:
     """By the hash of their words, so that the choice depends on nothing but them and the seed."""
-    if not 0 < fraction < 1:
-        raise InputError(f"`validation_fraction` must lie in (0, 1), got {fraction}")
-    wanted = max(1, round(len(sentences) * fraction))
-    if wanted >= len(sentences):
-        raise InputError(f"`validation_fraction` {fraction} leaves none of {len(sentences)} sentences to train on")
-    order = sorted(
-        range(len(sentences)),
-        key=lambda i: hashlib.sha256(f"{seed}\t{' '.join(sentences[i].words)}".encode()).digest(),
-    )
+    wanted = validation_count(len(sentences), fraction, "sentences")
+    order = sorted(range(len(sentences)), key=lambda i: split_key(" ".join(sentences[i].words), seed))
     chosen = set(order[:wanted])
     return [s for i, s in enumerate(sentences) if i not in chosen], [sentences[i] for i in sorted(chosen)]
 

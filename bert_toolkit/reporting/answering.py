@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,14 +146,8 @@ def finish_answerer(
     Raises:
         ReloadError: The saved model predicts something else.
     """
-    remarks = " ".join(corpus.remarks)
     scored = "validation" if corpus.test is corpus.validation else "test"
-    run = replace(
-        run,
-        summary=f"{run.summary} {remarks}".rstrip(),
-        facts={**run.facts, "remarks": remarks},
-        origin=Origin(corpus.description, scored=scored),
-    )
+    run = run.with_remarks(corpus.remarks, Origin(corpus.description, scored=scored))
     close_run(
         run,
         lambda: _write_outputs(run, metrics, answers),
@@ -180,10 +174,7 @@ def _write_outputs(run: FinishedRun, metrics: AnswerMetrics, answers: Sequence[A
     drawn = {
         "learning_curves": figures.draw_learning_curves(run.trainer.state.log_history, run.curves, run.title),
     }
-    losses = run.callbacks.losses
-    if losses is not None and losses.losses:
-        drawn["training_loss_by_batch"] = figures.draw_batch_losses(losses.losses, losses.first_batch, run.title)
-    write_report(run, "question-answering", drawn, {"questions": len(texts)})
+    write_report(run, "question-answering", drawn | run.loss_figures(), {"questions": len(texts)})
     if len(texts) > 1 and len(set(texts)) == 1:
         print(
             f"warning: every question was answered {texts[0]!r}: the model has learned nothing; try another learning "

@@ -53,8 +53,7 @@ def finish_classifier(
     Raises:
         ReloadError: The saved model predicts something else.
     """
-    remarks = " ".join(corpus.remarks)
-    run = replace(run, summary=f"{run.summary} {remarks}".rstrip(), facts={**run.facts, "remarks": remarks})
+    run = run.with_remarks(corpus.remarks)
     if corpus.origin is not None:
         scored = "validation" if corpus.test is corpus.validation else "test"
         run = replace(run, origin=replace(corpus.origin, scored=scored))
@@ -91,9 +90,7 @@ def _write_outputs(
     if kind == SINGLE:
         counts = confusion_counts(labels, decided, len(names))
         drawn["confusion_matrix"] = figures.draw_confusion_matrix(counts, names, title)
-    losses = run.callbacks.losses
-    if losses is not None and losses.losses:
-        drawn["training_loss_by_batch"] = figures.draw_batch_losses(losses.losses, losses.first_batch, run.title, loss)
+    drawn |= run.loss_figures(loss)
     write_report(run, "text-classification", drawn, {"classes": by_class})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,28 @@ class FinishedRun:
         return {
             name: float(value) for name, value in self.scores.items() if isinstance(value, int | float | np.number)
         }
+
+    def with_remarks(self, remarks: Sequence[str], origin: Origin | None = None) -> FinishedRun:
+        """The run with what a reader of card and results must know of its data.
+
+        Args:
+            remarks: Sentences on them.
+            origin: Of the data, where the run does not have it.
+        """
+        told = " ".join(remarks)
+        summary = f"{self.summary} {told}".rstrip()
+        return replace(self, summary=summary, facts={**self.facts, "remarks": told}, origin=origin or self.origin)
+
+    def loss_figures(self, loss: str = "loss (nats)") -> dict[str, Figure]:
+        """The loss of each batch as a figure, none where it was not kept.
+
+        Args:
+            loss: What is on the axis.
+        """
+        kept = self.callbacks.losses
+        if kept is None or not kept.losses:
+            return {}
+        return {"training_loss_by_batch": figures.draw_batch_losses(kept.losses, kept.first_batch, self.title, loss)}
 
     def all_facts(self) -> dict[str, object]:
         """The recipe's facts, then those of every run."""

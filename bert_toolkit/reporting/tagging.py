@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -124,14 +124,8 @@ def finish_tagger(
     Raises:
         ReloadError: The saved model predicts something else.
     """
-    remarks = " ".join(corpus.remarks)
     scored = "validation" if corpus.test is corpus.validation else "test"
-    run = replace(
-        run,
-        summary=f"{run.summary} {remarks}".rstrip(),
-        facts={**run.facts, "remarks": remarks},
-        origin=Origin(corpus.description, scored=scored),
-    )
+    run = run.with_remarks(corpus.remarks, Origin(corpus.description, scored=scored))
     close_run(
         run,
         lambda: _write_outputs(run, corpus, predictions),
@@ -157,10 +151,7 @@ def _write_outputs(run: FinishedRun, corpus: TaggedSplits, predictions: TaggedPr
         "class_scores": figures.draw_class_scores(by_type, title),
         "confusion_matrix": figures.draw_confusion_matrix(confusion_counts(truth, guess, len(names)), names, title),
     }
-    losses = run.callbacks.losses
-    if losses is not None and losses.losses:
-        drawn["training_loss_by_batch"] = figures.draw_batch_losses(losses.losses, losses.first_batch, run.title)
-    write_report(run, "token-classification", drawn, {"classes": by_type})
+    write_report(run, "token-classification", drawn | run.loss_figures(), {"classes": by_type})
     if len(set(guess.tolist())) == 1:
         print(
             f"warning: every word was tagged {names[guess[0]]!r}: the model has learned nothing; try another learning "
