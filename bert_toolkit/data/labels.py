@@ -1,16 +1,16 @@
 """What the labels of a table mean: one class per row, several at once, or a number to predict."""
 
-import html
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Context, Decimal
+from decimal import Decimal
 from statistics import mode
 from typing import Any
 
 import numpy as np
 
+from bert_toolkit.data.label_names import NUMERIC_NAME, class_name, likeness, marks_missing, remarks_on_names
 from bert_toolkit.data.tables import Table, brief, kind_of, shown
 from bert_toolkit.errors import InputError
 
@@ -19,24 +19,15 @@ SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
 
 LARGEST = float(np.finfo(np.float32).max)
 
-MISSING = (
-    "- -- ? nan NaN NAN -nan NA N/A n/a #N/A #NA <NA> <na> null NULL (null) None NaT \\N "
-    "#NULL! #VALUE! #REF! #DIV/0! #NAME? 1.#QNAN -1.#IND"
-)
-"""What programs write where a label is missing."""
-_MISSING = frozenset(["", *MISSING.split()])
-
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
-# the name of a class that is a number; 007 is a code and none
-_NUMERIC_NAME = re.compile(r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[-+]?\d{1,2})?", re.ASCII | re.IGNORECASE)
-_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"[-+]?(\d+|\d{1,3}([. ]\d{3})+),\d+", re.ASCII)
 _ITEM = r"""('[^']*'|"[^"]*"|[-+]?[\d.]+(e[-+]?\d+)?|true|false|none|null|nan)"""
 _WRITTEN_LIST = re.compile(
     rf"""(\w+\()?  [\[({{]+ \s* ({_ITEM} ([\s,:\[\](){{}}]+ {_ITEM})*)? [\s,]* [\])}}]+ (,[^()]*\))?
-      |  \[ [^\[\],]* , [^\[\]]* \]  |  [01] ([\s,;|]+ [01])+""",
+      |  \[ [^\[\],;|]* [,;|] [^\[\]]* \]  |  {{ [^{{}},]* , [^{{}}]* }}""",
     re.VERBOSE | re.IGNORECASE,
 )
-_PLAIN_MARKS = str.maketrans("’‘“”–—−", "''\"\"---")
+_WRITTEN_MARKS = re.compile(r"<?(M([\s,;|]+M)+|M([/-]M){2,})>?".replace("M", r"(?:[01](?:\.0*)?|true|false)"), re.I)
 _ZERO_ONE = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 
 
@@ -87,7 +78,7 @@ class LabelScheme:
         for row, names in enumerate(rows):
             unknown = next((name for name in names if name not in ids), None)
             if unknown is not None:
-                twin = next((name for name in self.names if _likeness(name) == _likeness(unknown)), None)
+                twin = next((name for name in self.names if likeness(name) == likeness(unknown)), None)
                 raise InputError(
                     f"{table.place(row)} has label {brief(unknown)}, which no training row has; known are "
                     + shown(self.names)
@@ -127,7 +118,7 @@ class LabelScheme:
                 first_rows.setdefault(label, row)
         names = {label: self._name(table, row, label) for label, row in first_rows.items()}
         rows = [[names[label] for label in cell] for cell in cells]
-        missing = {name for label, name in names.items() if isinstance(label, str) and name in _MISSING}
+        missing = {name for label, name in names.items() if isinstance(label, str) and marks_missing(name)}
         if missing:
             what = f"{shown(sorted(missing))}, which marks a missing label," if "" not in missing else "nothing"
             table.refuse_empty(
@@ -137,14 +128,14 @@ class LabelScheme:
 
     def _name(self, table: Table, row: int, label: str | int | float) -> str:
         if isinstance(label, str):
-            return _class_name(label)
+            return class_name(label)
         names = table.class_names.get(self.columns[0], self.numbered_names)
         if names is not None and not isinstance(label, bool) and label == int(label):
             if not 0 <= label < len(names):
                 reason = "-1 marks withheld labels" if label == -1 else f"expected 0 to {len(names) - 1}"
                 raise InputError(f"{table.place(row)} has label {brief(label)}: {reason}")
-            return _class_name(names[int(label)])
-        return _class_name(str(label))
+            return class_name(names[int(label)])
+        return class_name(str(label))
 
 
 def learn_labels(
@@ -213,14 +204,14 @@ def learn_labels(
             f"column {brief(first)} has {len(used)} different labels in {len(table)} rows, too many for classes: name "
             "another column with `label_columns`, or pass `problem_type regression` if they are numbers to predict"
         )
-    numeric = all(map(_NUMERIC_NAME.fullmatch, used))
-    names = list(map(_class_name, numbered_names or ())) or sorted(
+    numeric = all(map(NUMERIC_NAME.fullmatch, used))
+    names = list(map(class_name, numbered_names or ())) or sorted(
         used, key=lambda name: (Decimal(name) if numeric else 0, name)
     )
     if len(set(names)) < len(names):
         raise InputError(f"two classes have one name: {shown(names)}")
     written = {label for cell in scheme.cells(table) for label in cell if isinstance(label, str)}
-    scheme = replace(scheme, names=names, remarks=_remarks_on_spelling(written, names))
+    scheme = replace(scheme, names=names, remarks=remarks_on_names(written, names))
     _require_difference(scheme, table)
     return scheme
 
@@ -247,12 +238,13 @@ def _guess_problem_type(table: Table, columns: Sequence[str], separator: str | N
 def _refuse_written_lists(table: Table, column: str, separator: str | None) -> None:
     """Refuses text that is a list to people and would be one name to a program."""
     values = table.values(column)
-    texts = [value.strip() if isinstance(value, str) else "" for value in values]
+    texts = [unicodedata.normalize("NFKC", value).strip() if isinstance(value, str) else "" for value in values]
     comma = separator is None and 2 * sum(map(bool, map(_DECIMAL_COMMA.fullmatch, texts))) > len(texts)
     for row, text in enumerate(texts):
+        divided = separator is not None and separator in values[row]
         is_list = _WRITTEN_LIST.fullmatch(text) and (text[0] != "(" or "," in text)
-        brackets = separator is not None and separator in text and text[:1] + text[-1:] in ("[]", "()", "{}")
-        if comma or brackets or is_list and (separator is None or text[0] not in "01"):
+        brackets = divided and text[:1] + text[-1:] in ("[]", "()", "{}")
+        if comma or brackets or is_list or not divided and _WRITTEN_MARKS.fullmatch(text):
             raise InputError(
                 f"{table.place(row)} has {brief(values[row])} in column {brief(column)}, several values as one text: "
                 "give lists in .jsonl or .parquet, or without brackets with `label_separator`, or a column of 0 and 1 "
@@ -266,6 +258,12 @@ def _are_by_position(table: Table, column: str, cells: Sequence[list[Any]], name
     marks = all(_mark(value) is not None for cell in cells for value in cell)
     # 0 and 1 in lists of two could be the numbers of two classes; then every row would have both
     alike = longest > 1 and all(len(cell) == longest for cell in cells)
+    values = {str(value) for cell in cells for value in cell}
+    if not marks and alike and len(values) == 2 and any(len(set(cell)) < len(cell) for cell in cells):
+        raise InputError(
+            f"{table.place(0)} has {brief(cells[0])} in column {brief(column)}, where lists are equally long and hold "
+            f"nothing but {shown(sorted(values))}: for a 0 or 1 for each class write 0 and 1"
+        )
     for row, cell in enumerate(cells):
         twice = len(set(map(str, cell))) < len(cell) and not all(isinstance(value, str) for value in cell)
         if marks and (len(set(map(_mark, cell))) < len(cell) or any(isinstance(value, bool) for value in cell)):
@@ -285,11 +283,14 @@ def _marks(table: Table, column: str, cells: Sequence[list[Any]], count: int) ->
                 f"{table.place(row)} has {brief(cell)} in column {brief(column)}, expected {count} values of 0 or 1, "
                 "one for each class as in most of the training rows"
             )
-    return [[_ZERO_ONE[str(value).strip().lower()] for value in cell] for cell in cells]
+    return [[_mark(value) or 0.0 for value in cell] for cell in cells]
 
 
 def _mark(value: Any) -> float | None:
-    return _ZERO_ONE.get(str(value).strip().lower())
+    text = str(value).strip().lower()
+    mark = _ZERO_ONE.get(text)
+    # other spellings of the same numbers, such as 1e0, -0.0 and 1.00, are rare
+    return mark if mark is not None else _ZERO_ONE.get(class_name(unicodedata.normalize("NFKC", text)))
 
 
 def _require_one_kind(table: Table, column: str, labels: Sequence[tuple[Any, int]]) -> None:
@@ -306,53 +307,6 @@ def _require_one_kind(table: Table, column: str, labels: Sequence[tuple[Any, int
             )
         if kind == "a number" and not abs(label) <= LARGEST:
             raise InputError(f"{table.place(row)} has {label} as a label: fill it in or remove the row")
-
-
-def _class_name(label: str) -> str:
-    """One name for all spellings of it: numbers without needless digits, composed characters, single spaces."""
-    name = " ".join(unicodedata.normalize("NFC", label).split())
-    if not _NUMERIC_NAME.fullmatch(name) or len(name) > 40:
-        return name
-    # exact, as no number of 40 characters with an exponent of two digits has more digits
-    number = Decimal(name).normalize(Context(prec=200))
-    return f"{number:f}" if number else "0"
-
-
-def _likeness(name: str) -> str:
-    """The same for names that a person could take for one: of other case, width, hyphens, quotes, leading zeros."""
-    plain = unicodedata.normalize("NFKC", html.unescape(name)).casefold().translate(_PLAIN_MARKS)
-    plain = "".join(c for c in plain if unicodedata.category(c) not in ("Cf", "Cc")).strip(" .,:;'\"`")
-    plain = re.sub(r"(?<=[^\W\d_])[-_\s]+(?=[^\W\d_])", "", plain)
-    return plain.lstrip("0") or "0" if plain.isdecimal() else plain
-
-
-def _remarks_on_spelling(written: Iterable[str], names: Sequence[str]) -> list[str]:
-    spellings: dict[str, list[str]] = {}
-    for label in {" ".join(label.split()) for label in written}:
-        spellings.setdefault(_class_name(label), []).append(label)
-    # in ASCII, as the spellings of one accented letter look the same
-    merged = [
-        f"{', '.join(map(ascii, sorted(each)))} as {brief(name)}" for name, each in spellings.items() if each[1:]
-    ]
-    twins: dict[str, list[str]] = {}
-    for name in names:
-        twins.setdefault(_likeness(name), []).append(name)
-    alike = [shown(each) for each in twins.values() if each[1:]]
-    joined = [
-        f"{brief(name)} with `label_separator {mark}`"
-        for mark in ",;|/+&"
-        for name in names
-        if mark in name and {part.strip() for part in name.split(mark)} < set(names)
-    ]
-    return [
-        f"{remark}: {'; '.join(sorted(found))}."
-        for remark, found in (
-            ("Labels of several spellings were taken for one class", merged),
-            ("Classes that look alike may be one", alike),
-            ("Classes that name other classes may be several labels in one cell", joined),
-        )
-        if found
-    ]
 
 
 def _number(value: Any) -> float | None:

@@ -68,6 +68,22 @@ def test_numbers_that_stand_for_names_keep_the_order_of_the_file():
 ONES = [[0, 1, 0], [1, 0, 1], [0, 0, 0], [1, 1, 1]]
 
 
+# what a file may hold for 0 and 1
+KINDS = {
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "string": str,
+    "decimal": "{}.0".format,
+    "database": Decimal,
+    "two-places": lambda mark: Decimal(f"{mark}.00"),
+    "exponent": "{}e0".format,
+    "wide": "０１".__getitem__,
+    "minus-zero": lambda mark: 1.0 if mark else -0.0,
+    "name": [" False", "true "].__getitem__,
+}
+
+
 def as_kind(rows, kind):
     return [list(map(kind, row)) for row in rows]
 
@@ -75,9 +91,7 @@ def as_kind(rows, kind):
 class TestLists:
     """Labels of a row are names, numbers of classes, or a 0 or 1 for each class."""
 
-    @pytest.mark.parametrize(
-        "kind", [int, float, bool, str, lambda mark: f"{mark}.0"], ids=["int", "float", "bool", "string", "decimal"]
-    )
+    @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
     def test_zero_or_one_for_each_class(self, kind):
         rows = table(label=as_kind(ONES, kind))
         scheme = learn_labels(rows, ["label"])
@@ -159,6 +173,15 @@ class TestLists:
         with pytest.raises(InputError, match=message):
             learn_labels(table(label=values), ["label"])
 
+    @pytest.mark.parametrize(
+        ("mark", "other"), [("yes", "no"), ("np.True_", "np.False_"), ("x", "."), (1, -1), ("+", "0")]
+    )
+    def test_marks_that_are_not_0_and_1_are_refused(self, mark, other):
+        rows = [[(other, mark)[value] for value in row] for row in ONES]
+        with pytest.raises(InputError, match="hold nothing but .*: for a 0 or 1 for each class write 0"):
+            learn_labels(table(label=rows), ["label"])
+        assert learn_labels(table(label=[["yes", "yes"], ["no"]]), ["label"]).names == ["no", "yes"]
+
     def test_another_table_must_fit(self):
         scheme = learn_labels(table(label=ONES), ["label"])
         for value, reason in (([0, 1], "expected 3 values"), ([0, 2, 1], "expected 3 values"), ("010", "a string")):
@@ -181,6 +204,8 @@ class TestLists:
             "0,1",
             "1|0|0",
             "[None]",
+            *("0.0 1.0 0.0", "1.0,0.0", "True,False", "true false", "0/1/0", "0-1-0", "<0 1 0>", "0\t1\t0"),
+            *("{a,b}", "[a;b]", "[0;1;0]", "［0，1，0］", "{0,1,0}", "list([0, 1])"),
         ),
     ],
 )
@@ -200,7 +225,7 @@ def test_brackets_do_not_become_parts_of_names(cell):
 
 
 def test_names_with_brackets_are_names():
-    names = ["turned [around]", "[UNK]", "(1)", "a (b)", "{x", "1 or 0", "C++ [legacy, old]"]
+    names = ["turned [around]", "[UNK]", "(1)", "a (b)", "{x", "1 or 0", "C++ [legacy, old]", "0/1", "1-0", "{a}"]
     assert learn_labels(table(label=names * 2), ["label"]).names == sorted(names)
 
 
@@ -230,9 +255,17 @@ def test_decimals_of_databases_are_numbers():
     assert learn_labels(numbers, ["label"]).encode(numbers) == [1.25, 0.5, 1.0]
 
 
-def test_decimal_commas_are_refused():
-    with pytest.raises(InputError, match="rows.csv:2 has '0,5' .* or decimals with a point"):
-        learn_labels(table(label=["0,5", "1,0", "2,5", "x"]), ["label"])
+@pytest.mark.parametrize("first", ["0,5", "1.234,5", "1 234 567,25", "1\xa0234,5", "-10,75"])
+def test_decimal_commas_are_refused(first):
+    with pytest.raises(InputError, match="rows.csv:2 has .* or decimals with a point"):
+        learn_labels(table(label=[first, "1,0", "2,5", "x"]), ["label"])
+
+
+def test_marks_separated_otherwise_than_was_said():
+    with pytest.raises(InputError, match="rows.csv:2 has '0,1,0' .* several values as one text"):
+        learn_labels(table(label=["0,1,0", "1,0,0"]), ["label"], separator=";")
+    rows = table(label=["True,False", "False,True"])
+    assert learn_labels(rows, ["label"], separator=",").encode(rows) == [[1, 0], [0, 1]]
 
 
 class TestNumbers:
@@ -277,7 +310,11 @@ class TestNumbers:
 class TestNames:
     @pytest.mark.parametrize(
         "marker",
-        ["nan", "NaN", "-", "N/A", "NA", "#N/A", "null", "NULL", "None", "<NA>", "?", " - ", "\\N", "#VALUE!"],
+        [
+            *("nan", "NaN", "-", "N/A", "NA", "#N/A", "null", "NULL", "None", "<NA>", "?", " - ", "\\N", "#VALUE!"),
+            *("N.A.", "n.a.", "Null", "<null>", "—", "–", "−", "－", "Ｎ／Ａ", "\u200b", "\ufeff"),
+            *("''", '""', "1.#IND"),
+        ],
     )
     def test_marks_of_missing_labels_are_refused_with_their_number(self, marker):
         rows = ["a", marker, "b", "a", marker, marker]
@@ -310,6 +347,9 @@ class TestNames:
             *(("TRUE", "True"), ("sci-fi", "Sci Fi"), ("New_York", "new york"), ("yes", "yes."), ("01", "1")),
             *(("ﬁne", "fine"), ("a\u200bb", "ab"), ("Ｙｅｓ", "Yes"), ("straße", "STRASSE")),
             *(("R&amp;D", "R&D"), ("don’t", "don't"), ("−1", "-1"), ("a–b", "a-b")),
+            *(("KIZ", "kız"), ("İyi", "iyi"), ("раss", "pass"), ("١", "1"), ("１", "1"), ("1,000", "1000")),
+            *(("1 000", "1000"), ("\u200fa", "a"), ("news\xadpaper", "newspaper"), ("m²", "m2")),
+            *(("True", "1"), ("FALSE", "0"), ("'a'", "a"), ("Ⅳ", "iv")),
         ],
     )
     def test_classes_that_look_alike_are_remarked_on(self, first, second):
@@ -327,6 +367,25 @@ class TestNames:
     @pytest.mark.parametrize("names", [["C", "C++", "C#"], ["1", "-1", "10"], ["a", "á"], ["x1", "x2"], ["1-2", "12"]])
     def test_classes_that_do_not_look_alike(self, names):
         assert learn_labels(table(label=names), ["label"]).remarks == []
+
+    @pytest.mark.parametrize("name", ["na", "none", "nil", ".", "…", "...", "*", "(blank)", "undefined", "-99", "Nan"])
+    def test_names_that_may_mark_a_missing_label_are_remarked_on(self, name):
+        (remark,) = learn_labels(table(label=["a", "b", name]), ["label"]).remarks
+        assert remark == f"Classes whose names may mark a missing label: {name!r}."
+
+    def test_minus_one_beside_numbers_from_zero(self):
+        (remark,) = learn_labels(table(label=["0", "1", "2", "-1"]), ["label"]).remarks
+        assert remark == "Classes whose names may mark a missing label: '-1'."
+        assert learn_labels(table(label=["0", "1", "-1"]), ["label"]).remarks == [], "negative, neutral, positive"
+
+    def test_codes_of_zeros_and_ones_are_remarked_on(self):
+        (remark,) = learn_labels(table(label=["010", "100", "001"]), ["label"]).remarks
+        assert remark == "Classes that may be a 0 or 1 for each of several labels: '001'; '010'; '100'."
+        assert learn_labels(table(label=["10", "11", "100"]), ["label"]).remarks == []
+
+    def test_numbers_made_of_numbers_are_remarked_on(self):
+        (remark,) = learn_labels(table(label=["1", "2 4", "2", "1 3 5"]), ["label"]).remarks
+        assert remark.endswith("in one cell: '1 3 5' with `label_separator ' '`; '2 4' with `label_separator ' '`.")
 
     def test_names_made_of_names_are_remarked_on(self):
         (remark,) = learn_labels(table(label=["a", "b", "a; b", "Washington, D.C."]), ["label"]).remarks
