@@ -187,7 +187,7 @@ def choose_columns(
         if not found:
             raise InputError(
                 f"cannot tell which column of {table.place(0)} is the {kind}: pass `{kind}_columns`; there are "
-                f"{shown(list(table.columns))}"
+                f"{shown(list(table.columns))}; if these are no names, pass `column_names` for a file without header"
             )
     guesses = [kind for kind, named in (("text", text_columns), ("label", label_columns)) if named is None]
     guessed = f" ({' and '.join(guesses)} guessed from the names)" if guesses else ""

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import re
-import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bert_toolkit.data.delimited_rows import named_delimiter, plain_rows, quoted_rows
 from bert_toolkit.data.text_files import ending_of, read_text, reading
 from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.files import replaced_at_once
@@ -32,7 +32,12 @@ TABLE_ENDINGS = (*DELIMITERS, *JSON_ENDINGS, ".parquet")
 WRITTEN_ENDINGS = (".tsv", ".csv", ".jsonl", ".parquet")
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-_DELIMITER_LINE = re.compile(r'"?sep=(.)"?\r?(?:\n|$)', re.IGNORECASE)
+_INSTEAD = {
+    **dict.fromkeys((".zip", ".7z", ".rar", ".tar", ".tgz", ".zst", ".lzma", ".z"), ": unpack it"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), ": save the sheet as CSV"),
+    **dict.fromkeys((".txt", ".psv", ".dat"), ": rename it if it is a table"),
+}
+"""What to do with files of other endings."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,10 @@ def read_table(
         raise InputError(f"{path} {'is a folder, expected a file' if path.is_dir() else 'does not exist'}")
     ending = ending_of(path)
     if ending not in TABLE_ENDINGS:
-        raise InputError(f"{path}: the ending must be one of {' '.join(TABLE_ENDINGS)}, got {ending or 'none'}")
+        raise InputError(
+            f"{path}: the ending must be one of {' '.join(TABLE_ENDINGS)}, got {ending or 'none'}"
+            + _INSTEAD.get(ending, "")
+        )
     if ending == ".parquet":
         return _read_parquet(path)
     text = read_text(path, encoding)
@@ -149,12 +157,12 @@ def _read_delimited(
     quoted: bool,
     column_names: Sequence[str] | None,
 ) -> Table:
-    named = _DELIMITER_LINE.match(text)
-    chosen = {"tab": "\t", "\\t": "\t", None: named[1] if named else usual_delimiter}.get(delimiter, delimiter)
+    named, line_of_name = named_delimiter(text)
+    chosen = {"tab": "\t", "\\t": "\t", None: named or usual_delimiter}.get(delimiter, delimiter)
     if chosen is None or len(chosen) != 1 or chosen in '"\r\n':
         raise InputError(f"`delimiter` must be one character or `tab`, got {brief(delimiter)}")
-    numbered = _quoted_rows(path, text, chosen) if quoted else _plain_rows(text, chosen)
-    rows = [(line, fields) for line, fields in numbered if not (named and line == 1)]
+    numbered = quoted_rows(path, text, chosen) if quoted else plain_rows(text, chosen)
+    rows = [(line, fields) for line, fields in numbered if line != line_of_name]
     if column_names is None:
         header = rows.pop(0)[1] if rows else []
         names = [name.strip() or f"column {number}" for number, name in enumerate(header, start=1)]
@@ -173,41 +181,18 @@ def _read_delimited(
             raise InputError(f"{path}:{line} repeats the header, as where files were joined: remove the line")
         if len(fields) != len(names):
             in_quotes = not quoted and any(field.startswith('"') for field in fields)
+            nameless = len(names) > 1 and all(len(each) == len(names) + 1 for _, each in rows)
             raise InputError(
                 f"{path}:{line} has {len(fields)} field{'s' * (len(fields) != 1)}, expected {len(names)}: "
                 + shown(names)
                 + ("; pass `quoted true` if double quotes enclose fields" if in_quotes else "")
+                + ("; every row has a field more than the header: give it a name there, such as `id`" * nameless)
             )
     if not rows:
         raise InputError(f"{path} has a header and no rows")
     lines, values = zip(*rows, strict=True)
     columns = dict(zip(names, map(list, zip(*values, strict=True)), strict=True))
     return Table(columns, lambda row: f"{path}:{lines[row]}")
-
-
-def _quoted_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """First line and fields of each row that is not blank."""
-    limit = csv.field_size_limit(min(len(text) + 1, sys.maxsize))  # a text may be as long as the file
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line = 1
-    try:
-        for fields in reader:
-            if fields:
-                yield line, fields
-            line = reader.line_num + 1
-    except csv.Error as error:
-        hint = "double a quote inside quotes, and close every quote; pass `quoted false` if quotes are text"
-        raise InputError(f"{path}:{line}: {error}: {hint}") from None
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _plain_rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    # Only a newline ends a line: str.splitlines would also split at characters that belong to a text
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.removesuffix("\r")
-        if line:
-            yield number, line.split(delimiter)
 
 
 def json_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:

@@ -15,6 +15,21 @@ from bert_toolkit.errors import InputError, reason_of
 
 PACKED_ENDINGS = (".gz", ".bz2", ".xz")
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+# Beginnings of files that are no text, whatever their names say, and what to do with them
+_OTHER_FILES = {
+    b"PK\x03\x04": "a zip archive, as spreadsheets are: unpack it, or save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "a document of an old office program: save it as CSV or text",
+    b"\x28\xb5\x2f\xfd": "packed with zstandard: unpack it",
+    b"\x1f\x9d": "packed with compress: unpack it",
+    b"7z\xbc\xaf": "a 7z archive: unpack it",
+    b"Rar!\x1a": "a RAR archive: unpack it",
+    b"PAR1": "a Parquet file: give it the ending .parquet",
+    b"ARROW1\0": "an Arrow file: save it as Parquet",
+    b"SQLite format 3": "a database: export the table as CSV",
+    b"%PDF-": "a PDF document: save its text",
+    b"{\\rtf": "a document with formatting: save it as text",
+    b"version https://git-lfs": "a pointer of git-lfs: fetch the file itself with `git lfs pull`",
+}
 # UTF-32 comes first, as its mark begins like that of UTF-16
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -34,7 +49,7 @@ def is_clutter(path: Path) -> bool:
     """Whether a system or a program left this beside the data: hidden files, thumbnails, locks, backups."""
     name = path.name.lower()
     left = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "icon\r")
-    return name.startswith((".", "~$")) or name.endswith("~") or name in left
+    return name.startswith((".", "~$")) or name.endswith("~") or name[:1] == name[-1:] == "#" or name in left
 
 
 @contextmanager
@@ -65,7 +80,8 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         encoding: Name of its encoding. A byte order mark overrules it and is left out.
 
     Returns:
-        The text. Where a file has carriage returns and no newline, they are its line ends and become newlines.
+        The text, without byte order marks at the beginnings of lines, as joined files have them. Where a file has
+        carriage returns and no newline but at its end, they are its line ends and become newlines.
 
     Raises:
         InputError: Not readable, not in that encoding, empty, or with NUL characters.
@@ -77,7 +93,10 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     if not text.strip():
         raise InputError(f"{path} is empty")
     text = text.removesuffix("\x1a")  # the end of a file to DOS
-    return text if "\n" in text else text.replace("\r", "\n")
+    body = text.rstrip("\r\n")
+    if "\r" in body and "\n" not in body:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\n\ufeff", "\n")  # marks in the middle, where files were joined
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -100,15 +119,24 @@ def read_lines(path: Path) -> Iterator[str]:
                 return
             line = _decode(path, raw, "utf-8", number, offset)
             offset += len(raw)
-            yield from io.StringIO(line, newline=None) if "\r" in line else (line,)
+            lines = io.StringIO(line, newline=None) if "\r" in line else (line,)
+            yield from (each.removeprefix("\ufeff") for each in lines)
 
 
 def _open(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
-        begin = file.read(8)
-    if begin.startswith(b"PK\x03\x04"):
-        raise InputError(f"{path} is a zip archive, as spreadsheets are: unpack it, or save the sheet as CSV")
+        begin = file.read(512)
     opener = next((opener for magic, opener in _OPENERS.items() if begin.startswith(magic)), None)
+    if opener is not None:
+        with opener(path) as file:
+            begin = file.read(512)
+        if begin.startswith(tuple(_OPENERS)):
+            raise InputError(f"{path} is packed twice: unpack it once")
+    kind = next((kind for magic, kind in _OTHER_FILES.items() if begin.startswith(magic)), None)
+    if kind is None and begin[257:262] == b"ustar":
+        kind = "a tar archive: unpack it"
+    if kind is not None:
+        raise InputError(f"{path} is {kind}")
     return opener(path) if opener else path.open("rb")
 
 
@@ -119,7 +147,7 @@ def _encoding_of(content: bytes, named: str) -> str:
 def _decode(path: Path, content: bytes, encoding: str, line: int = 1, offset: int = 0) -> str:
     """Bytes of a file that begin at a line and an offset, as text without a byte order mark."""
     try:
-        text = content.decode(encoding).removeprefix("\ufeff")
+        text = content.decode(encoding).lstrip("\ufeff")
     except LookupError:
         raise InputError(
             f"`encoding` must be one that Python knows, such as utf-8 or latin-1, got {encoding}"
@@ -128,11 +156,16 @@ def _decode(path: Path, content: bytes, encoding: str, line: int = 1, offset: in
         start = getattr(error, "start", 0)
         line += content.count(b"\n", 0, start)
         column = start - content.rfind(b"\n", 0, start)
-        likely = "utf-16" if b"\0" in content else "latin1"
+        if b"\0" not in content and not content[:start].isascii():
+            remedy = "what stands before it is: correct the byte, or leave it out with `iconv -c -f utf-8 -t utf-8`"
+        else:  # cp1252 has all letters of latin-1, and quotes and dashes that are control characters there
+            likely = "utf-16" if b"\0" in content else "cp1252"
+            remedy = (
+                f"save it as UTF-8, for example with `iconv -f {likely} -t utf-8`, or name the `encoding` of a table"
+            )
         raise InputError(
             f"{path}:{line} is not {encoding} (byte 0x{content[start : start + 1].hex()} at column {column}, "
-            f"byte {offset + start} of the file): save it as UTF-8, for example with `iconv -f {likely} -t utf-8`, or "
-            "name the `encoding` of a table"
+            f"byte {offset + start} of the file): {remedy}"
         ) from None
     if "\0" in text:
         line += text.count("\n", 0, text.index("\0"))

@@ -108,7 +108,7 @@ class TestDelimited:
             (b"text,label\na,x\nb\x00,y\n", "a.csv:3 holds a NUL"),
             (b'text,label\na,x\n"b,y\nc,z\n', "a.csv:3: unexpected end of data"),
             (b'text,label\n"a"b,x\n', "a.csv:2: ',' expected after '\"'"),
-            (b"PAR1\xff\xfe", "a.csv:1 is not utf-8"),
+            (b"PAR1\xff\xfe", "a.csv is a Parquet file: give it the ending .parquet"),
         ],
         ids=[
             "empty",

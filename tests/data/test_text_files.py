@@ -75,6 +75,37 @@ class TestRefused:
             read(written(tmp_path, b"PK\x03\x04\x14\0\6\0"))
 
     @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"\xd0\xcf\x11\xe0\xa1\xb1", "is a document of an old office program: save it as CSV or text"),
+            (b"\x28\xb5\x2f\xfd\0\0", "is packed with zstandard: unpack it"),
+            (b"PAR1\x15\0", "is a Parquet file: give it the ending .parquet"),
+            (b"%PDF-1.7\n", "is a PDF document: save its text"),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+                "fetch the file itself with `git lfs pull`",
+            ),
+            (b"a.csv".ljust(257, b"\0") + b"ustar\0", "is a tar archive: unpack it"),
+            (gzip.compress(b"a,b\n"), "is packed twice: unpack it once"),
+        ],
+        ids=["xls", "zstd", "parquet", "pdf", "git-lfs", "tar", "packed"],
+    )
+    def test_other_files_are_named(self, tmp_path, read, content, message):
+        for packed in (content, gzip.compress(content))[content[:2] == b"\x1f\x8b" :]:
+            with pytest.raises(InputError, match=f"a.txt {message}|a.txt is .*: {message}"):
+                read(written(tmp_path, packed))
+
+    def test_advice_does_no_harm(self, tmp_path, read):
+        """Quotes of Windows must not become control characters, nor UTF-8 be encoded once more."""
+        path = written(tmp_path, "“naïve”\n".encode("cp1252"))
+        with pytest.raises(InputError, match="with `iconv -f cp1252 -t utf-8`"):
+            read(path)
+        assert path.read_bytes().decode("cp1252") == "“naïve”\n"
+        path = written(tmp_path, "plain\nnaïve ".encode() + b"\xe9 caf\n")
+        with pytest.raises(InputError, match=r"a.txt:2 .*: what stands before it is: .* `iconv -c -f utf-8 -t utf-8`"):
+            read(path)
+
+    @pytest.mark.parametrize(
         "damage", [lambda c: c[:-9], lambda c: c[:20] + b"\xff" * 8 + c[28:]], ids=["cut", "bytes"]
     )
     def test_damaged_packing(self, tmp_path, read, damage):
@@ -107,6 +138,28 @@ def test_file_that_does_not_fit_into_memory_is_one_line(tmp_path):
     assert process.stderr.splitlines()[-1].endswith(
         "does not fit into the memory of this process: divide it into files"
     )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf\xef\xbb\xbfone\ntwo\n",
+        b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n",
+        b"\xef\xbb\xbfone\r\xef\xbb\xbftwo\r",
+        "\ufeffone\n\ufefftwo\n".encode("utf-16"),
+        gzip.compress(b"one\n") + gzip.compress(b"\xef\xbb\xbftwo\n"),
+    ],
+    ids=["twice", "joined", "joined-mac", "joined-utf-16", "joined-packed"],
+)
+def test_marks_of_joined_files_are_no_text(tmp_path, content):
+    path = written(tmp_path, content)
+    assert read_text(path) == "".join(read_lines(path)) == "one\ntwo\n"
+
+
+def test_carriage_returns_end_lines_whatever_ends_the_file(tmp_path):
+    assert read_text(written(tmp_path, b"one\rtwo\r\n")) == "one\ntwo\n"
+    assert read_text(written(tmp_path, b"one\rtwo\n")) == "one\ntwo\n"
+    assert read_text(written(tmp_path, b"a\rb\nc\n")) == "a\rb\nc\n", "among newlines they belong to a text"
 
 
 def test_end_of_file_of_dos_is_no_text(tmp_path):
@@ -144,6 +197,7 @@ def test_what_is_clutter(tmp_path):
         "50001~",
         "Icon\r",
         "@eaDir",
+        "#a.txt#",
     ]
     assert all(is_clutter(tmp_path / name) for name in left)
-    assert not any(is_clutter(tmp_path / name) for name in ("a.txt", "_a", "thumbs", "50001", "-"))
+    assert not any(is_clutter(tmp_path / name) for name in ("a.txt", "_a", "thumbs", "50001", "-", "#1"))
