@@ -18,24 +18,30 @@ CORPUS_ENDINGS = (".txt", ".text", ".md", *JSON_ENDINGS)
 ABBREVIATIONS = """
     mr mrs ms dr prof rev hon gen col capt lt sgt gov sen rep messrs st jr sr co corp inc ltd vs etc no nos vol art sec
     fig e.g i.e cf al jan feb mar apr jun jul aug sept sep oct nov dec u.s u.k u.n d.c ph.d a.m p.m
-    z nr abb hr str mme mlle sra dra ul pl im г ул им св гр проф
+    eq eqs figs pp eds dept approx mt ave a.k.a b.a m.a m.d
+    z nr abb hr str bzw ca mme mlle sra dra bijv dhr ul pl im ks np tzn např г ул им св гр проф
 """
 """A full stop that follows one of these does not end a sentence."""
 _ABBREVIATIONS = frozenset(ABBREVIATIONS.split())
 
 # The classes STerm, ATerm, SContinue, Lower and OLetter (of scripts without case) are Unicode's, Standard Annex 29
-_MARKS = r"\p{SB=STerm}\p{SB=ATerm}…"
+_MARKS = r"\p{SB=STerm}\p{SB=ATerm}…།༎"
+_EAST_ASIAN = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}"
 _SENTENCE_END = regex.compile(
     rf"""
-    (?: (?<![{_MARKS}]) [{_MARKS}]++ | (?<=\p{{Greek}}) [;\u037e] )
     (?:
-        # what closes, then white space, then no comma and no small letter
-        (?: ["'\p{{Pe}}\p{{Pf}}\p{{Pi}}] | \s»(?!\S) )*+ \s++
+        (?<![{_MARKS}]) [{_MARKS}]++ | (?<=\p{{Greek}}) [;\u037e] | (?<=\p{{Armenian}}) : | (?<=\p{{Devanagari}}\s?) \|
+    )
+    (?:
+        # what closes, notes such as [1], then white space, then no comma and no small letter
+        (?: ["'\p{{Pe}}\p{{Pf}}\p{{Pi}}\p{{Cf}}¹²³] | \[\p{{N}}+\] | \s»(?!\S) )*+ \s++
         (?! [\p{{SB=SContinue}}{_MARKS}] ) (?! [^\p{{L}}\p{{N}}{_MARKS}]*+ \p{{SB=Lower}} )
     |   # a mark of a script that needs no white space
-        (?<= [[\p{{SB=STerm}}]--[!?]] ) ["'\p{{Pe}}\p{{Pf}}]*+ \s*+ (?! \p{{SB=SContinue}} ) (?= \S )
+        (?<= [[\p{{SB=STerm}}]--[!?]] ) ["'\p{{Pe}}\p{{Pf}}\p{{Cf}}]*+ \s*+ (?! \p{{SB=SContinue}} ) (?= \S )
     |   # a letter of such a script
-        (?<= [!?．] ) ["'\p{{Pe}}\p{{Pf}}]*+ (?= [\p{{Ps}}\p{{Pi}}]* \p{{SB=OLetter}} )
+        (?<= [!?．] ) ["'\p{{Pe}}\p{{Pf}}\p{{Cf}}]*+ (?= [\p{{Ps}}\p{{Pi}}]* \p{{SB=OLetter}} )
+    |   # or between two letters of China, Japan and Korea
+        (?<= [{_EAST_ASIAN}]\. ) (?= [{_EAST_ASIAN}] )
     )
     """,
     regex.VERBOSE | regex.V1,
@@ -50,8 +56,10 @@ def split_sentences(text: str) -> list[str]:
     A line break always ends a sentence. Within a line the rules are those of Unicode (Standard Annex 29, SB6 to
     SB11): a sentence ends at a mark such as `.`, `!`, `。`, `؟` or `।` with the quotes and brackets that close it.
     After a mark of Western punctuation, white space must follow and no small letter, comma or dash. Beyond Unicode's
-    rules, `…` and the Greek question mark are marks too, and a single `.` does not count after an abbreviation of
-    `ABBREVIATIONS` or a single capital (an initial). Languages without marks, such as Thai, are not divided.
+    rules, `…`, the Greek question mark, Tibetan's shad, and the colon and bar that stand for the marks of Armenian and
+    Hindi on keyboards are marks too; notes such as [1] and characters that are not seen may stand behind a mark; and a
+    single `.` does not count after an abbreviation of `ABBREVIATIONS` or a single capital (an initial). Languages
+    without marks, such as Thai, are not divided.
 
     Args:
         text: Any text.

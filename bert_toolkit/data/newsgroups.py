@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from bert_toolkit.data.corpus_splits import CorpusSplits, Origin, labeled_rows, split_off_validation
 from bert_toolkit.data.hub_tables import download
-from bert_toolkit.data.text_files import is_clutter, reading
+from bert_toolkit.data.text_files import encoding_of, is_clutter, reading
 from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.hub import hub_answers
 
@@ -152,9 +152,12 @@ def _read_posts(path: Path) -> Iterator[Post]:
 def _read_folder(folder: Path) -> Iterator[Post]:
     for split, name in FOLDERS.items():
         for path in folder.glob(f"{name}/*/*"):
-            if path.is_file() and not is_clutter(path) and not is_clutter(path.parent):
-                with reading(path):
-                    yield split, path.parent.name, path.name, _text_of_post(path.read_bytes())
+            if is_clutter(path) or is_clutter(path.parent):
+                continue
+            if not path.is_file():
+                raise InputError(f"{path} is no file: posts lie in {name}/GROUP, nothing else does")
+            with reading(path):
+                yield split, path.parent.name, path.name, _text_of_post(path.read_bytes())
 
 
 def _read_archive(path: Path) -> Iterator[Post]:
@@ -164,10 +167,12 @@ def _read_archive(path: Path) -> Iterator[Post]:
         with tarfile.open(path) as archive:
             for member in archive:
                 parts = PurePosixPath(member.name).parts
-                if not member.isreg() or len(parts) != 3 or parts[0] not in splits:
+                if not member.isreg() or len(parts) < 3 or parts[0] not in splits:
                     continue
                 if any(is_clutter(Path(part)) for part in parts):
                     continue
+                if len(parts) > 3:
+                    raise InputError(f"{path} holds {member.name}: posts lie in {parts[0]}/GROUP, not deeper")
                 if member.size > LARGEST_POST:
                     raise InputError(f"{path} holds a post of {member.size} bytes, {member.name}: not 20 newsgroups")
                 content = archive.extractfile(member)
@@ -180,9 +185,13 @@ def _read_archive(path: Path) -> Iterator[Post]:
 
 
 def _text_of_post(content: bytes) -> str:
-    """Text with newlines at the ends of lines, on which the removal of headers and footers depends."""
-    text = content.decode(ENCODING).replace("\r\n", "\n")
-    return text if "\n" in text else text.replace("\r", "\n")
+    """Text with newlines at the ends of lines, on which the removal of headers and footers depends.
+
+    A file that went through Windows or an old Mac may hold several kinds of line ends; a carriage return among the
+    newlines of the original belongs to the text.
+    """
+    text = content.decode(encoding_of(content, ENCODING), errors="replace").lstrip("\ufeff")
+    return re.sub(r"\r*\n|\r", "\n", text) if "\r\n" in text or "\n" not in text else text
 
 
 def _scikit_learn_cache(required: bool) -> Path | None:

@@ -89,7 +89,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     with reading(path):
         with _open(path) as file:
             content = file.read()
-        text = _decode(path, content, _encoding_of(content, encoding))
+        text = _decode(path, content, encoding_of(content, encoding))
     if not text.strip():
         raise InputError(f"{path} is empty")
     text = text.removesuffix("\x1a")  # the end of a file to DOS
@@ -114,7 +114,7 @@ def read_lines(path: Path) -> Iterator[str]:
     offset = 0
     with reading(path), _open(path) as file:
         for number, raw in enumerate(file, start=1):
-            if number == 1 and _encoding_of(raw, "utf-8") != "utf-8":
+            if number == 1 and encoding_of(raw, "utf-8") != "utf-8":
                 yield from io.StringIO(read_text(path), newline=None)
                 return
             line = _decode(path, raw, "utf-8", number, offset)
@@ -140,7 +140,13 @@ def _open(path: Path) -> IO[bytes]:
     return opener(path) if opener else path.open("rb")
 
 
-def _encoding_of(content: bytes, named: str) -> str:
+def encoding_of(content: bytes, named: str) -> str:
+    """The encoding that a byte order mark tells, otherwise the named one.
+
+    Args:
+        content: At least the first four bytes of a file.
+        named: Name of an encoding.
+    """
     return next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), named)
 
 

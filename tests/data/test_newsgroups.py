@@ -255,6 +255,61 @@ class TestArchive:
             assert read.test.to_dict() == expected.test.to_dict()
 
 
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda c: c.replace(b"\n", b"\r\n"),
+        lambda c: c.replace(b"\n", b"\r"),
+        lambda c: c.replace(b"\n", b"\r\r\n"),
+        lambda c: c.replace(b"\n\n", b"\r\r").replace(b"\n", b"\r\n"),
+        lambda c: c.replace(b"\n", b"\r", 3).replace(b"\n", b"\r\n"),
+        lambda c: c.decode("latin-1").encode("utf-8-sig"),
+        lambda c: c.decode("latin-1").encode("utf-16"),
+        lambda c: b"\xff\xfe" + c.decode("latin-1").replace("\n", "\r\n").encode("utf-16-le"),
+    ],
+    ids=["windows", "mac", "windows-twice", "mac-and-windows", "mac-headers", "marked", "utf-16", "utf-16-windows"],
+)
+@pytest.mark.parametrize("remove", [(), ("headers", "footers", "quotes")])
+def test_posts_in_other_dress_are_the_same_posts(folder, dress, remove):
+    expected = load_newsgroups(data_dir=folder, categories=GROUPS, remove=remove)
+    for path in folder.glob("*/*/*"):
+        path.write_bytes(dress(path.read_bytes()))
+    dressed = load_newsgroups(data_dir=folder, categories=GROUPS, remove=remove)
+    assert dressed.train.to_dict() == expected.train.to_dict()
+    assert all(text.strip() for text in dressed.test["text"])
+
+
+def test_carriage_return_among_newlines_is_text(folder):
+    """So that the original posts stay as scikit-learn reads them."""
+    path = next(folder.glob("*test/*/*"))
+    path.write_bytes(b"a\rb\n\nc\n")
+    assert "a\rb\n\nc\n" in load_newsgroups(data_dir=folder, categories=GROUPS).test["text"][:]
+
+
+def test_what_lies_deeper_is_not_passed_over_in_silence(folder, tmp_path):
+    posts = {f"20news-bydate-{split}/{group}/1": post(group, 1) for split in ("train", "test") for group in GROUPS}
+    deep = {"20news-bydate-train/sci.space/more/2": b"lost"}
+    with pytest.raises(InputError, match="holds 20news-bydate-train/sci.space/more/2: posts lie in 20news-bydate-tra"):
+        load_newsgroups(data_dir=write_archive(tmp_path / "20news-bydate.tar.gz", posts | deep))
+    (folder / "20news-bydate-train/sci.space/more").mkdir()
+    with pytest.raises(InputError, match="sci.space/more is no file: posts lie in 20news-bydate-train/GROUP, nothing"):
+        load_newsgroups(data_dir=folder)
+    (folder / "20news-bydate-train/sci.space/more").rmdir()
+    (folder / "20news-bydate-train/sci.space/gone").symlink_to("nowhere")
+    with pytest.raises(InputError, match="sci.space/gone is no file"):
+        load_newsgroups(data_dir=folder)
+    (folder / "20news-bydate-train/sci.space/gone").rename(folder / "20news-bydate-train/sci.space/._gone")
+    (folder / "20news-bydate-train/sci.space/@eaDir").mkdir()
+    assert len(load_newsgroups(data_dir=folder, categories=GROUPS, validation_fraction=None).train) == 30
+
+
+def test_empty_posts_are_counted(folder):
+    for path in list(folder.glob("*train/*/*"))[:3]:
+        path.write_bytes(b"")
+    remarks = load_newsgroups(data_dir=folder, categories=GROUPS).remarks
+    assert remarks == ["3 posts have no text left; they are kept, as scikit-learn does."]
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         "arguments, message",
