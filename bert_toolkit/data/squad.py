@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bert_toolkit.data.corpus_splits import split_key, validation_count
 from bert_toolkit.data.tables import brief, kind_of, parse_json, shown
 from bert_toolkit.data.text_files import read_text
-from bert_toolkit.errors import InputError
+from bert_toolkit.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,13 +65,13 @@ def load_questions(
     """
     if train_data is None:
         raise InputError("`train_data` must name a JSON file in the layout of SQuAD, got none")
-    train, remarks = _read(Path(train_data)), []
+    train, remarks = _read(train_data), []
     if validation_data is not None:
-        validation = _read(Path(validation_data))
+        validation = _read(validation_data)
     else:
         train, validation = _split(train, validation_fraction, seed)
         remarks.append(f"The validation questions are {len(validation)} of the training questions (seed {seed}).")
-    test = validation if test_data is None else _read(Path(test_data))
+    test = validation if test_data is None else _read(test_data)
     if test_data is None:
         remarks.append(
             "There are no questions of their own to test on: the test questions are the validation questions, which "
@@ -91,7 +91,8 @@ def load_questions(
     )
 
 
-def _read(path: Path) -> list[_Row]:
+def _read(given: str) -> list[_Row]:
+    path = Path(given).expanduser()
     if not path.is_file():
         raise InputError(f"{path} is no file")
     whole = parse_json(str(path), read_text(path))
@@ -109,25 +110,35 @@ def _questions(path: Path, whole: dict[str, Any]) -> Iterator[_Row]:
         for text_number, paragraph in enumerate(_get(place, article, "paragraphs", list), start=1):
             of_text = f"{place} paragraph {text_number}"
             context = _get(of_text, paragraph, "context", str)
+            if not context.strip():
+                raise InputError(f"{of_text} has an empty `context`")
             for question_number, entry in enumerate(_get(of_text, paragraph, "qas", list), start=1):
                 of_question = f"{of_text} question {question_number}"
                 question = _get(of_question, entry, "question", str)
-                answers = [] if entry.get("is_impossible") else _get(of_question, entry, "answers", list)
+                impossible = "is_impossible" in entry and _get(of_question, entry, "is_impossible", bool)
+                # where there is no answer, the list may be left out
+                answers = _get(of_question, {"answers": []} | entry if impossible else entry, "answers", list)
                 if not question.strip():
                     raise InputError(f"{of_question} is empty")
-                if not answers and not entry.get("is_impossible"):
+                if impossible and answers:
+                    raise InputError(
+                        f"{of_question} has `is_impossible` true and {len(answers)} answers: correct one of them"
+                    )
+                if not answers and not impossible:
                     raise InputError(f"{of_question} has no answer: where there is none, write `is_impossible` true")
                 texts = [_get(of_question, answer, "text", str) for answer in answers]
                 begins = [_get(of_question, answer, "answer_start", int) for answer in answers]
                 for text, begin in zip(texts, begins, strict=True):
                     found = context[begin : begin + len(text)] if begin >= 0 else ""
                     if not text.strip() or found != text:
+                        place_of_text = context.find(text) if text.strip() else -1
+                        remedy = f", it is at {place_of_text}" if place_of_text >= 0 else ""
                         raise InputError(
                             f"{of_question}: the answer {brief(text)} is not in its context at character {begin}, "
-                            f"where {brief(found)} stands: correct `answer_start`"
+                            f"where {brief(found)} stands{remedy}: correct `answer_start`"
                         )
                 yield {
-                    "place": of_question,
+                    "place": one_line(of_question),  # names of files may be no text
                     "question": question.strip(),
                     "context": context,
                     "answers": texts,
@@ -141,7 +152,7 @@ def _get(place: str, entry: Any, name: str, kind: type) -> Any:
     if name not in entry:
         raise InputError(f"{place} has no `{name}`, only {shown(list(entry))}")
     if type(entry[name]) is not kind:
-        wanted = {list: "a list", str: "a text", int: "a whole number"}[kind]
+        wanted = {list: "a list", str: "a text", int: "a whole number", bool: "true or false"}[kind]
         raise InputError(f"{place}: `{name}` must be {wanted}, got {kind_of(entry[name])}")
     return entry[name]
 

@@ -100,6 +100,18 @@ def test_scheme_by_its_prefixes(tags, scheme):
         ("a.jsonl", '{"text": "a", "tags": ["O"]}\n', "has no list `tokens` or `words`, only"),
         ("a.jsonl", '{"tokens": "a b", "tags": ["O"]}\n', "`tokens` must be a list of strings"),
         ("a.jsonl", '["a"]\n["b"]\n', "must be an object"),
+        ("a.jsonl", '{"tokens": ["a", " "], "tags": ["O", "B"]}\n', "a.jsonl:1: number 2 of `tokens` is empty"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": [""]}\n', "a.jsonl:1: number 1 of `tags` is empty"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": [true]}\n', r"`tags` must be a list of strings, got \[True\]"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": [1.0]}\n', r"`tags` must be a list of strings, got \[1.0\]"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": [null]}\n', r"`tags` must be a list of strings, got \[None\]"),
+        ("a.jsonl", '{"tokens": null, "tags": []}\n', "`tokens` must be a list of strings, got None"),
+        (
+            "a.conllu",
+            "# sent_id = 1\n1\tAda\tAda\tPROPN\tNNP\t_\t0\troot\t_\t_\n",
+            "a.conllu:2 has the ten columns of CoNLL-U, the first of which is no word: keep .* `cut -f 2,4`",
+        ),
+        ("a.csv", "Sentence #,Word,Tag\n1,Ada,B-PER\n", "a.csv:2 has 1 columns, expected 2"),
     ],
 )
 def test_what_is_no_tagged_sentence_is_refused_in_one_line(tmp_path, name, content, message):
@@ -118,3 +130,63 @@ def test_tag_that_no_training_sentence_has(tmp_path):
         load_tagged_sentences(str(tmp_path / "absent"))
     with pytest.raises(InputError, match="`train_data` must name a file"):
         load_tagged_sentences(None)
+
+
+def test_header_is_no_sentence(tmp_path):
+    for number, header in enumerate(["token\ttag", "Word\tPOS\tLabel", "tokens ner_tags", "\ufefftext\tlabel"]):
+        mark, columns = ("\t" if "\t" in header else " "), len(header.split())
+        rows = [mark.join([word, *["x"] * (columns - 2), tag]) for word, tag in (("anna", "B-PER"), ("runs", "O"))]
+        path = tmp_path / f"{number}.tsv"
+        path.write_text("\n".join([header, *rows, ""]))
+        corpus = load_tagged_sentences(str(path), str(path))
+        assert rows_of(corpus.train, corpus.tag_names) == [[("anna", "B-PER"), ("runs", "O")]]
+        assert corpus.scheme == "BIO"
+
+
+def test_spaces_that_do_not_break_belong_to_a_word(tmp_path):
+    (tmp_path / "a.conll").write_text("10\u00a0000 B-NUM\neuros\u2009! O\n\u00a0\n  x   O \n")
+    corpus = load_tagged_sentences(str(tmp_path / "a.conll"), str(tmp_path / "a.conll"))
+    assert corpus.train["words"][:] == [["10\u00a0000", "euros\u2009!"], ["x"]]
+
+
+def test_numbers_sort_as_numbers_and_names_are_composed(tmp_path):
+    rows = [{"tokens": ["a"] * 4, "tags": [10, 2, 0, 1]}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = load_tagged_sentences(str(tmp_path / "a.jsonl"), str(tmp_path / "a.jsonl"))
+    assert corpus.tag_names == ["0", "1", "2", "10"]
+    assert corpus.train["tags"][:] == [[3, 2, 0, 1]]
+    rows = [{"words": ["a", "b", "c"], "tags": ["O", " B-re\u0301", "B-r\u00e9"]}]
+    (tmp_path / "b.json").write_text(json.dumps(rows))
+    corpus = load_tagged_sentences(str(tmp_path / "b.json"), str(tmp_path / "b.json"))
+    assert corpus.tag_names == ["O", "B-r\u00e9"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "remark"),
+    [
+        (["O", "B-PER", "b-per"], "Tags that differ in case only may be one: 'B-PER', 'b-per'."),
+        (["O", "B-PER", "I-PER", "PER"], "parts of entities, but not 'PER': scores are those of"),
+        (["B-PER", "I-PER"], "parts of entities, but O, the tag of words outside, is missing: scores are"),
+        (["o", "B-PER", "I-PER"], "but O, the tag of words outside, is missing"),
+        (["O", "b-per", "i-per"], "but their letters are not those of BIO, BIOES, BILOU: scores"),
+    ],
+)
+def test_tags_that_are_almost_entities_are_told(tmp_path, tags, remark):
+    (tmp_path / "a.conll").write_text("\n".join(f"word {tag}" for tag in tags))
+    corpus = load_tagged_sentences(str(tmp_path / "a.conll"), str(tmp_path / "a.conll"))
+    assert any(remark in each for each in corpus.remarks), corpus.remarks
+
+
+def test_good_tags_are_not_remarked_on(tmp_path):
+    for number, tags in enumerate((["O", "B-PER", "I-PER"], ["NN", "VBZ", ".", ",", ":", "''"], ["O", "PER", "LOC"])):
+        path = tmp_path / f"{number}.conll"
+        path.write_text("\n".join(f"word {tag}" for tag in tags))
+        assert load_tagged_sentences(str(path), str(path), str(path)).remarks == []
+
+
+def test_home_is_found_and_names_of_files_may_be_no_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = b"\xff.conll".decode(errors="surrogateescape")
+    (tmp_path / name).write_text(CONLL)
+    corpus = load_tagged_sentences(f"~/{name}", f"~/{name}")
+    assert corpus.train["place"][0].endswith("\\udcff.conll:3")

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow
 import torch
 import yaml
+from annotated_texts import COLUMNS, TAGGED_LINES, TAGGED_LISTS, read_questions, read_tagged, write_questions
 from input_mutations import mutate
 from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -461,6 +462,10 @@ TARGETS = {
     "documents-by-blank-lines": Target(damaged_file("a.txt", DOCUMENTS), read_documents("a.txt", "blank_line"), 500),
     "documents-by-number": Target(damaged_file("a.txt", DOCUMENTS), read_documents("a.txt", "3"), 300),
     "documents-jsonl": Target(damaged_file("a.jsonl", *DOCUMENT_LINES), read_documents("a.jsonl"), 1000),
+    "questions": Target(write_questions, read_questions, 400),
+    "tagged-columns": Target(damaged_file("a.conll", *COLUMNS), read_tagged, 400),
+    "tagged-lines": Target(damaged_file("a.jsonl", *TAGGED_LINES), read_tagged, 300),
+    "tagged-list": Target(damaged_file("a.json", *TAGGED_LISTS), read_tagged, 200),
     "tokenized-corpus": Target(write_tokenized, read_tokenized, 500),
     "gradient-records": Target(
         damaged_npz(written(lambda p: save_records(p, gradient_records(), PARAMETERS))), read_records, 700
