@@ -173,8 +173,10 @@ def attend(
         packed: Any = varlen_attn(query, key, value, mask.starts, mask.starts, mask.longest, mask.longest)
         return packed, None
     query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))  # (B, N, T, D) each
-    if mask is not None and mask.is_floating_point():
-        mask = mask.to(query.dtype)
+    if mask is not None and mask.is_floating_point() and mask.dtype != query.dtype:
+        # The lowest number of a wider type would become an infinity, and a row of it would see nothing.
+        lowest = max(torch.finfo(mask.dtype).min, torch.finfo(query.dtype).min)
+        mask = mask.clamp(min=lowest).to(query.dtype)
     rate = dropout.p if dropout.training else 0.0
     # With dropout the CPU has no fused kernel: there the formula is what PyTorch would compute, only faster.
     if not explicit and not (rate and query.device.type == "cpu"):

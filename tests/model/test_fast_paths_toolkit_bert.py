@@ -120,6 +120,19 @@ def test_rows_that_are_padding_alone_equal_transformers(form: str, implementatio
     torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("blocked", [LOWEST, -1e4])
+def test_masks_of_a_wider_type_equal_transformers_in_half_precision(blocked: float, dtype: torch.dtype) -> None:
+    """The lowest float32 number, cast, would be minus infinity: a row that is masked altogether would see nothing."""
+    theirs, ours = (model.to(dtype).eval() for model in pair("Model", {**TINY, "tie_word_embeddings": True}, seed=7))
+    ids = torch.randint(0, 61, (3, 8), generator=torch.Generator().manual_seed(5))
+    allowed = REAL[:, None, None].expand(3, 1, 8, 8) & torch.tensor([True, False, True])[:, None, None, None]
+    expected = theirs(ids, attention_mask=additive(allowed, blocked)).last_hidden_state
+    outputs = ours(ids, attention_mask=additive(allowed, blocked)).last_hidden_state
+    seeing = [0, 1, 2] if dtype == torch.bfloat16 or blocked > -1e5 else [0, 2]  # half's lowest is less far from 0
+    torch.testing.assert_close(outputs[seeing], expected[seeing], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("blocked", [LOWEST, -torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
