@@ -28,7 +28,7 @@ from bert_toolkit.training.launching import run_recipe, start_recipe
 from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
 from bert_toolkit.training.loading import load_classifier, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
-from bert_toolkit.training.rehearsal import rehearse
+from bert_toolkit.training.rehearsal import check_token_ids, rehearse
 from bert_toolkit.training.tokenized_rows import tokenize_corpus
 from bert_toolkit.training.trainer_flags import check_classifier_flags
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
@@ -111,6 +111,7 @@ def main() -> None:
     model = load_classifier(model_name, corpus, classify.implementation, classify.trust_remote_code)
     rehearse(model, tokenizer, corpus, classify.max_length, arguments)
     corpus = tokenize_corpus(corpus, tokenizer, classify.max_length, arguments.seed, run.max_train_samples)
+    check_token_ids(model, corpus.train, corpus.validation, corpus.test)
     # what a pipeline and bert_toolkit.predict need to know of the data
     tokenizer.model_max_length = classify.max_length
     model.config.text_columns = list(columns.text)
@@ -121,7 +122,7 @@ def main() -> None:
         arguments.metric_for_best_model = "loss" if arguments.prediction_loss_only else best
     check_classifier_flags(arguments, corpus, curves)
     if arguments.learning_rate is None:
-        arguments.learning_rate = 2e-5 if model.config.hidden_size >= 768 else 1e-4  # as for CoLA
+        arguments.learning_rate = 2e-5 if getattr(model.config, "hidden_size", 768) >= 768 else 1e-4  # as for CoLA
     facts = {"data": corpus.description, "columns": columns.description, "model": model_description}
     print_classifier_overview("Text classification", facts, corpus, classify.max_length, model, arguments)
 

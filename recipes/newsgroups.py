@@ -31,7 +31,7 @@ from bert_toolkit.training.launching import run_recipe, start_recipe
 from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
 from bert_toolkit.training.loading import load_classifier, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
-from bert_toolkit.training.rehearsal import rehearse
+from bert_toolkit.training.rehearsal import check_token_ids, rehearse
 from bert_toolkit.training.tokenized_rows import tokenize_corpus
 from bert_toolkit.training.trainer_flags import check_classifier_flags
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
@@ -93,6 +93,7 @@ def main() -> None:
     model = load_classifier(model_name, corpus)
     rehearse(model, tokenizer, corpus, newsgroups.max_length, arguments)
     corpus = tokenize_corpus(corpus, tokenizer, newsgroups.max_length, arguments.seed, run.max_train_samples)
+    check_token_ids(model, corpus.train, corpus.validation, corpus.test)
 
     # arguments
     check_classifier_flags(arguments, corpus, ["accuracy", "matthews_correlation"])

@@ -22,7 +22,7 @@ from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
 from bert_toolkit.training.loading import load_answerer, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
 from bert_toolkit.training.question_windows import tokenize_questions
-from bert_toolkit.training.rehearsal import check_max_length
+from bert_toolkit.training.rehearsal import check_max_length, rehearse_rows
 from bert_toolkit.training.trainer_flags import check_answerer_flags
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
 
@@ -87,6 +87,8 @@ def main() -> None:
     train, validation, test = tokenize_questions(
         corpus, tokenizer, answering.max_length, answering.doc_stride, arguments.seed, run.max_train_samples
     )
+    collate = DataCollatorWithPadding(tokenizer)
+    rehearse_rows(model, train, collate, arguments)
     tokenizer.model_max_length = answering.max_length
 
     # arguments
@@ -99,7 +101,8 @@ def main() -> None:
         arguments.metric_for_best_model = "loss" if arguments.prediction_loss_only else "answer_f1"
     check_answerer_flags(arguments, len(validation), metrics.names)
     if arguments.learning_rate is None:
-        arguments.learning_rate = 3e-5 if model.config.hidden_size >= 768 else 1e-4  # bert-base: Devlin et al. 2019
+        is_wide = getattr(model.config, "hidden_size", 768) >= 768
+        arguments.learning_rate = 3e-5 if is_wide else 1e-4  # bert-base: Devlin et al. 2019
     facts = {"data": corpus.description, "model": model_description}
     if arguments.process_index == 0:
         splits = {"train": (corpus.train, train), "validation": (corpus.validation, validation)}
@@ -117,7 +120,7 @@ def main() -> None:
         train_dataset=LengthGroupedRows(train, train["length"], rows_of_a_pass, arguments.seed),
         eval_dataset=longest_first(validation),
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=collate,
         compute_metrics=metrics,
         preprocess_logits_for_metrics=span_logits,
     )

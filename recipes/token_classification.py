@@ -21,7 +21,7 @@ from bert_toolkit.training.launching import run_recipe, start_recipe
 from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
 from bert_toolkit.training.loading import load_tagger, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
-from bert_toolkit.training.rehearsal import check_max_length
+from bert_toolkit.training.rehearsal import check_max_length, rehearse_rows
 from bert_toolkit.training.tokenized_words import tokenize_sentences
 from bert_toolkit.training.trainer_flags import check_tagger_flags
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
@@ -74,6 +74,8 @@ def main() -> None:
     model = load_tagger(model_name, corpus.tag_names, tagging.implementation, tagging.trust_remote_code)
     check_max_length(tagging.max_length, tokenizer, model)
     corpus = tokenize_sentences(corpus, tokenizer, tagging.max_length, arguments.seed, run.max_train_samples)
+    collate = DataCollatorForTokenClassification(tokenizer)
+    rehearse_rows(model, corpus.train, collate, arguments)
     tokenizer.model_max_length = tagging.max_length
 
     # arguments
@@ -82,7 +84,8 @@ def main() -> None:
         arguments.metric_for_best_model = "loss" if arguments.prediction_loss_only else metrics.best
     check_tagger_flags(arguments, len(corpus.validation), metrics.names)
     if arguments.learning_rate is None:
-        arguments.learning_rate = 5e-5 if model.config.hidden_size >= 768 else 3e-4  # each word is a label
+        is_wide = getattr(model.config, "hidden_size", 768) >= 768
+        arguments.learning_rate = 5e-5 if is_wide else 3e-4  # each word is a label
     facts = {"data": corpus.description, "model": model_description}
     if arguments.process_index == 0:
         remarks = {f"remark {number}": remark for number, remark in enumerate(corpus.remarks, start=1)}
@@ -101,7 +104,7 @@ def main() -> None:
         train_dataset=LengthGroupedRows(corpus.train, corpus.train["length"], rows_of_a_pass, arguments.seed),
         eval_dataset=longest_first(corpus.validation, arguments.dataloader_drop_last),
         processing_class=tokenizer,
-        data_collator=DataCollatorForTokenClassification(tokenizer),
+        data_collator=collate,
         compute_metrics=metrics,
         preprocess_logits_for_metrics=likeliest_tags,
     )

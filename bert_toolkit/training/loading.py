@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -52,9 +54,10 @@ def load_pretrained(auto_class: Any, name_or_path: str, trust_remote_code: bool 
 
 
 def load_and_tell(auto_class: Any, name_or_path: str, trust_remote_code: bool = False, **settings: Any) -> Any:
-    """`load_pretrained` of a model, which says in a line each what is new and what is missing.
+    """`load_pretrained` of a model to train, in float32, which says in a line each what is new and what is missing.
 
-    transformers' own report shows a new head, which every fine-tuning has, as it shows a damaged encoder.
+    transformers' own report shows a new head, which every fine-tuning has, as it shows a damaged encoder; and it loads
+    weights in the precision in which they were saved, in which half of the updates would be rounded away.
 
     Args:
         auto_class: A model class.
@@ -72,7 +75,7 @@ def load_and_tell(auto_class: Any, name_or_path: str, trust_remote_code: bool = 
     logging.set_verbosity_error()
     try:
         model, found = load_pretrained(
-            auto_class, name_or_path, trust_remote_code, output_loading_info=True, **settings
+            auto_class, name_or_path, trust_remote_code, output_loading_info=True, dtype=torch.float32, **settings
         )
     finally:
         logging.set_verbosity(verbosity)
@@ -81,6 +84,8 @@ def load_and_tell(auto_class: Any, name_or_path: str, trust_remote_code: bool = 
         new, left_out = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
         head, missing = ([name for name in new if name.startswith(inner) is inside] for inside in (False, True))
         lost = [name for name in left_out if name.startswith(inner)]
+        if (saved := _precision_of(name_or_path)) != "float32":
+            print(f"saved in {saved}, trained and saved in float32: {name_or_path}", flush=True)
         if head:
             print(f"new head, random until it is trained: {_some(head)}", flush=True)
         if missing:
@@ -92,6 +97,11 @@ def load_and_tell(auto_class: Any, name_or_path: str, trust_remote_code: bool = 
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _precision_of(name_or_path: str) -> str:
+    settings, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    return str(settings.get("dtype") or settings.get("torch_dtype") or "float32")
 
 
 def model_type_of(name_or_path: str) -> str:
@@ -123,14 +133,33 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False, of_words:
         The tokenizer.
 
     Raises:
-        InputError: It cannot be loaded, or has no padding token.
+        InputError: It cannot be loaded, knows no words, or has no padding token.
     """
     tokenizer = load_pretrained(AutoTokenizer, name_or_path, trust_remote_code)
     if of_words and getattr(tokenizer, "add_prefix_space", None) is False:
         tokenizer = load_pretrained(AutoTokenizer, name_or_path, trust_remote_code, add_prefix_space=True)
+    check_vocabulary(tokenizer, name_or_path)
     if tokenizer.pad_token is None:
         raise InputError(f"{name_or_path} has no padding token, so texts cannot form a batch: choose an encoder")
     return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, name_or_path: str) -> None:
+    """Refuses a tokenizer that transformers made of nothing, as it does for a folder with weights alone.
+
+    Args:
+        tokenizer: As loaded.
+        name_or_path: Where it was loaded from.
+
+    Raises:
+        InputError: It has hardly an entry beside its special tokens, so that every text would be unknown to it.
+    """
+    # two of DeBERTa's tokens have no role by which they would count as special
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)) + 2:
+        raise InputError(
+            f"{name_or_path} holds no tokenizer, or one without words: save it there with "
+            "`tokenizer.save_pretrained`, beside the weights"
+        )
 
 
 def load_classifier(
@@ -222,6 +251,9 @@ def _with_head(
     if implementation == "transformers":
         # their classifiers take the count of labels and ignore it, so that accumulation would multiply gradients
         model.accepts_loss_kwargs = False
+        # some would be saved under the names of older checkpoints, which Trainer cannot load: the best checkpoint
+        # would come back without these weights
+        model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
     return model
 
 

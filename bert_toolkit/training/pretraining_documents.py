@@ -27,7 +27,7 @@ from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.pretraining import TokenizedDocuments
 from bert_toolkit.pretraining.sentence_encoder import tokenizer_fingerprint
 from bert_toolkit.pretraining.vocabulary import save_tokenizer, train_wordpiece, train_words
-from bert_toolkit.training.loading import load_pretrained
+from bert_toolkit.training.loading import check_vocabulary, load_pretrained
 
 FEWEST_DOCUMENTS = 4
 """Where some are held out: two to train on, as a random text must come from another document, and two held out."""
@@ -223,8 +223,10 @@ def _load_or_train_tokenizer(
         folder = cache / f"{kind}-accents-{vocab_size}-{splits.name}"
         if not (folder / "tokenizer.json").exists():
             save_tokenizer(VOCABULARIES[kind](splits.train, vocab_size, max_length), folder)
-        name_or_path = str(folder)
-    return load_pretrained(AutoTokenizer, name_or_path, model_max_length=max_length)
+        return load_pretrained(AutoTokenizer, str(folder), model_max_length=max_length)
+    tokenizer = load_pretrained(AutoTokenizer, name_or_path, model_max_length=max_length)
+    check_vocabulary(tokenizer, name_or_path)
+    return tokenizer
 
 
 def _tokenize(documents: Iterable[Any], name: str, tokenizer: Any, cache: Path, workers: int) -> TokenizedDocuments:

@@ -10,11 +10,19 @@ from transformers import (
     CanineTokenizer,
     DebertaV2Config,
     DebertaV2Model,
+    EsmConfig,
+    EsmModel,
     GPT2Config,
     GPT2Model,
+    IBertConfig,
+    IBertModel,
     NystromformerConfig,
     NystromformerModel,
+    PerceiverConfig,
+    PerceiverModel,
     PreTrainedTokenizerFast,
+    ReformerConfig,
+    ReformerModel,
     RobertaConfig,
     RobertaModel,
     T5Config,
@@ -108,15 +116,54 @@ def t5():
 
 def deberta():
     """Positions relative to one another."""
-    special = ["[PAD]", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
-    made = tokenizer(special, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", pad_token="[PAD]")
+    made = of_bert()
     return DebertaV2Model(DebertaV2Config(vocab_size=len(made), max_position_embeddings=64, **NARROW)), made
+
+
+def of_bert():
+    """A tokenizer with BERT's special tokens."""
+    special = ["[PAD]", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    return tokenizer(special, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", pad_token="[PAD]")
+
+
+def esm():
+    """Written under other names of parameters than it has."""
+    made = of_bert()
+    config = EsmConfig(vocab_size=len(made), max_position_embeddings=64, pad_token_id=0, mask_token_id=4, **NARROW)
+    return EsmModel(config), made
+
+
+def ibert():
+    """Has tables of embeddings that are not PyTorch's."""
+    made = roberta()[1]
+    return IBertModel(IBertConfig(vocab_size=len(made), max_position_embeddings=66, **NARROW)), made
+
+
+def perceiver():
+    """Its configuration names no hidden size."""
+    made = of_bert()
+    config = PerceiverConfig(
+        vocab_size=len(made), num_latents=4, d_latents=32, d_model=32, num_blocks=1, num_self_attends_per_block=1,
+        num_self_attention_heads=2, num_cross_attention_heads=2, qk_channels=32, v_channels=32,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    return PerceiverModel(config), made
+
+
+def reformer():
+    """Takes any length in evaluation and one length in training."""
+    made = of_bert()
+    config = ReformerConfig(
+        vocab_size=len(made), attention_head_size=16, attn_layers=["local"], hidden_size=32, feed_forward_size=32,
+        num_attention_heads=2, max_position_embeddings=64, axial_pos_shape=[8, 8], axial_pos_embds_dim=[16, 16],
+        is_decoder=False, local_attn_chunk_length=8, pad_token_id=0,
+    )  # fmt: skip
+    return ReformerModel(config), made
 
 
 def nystromformer():
     """Takes one length only, which its configuration names."""
-    special = ["[PAD]", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
-    made = tokenizer(special, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", pad_token="[PAD]")
+    made = of_bert()
     config = NystromformerConfig(
         vocab_size=len(made), max_position_embeddings=64, segment_means_seq_len=64, num_landmarks=8, **NARROW
     )

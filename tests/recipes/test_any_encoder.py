@@ -3,12 +3,15 @@
 import csv
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import any_encoder
 import pytest
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from bert_toolkit import InputError
 from bert_toolkit.predict import main as predict_main
@@ -37,7 +40,7 @@ def run(monkeypatch, tmp_path):
     return run_with
 
 
-@pytest.mark.parametrize("name", ["roberta", "canine", "xlnet", "t5", "deberta"])
+@pytest.mark.parametrize("name", ["roberta", "canine", "xlnet", "t5", "deberta", "esm", "ibert", "perceiver"])
 def test_is_trained_saved_and_used(name, run, tmp_path, monkeypatch, capsys):
     output_dir = run(any_encoder.save(getattr(any_encoder, name), tmp_path / "model"))
     with (output_dir / "predictions.tsv").open(newline="") as file:
@@ -73,6 +76,9 @@ def test_is_trained_saved_and_used(name, run, tmp_path, monkeypatch, capsys):
             24,
             r"NystromformerForSequenceClassification\) cannot classify texts of 24 tokens: .*choose",
         ),
+        ("reformer", 24, r"ReformerForSequenceClassification\) cannot classify texts of 24 tokens: If training"),
+        ("reformer", 64, r"ReformerForSequenceClassification\) cannot classify texts of 64 tokens: If training"),
+        ("ibert", 65, r"`max_length` must lie in 5 to 64 for .*/model, got 65"),
         ("gpt2", 24, r"has no padding token, so texts cannot form a batch: choose an encoder"),
     ],
 )
@@ -96,3 +102,78 @@ def write_long(folder: Path) -> Path:
     rows = [{"text": "the dog sleeps " * 60 + "today", "label": i % 2} for i in range(20)]
     (folder / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder / "long.jsonl"
+
+
+def test_checkpoints_have_the_names_of_the_parameters(run, tmp_path):
+    """Otherwise the best checkpoint comes back without some of its weights, and so does one to resume from."""
+    output_dir = run(any_encoder.save(any_encoder.esm, tmp_path / "model"))
+    names = set(AutoModelForSequenceClassification.from_pretrained(output_dir).state_dict())
+    for folder in (output_dir, *output_dir.glob("checkpoint-*")):
+        saved = set(load_file(folder / "model.safetensors"))
+        assert saved <= names and any(name.endswith("LayerNorm.weight") for name in saved)
+
+
+@pytest.mark.parametrize("implementation", ["toolkit", "transformers"])
+class TestFolders:
+    """What people have in the folder of a model."""
+
+    def test_without_a_tokenizer(self, implementation, run, tiny_bert_dir, tmp_path):
+        """transformers makes one that knows no word, so that all texts would be the same."""
+        model = tmp_path / "model"
+        model.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(Path(tiny_bert_dir) / name, model)
+        with pytest.raises(InputError, match="model holds no tokenizer, or one without words: save it there with"):
+            run(model, implementation=implementation)
+
+    def test_with_a_tokenizer_that_has_grown(self, implementation, run, tiny_bert_dir, tmp_path):
+        model = shutil.copytree(tiny_bert_dir, tmp_path / "model")
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer.add_tokens(["laughs-out-loud", "dog sleeps"])
+        tokenizer.save_pretrained(model)
+        with pytest.raises(InputError, match=r"gives `input_ids` up to \d+, .*model has a `vocab_size` of \d+: take"):
+            run(model, implementation=implementation)
+        assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_saved_in_half_precision(self, dtype, implementation, run, tiny_bert_dir, tmp_path, capsys):
+        """Trained as it was saved, most updates would be rounded away."""
+        model = shutil.copytree(tiny_bert_dir, tmp_path / "model")
+        AutoModel.from_pretrained(model, dtype=dtype).save_pretrained(model)
+        output_dir = run(model, implementation=implementation)
+        assert {tensor.dtype for tensor in load_file(output_dir / "model.safetensors").values()} == {torch.float32}
+        assert json.loads((output_dir / "config.json").read_text())["dtype"] == "float32"
+        assert (
+            f"saved in {str(dtype).removeprefix('torch.')}, trained and saved in float32: " in capsys.readouterr().out
+        )
+
+
+@pytest.mark.parametrize("recipe", ["token_classification", "question_answering"])
+def test_other_heads_are_tried_too(recipe, tiny_bert_dir, tmp_path, monkeypatch):
+    if recipe == "token_classification":
+        (tmp_path / "data.conll").write_text(
+            "\n\n".join("\n".join(f"{w} {w[0]}" for w in t.split()) for t in TEXTS * 3)
+        )
+        values = {"train_data": tmp_path / "data.conll"}
+    else:
+        paragraphs = [
+            {"context": text, "qas": [{"question": "today", "answers": [{"text": text, "answer_start": 0}]}]}
+            for text in TEXTS
+        ]
+        (tmp_path / "data.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+        values = {"train_data": tmp_path / "data.json", "doc_stride": 4}
+    main = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / f"{recipe}.py"))["main"]
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    grown = shutil.copytree(tiny_bert_dir, tmp_path / "grown")
+    tokenizer = AutoTokenizer.from_pretrained(grown)
+    tokenizer.add_tokens(["ee", "dog sleeps"])
+    tokenizer.save_pretrained(grown)
+    for model, message in (
+        (any_encoder.save(any_encoder.nystromformer, tmp_path / "model"), r"cannot take texts of \d+ to \d+ tokens: "),
+        (grown, r"gives `input_ids` up to \d+, .*grown has a `vocab_size` of \d+"),
+    ):
+        values |= {"model_name_or_path": model, "output_dir": tmp_path / "run", "max_length": 24, "cpu_threads": 1}
+        monkeypatch.setattr(sys, "argv", ["x", *(str(w) for k, v in values.items() for w in (f"--{k}", v))])
+        with pytest.raises(InputError, match=message):
+            main()
+        assert not list((tmp_path / "run").glob("*"))
