@@ -83,8 +83,8 @@ def _check_highest(model: PreTrainedModel, column: str, highest: int) -> None:
     size = getattr(model.config, _TABLES[column], None)
     if size is not None and highest >= size:
         raise InputError(
-            f"the tokenizer gives `{column}` up to {highest}, {model.config.name_or_path} has a `{_TABLES[column]}` of "
-            f"{size}: take the model's own tokenizer, or resize the model's embeddings and save it"
+            f"the tokenizer gives `{column}` up to {highest}, {model.config.name_or_path} has a `{_TABLES[column]}` "
+            f"of {size}: take the model's own tokenizer, or resize the model's embeddings and save it"
         )
 
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
+from pyarrow import compute
 
 from bert_toolkit.data.corpus_splits import CorpusSplits
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+REMARKABLE = 0.05
+"""Fraction of tokens that are unknown from which on a reader must know it, as in pre-training."""
 
 
 def tokenize_corpus(
@@ -27,7 +34,8 @@ def tokenize_corpus(
         max_train_samples: Keep the first of the training rows after shuffling them.
 
     Returns:
-        The corpus with the columns of the tokenizer and those of `tokenize_texts`.
+        The corpus with the columns of the tokenizer and those of `tokenize_texts`, and with a remark if the tokenizer
+        does not know much of the text.
     """
     train = corpus.train
     if max_train_samples is not None:
@@ -38,7 +46,32 @@ def tokenize_corpus(
         train = train.map(tokenize, batched=True)
         validation = corpus.validation.map(tokenize, batched=True)
         test = validation if corpus.test is corpus.validation else corpus.test.map(tokenize, batched=True)
-    return replace(corpus, train=train, validation=validation, test=test)
+    remarks = corpus.remarks + unknown_text(train, tokenizer)
+    return replace(corpus, train=train, validation=validation, test=test, remarks=remarks)
+
+
+def unknown_text(rows: Dataset, tokenizer: Any) -> list[str]:
+    """Says how much of the text is nothing but unknown tokens to a tokenizer, as that of another language.
+
+    Args:
+        rows: Tokenized rows.
+        tokenizer: That made them.
+
+    Returns:
+        A sentence if it is `REMARKABLE` or more, otherwise none.
+    """
+    number = getattr(tokenizer, "unk_token_id", None)
+    # GPT-2's token for it ends texts too
+    if number is None or tokenizer.unk_token in (tokenizer.eos_token, tokenizer.sep_token, tokenizer.cls_token):
+        return []
+    tokens = compute.list_flatten(rows.data.column("input_ids"))
+    unknown = compute.sum(compute.equal(tokens, number)).as_py() or 0
+    if unknown < REMARKABLE * len(tokens):
+        return []
+    return [
+        f"The tokenizer does not know the text of {unknown / len(tokens):.1%} of the tokens: check that model and "
+        "texts are of one language."
+    ]
 
 
 def tokenize_texts(

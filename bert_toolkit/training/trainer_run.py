@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from transformers import EarlyStoppingCallback, Trainer
+from transformers.utils import find_labels
 
 from bert_toolkit.callbacks import TrainingHealthCallback, watch
 from bert_toolkit.callbacks.batch_losses import BatchLossCallback
 from bert_toolkit.callbacks.token_counter import TokenCounterCallback
+from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.training.arguments import TrainerRunArguments
 from bert_toolkit.training.checkpoints import resume_callbacks
 from bert_toolkit.training.resumed_files import errors_of_resuming, find_checkpoint
@@ -54,6 +59,33 @@ def add_run_callbacks(trainer: Trainer, run: TrainerRunArguments, batch_losses: 
     return RunCallbacks(tokens, health, losses)
 
 
+def _check_label_names(trainer: Trainer) -> None:
+    """Refuses names of labels by which Trainer would compute no loss and no metrics in an evaluation."""
+    names, right = trainer.args.label_names, find_labels(type(trainer.model))
+    if names is not None and set(names) != set(right):
+        raise InputError(
+            f"`label_names` must be {' '.join(right)} for {type(trainer.model).__name__}, got {' '.join(names)}: "
+            "leave the flag out"
+        )
+
+
+@contextmanager
+def _errors_of_optimizer(trainer: Trainer) -> Iterator[None]:
+    """Makes the toolkit's error of what Trainer raises while it builds optimizer and schedule from flags."""
+    try:
+        yield
+    except (ImportError, ValueError, TypeError, KeyError) as error:
+        makers = {"create_optimizer", "create_scheduler"} & {f.name for f in traceback.extract_tb(error.__traceback__)}
+        if not makers or trainer.state.global_step:
+            raise
+        arguments = trainer.args
+        flags = ("lr_scheduler_type", "lr_scheduler_kwargs")
+        if "create_scheduler" not in makers:
+            flags = ("optim", "optim_args")
+        given = ", ".join(f"`{name}` {getattr(arguments, name)}" for name in flags if getattr(arguments, name))
+        raise InputError(f"training cannot begin with {given}: {reason_of(error)}") from error
+
+
 def train_and_save(trainer: Trainer) -> None:
     """Trains, or goes on from the checkpoint that `--resume_from_checkpoint` names, and saves the model.
 
@@ -63,9 +95,11 @@ def train_and_save(trainer: Trainer) -> None:
         trainer: Ready to train.
 
     Raises:
-        InputError: There is no such checkpoint, or it is damaged or of another model.
+        InputError: There is no such checkpoint, or it is damaged or of another model; or flags with which no training
+            can begin.
     """
+    _check_label_names(trainer)
     checkpoint = find_checkpoint(trainer)
-    with errors_of_resuming(trainer, checkpoint):
+    with errors_of_resuming(trainer, checkpoint), _errors_of_optimizer(trainer):
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # without a push, which comes once the card and the scores are written

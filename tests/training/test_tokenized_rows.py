@@ -1,5 +1,7 @@
 """Texts become the tokens that the tokenizer gives, and only those that are needed."""
 
+from dataclasses import replace
+
 import datasets
 import pytest
 from transformers import AutoTokenizer, CanineTokenizer
@@ -58,3 +60,16 @@ def test_rows_that_are_not_trained_on_are_not_tokenized(corpus, tiny_bert_dir):
 def test_more_rows_than_there_are_is_all(corpus, tiny_bert_dir):
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert_dir)
     assert len(tokenize_corpus(corpus, tokenizer, 16, seed=3, max_train_samples=1000).train) == 30
+
+
+@pytest.mark.parametrize(("text", "share"), [("the dog 日本 語", "42.9%"), ("the dog sleeps today . x", "12.5%")])
+def test_text_that_the_tokenizer_does_not_know_is_told(corpus, tiny_bert_dir, text, share):
+    """A text in another language would be one unknown token after another, and every text the same."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert_dir)
+    rows = datasets.Dataset.from_dict({"text": [text] * 10, "label": list(range(10))})
+    tokens = tokenizer(text)["input_ids"]
+    assert f"{tokens.count(tokenizer.unk_token_id) / len(tokens):.1%}" == share
+    (remark,) = tokenize_corpus(replace(corpus, train=rows), tokenizer, 16, seed=3).remarks
+    assert remark.startswith(f"The tokenizer does not know the text of {share} of the tokens: check that model and")
+    known = datasets.Dataset.from_dict({"text": ["the dog sleeps today ."] * 10, "label": list(range(10))})
+    assert tokenize_corpus(replace(corpus, train=known), tokenizer, 16, seed=3).remarks == []
