@@ -96,8 +96,7 @@ def tokenize_texts(
         truncated = [bool(encoding.overflowing) for encoding in encoded.encodings]
     else:  # tokenizers in Python do not say which texts they cut
         full = [length == max_length for length in lengths]
-        whole = iter(
-            tokenizer(*([t for t, cut in zip(text, full, strict=True) if cut] for text in texts))["input_ids"]
-        )
+        longest = [[t for t, cut in zip(text, full, strict=True) if cut] for text in texts]
+        whole = iter(tokenizer(*longest)["input_ids"] if any(full) else [])  # they refuse an empty list
         truncated = [cut and len(next(whole)) > max_length for cut in full]
     return {**encoded, "length": lengths, "truncated": truncated}

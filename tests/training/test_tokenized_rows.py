@@ -30,6 +30,12 @@ def test_tokenizer_in_python_says_what_it_cut(columns):
     assert encoded["length"] == [len(ids) for ids in encoded["input_ids"]]
 
 
+def test_tokenizer_in_python_may_cut_nothing():
+    encoded = tokenize_texts({"text": ["abcd", "a"]}, CanineTokenizer(), ["text"], max_length=20)
+    assert encoded["truncated"] == [False, False]
+    assert encoded["length"] == [6, 3]
+
+
 @pytest.fixture
 def corpus():
     texts = [f"the dog {'runs ' * (i % 3)}{i}" for i in range(30)]
