@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bert_toolkit.errors import InputError
+from bert_toolkit.monitoring.cpu_statistics import threads_that_run
 from bert_toolkit.monitoring.parameter_roles import (
     ParameterInfo,
     Role,
@@ -169,10 +170,11 @@ class UpdateRatioMonitor:
             optimizer: what takes the step, to record its learning rate.
         """
         self.note_rates(optimizer)
-        self._before = [
-            (name, parameter, self._copy_of(name, self.compared_values(name, parameter)))
-            for name, parameter in self._watched.now()
-        ]
+        with threads_that_run():
+            self._before = [
+                (name, parameter, self._copy_of(name, self.compared_values(name, parameter)))
+                for name, parameter in self._watched.now()
+            ]
         self._kept = {}
 
     def _copy_of(self, name: str, values: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Statistics against plain float64 PyTorch, on the paths of CPUs and on the batched path of accelerators."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bert_toolkit.monitoring import tensor_statistics
+from bert_toolkit.monitoring import cpu_statistics, tensor_statistics
 from bert_toolkit.monitoring.tensor_statistics import (
     PendingRows,
     absolute_rows,
@@ -25,7 +26,7 @@ from bert_toolkit.monitoring.tensor_statistics import (
 def path(request, monkeypatch):
     """Small tensors take the path of large ones too; that of accelerators takes the place of the CPU's."""
     if request.param == "chunks":
-        monkeypatch.setattr(tensor_statistics, "_SMALL", 0)
+        monkeypatch.setattr(cpu_statistics, "_SMALL", 0)
     if request.param == "batched norms":
         monkeypatch.setattr(tensor_statistics, "local_absolute_rows", tensor_statistics._foreach_absolute_rows)
         monkeypatch.setattr(tensor_statistics, "local_update_rows", tensor_statistics._foreach_update_rows)
@@ -226,3 +227,43 @@ def test_on_a_gpu():
     ]
     tensors.append(1 + 1e-4 * torch.randn(5000, generator=g))
     check_absolute([t.cuda() for t in tensors])
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("load", "threads"), [(0.9, 2), (2.0, 1)], ids=["quiet", "busy"])
+def test_busy_machines_compute_in_one_thread(monkeypatch, two_threads, load, threads):
+    values = [torch.randn(300_000)]
+    expected = cpu_statistics.cpu_absolute_rows(values)
+    seen = set()
+    chunk = cpu_statistics._absolute_chunk
+
+    def watched(*arguments):
+        seen.add(torch.get_num_threads())
+        return chunk(*arguments)
+
+    monkeypatch.setattr(cpu_statistics, "_absolute_chunk", watched)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load * 4, 0.0, 0.0))
+    rows = cpu_statistics.cpu_absolute_rows(values)
+    assert seen == {threads}
+    assert torch.get_num_threads() == 2
+    torch.testing.assert_close(rows, expected, rtol=1e-6, atol=0.0)
+
+
+def test_threads_are_those_of_before_after_an_error(monkeypatch, two_threads):
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e6, 0.0, 0.0))
+    with pytest.raises(RuntimeError):
+        cpu_statistics.cpu_update_rows([torch.randn(100_000)], [torch.randn(99_999)])
+    assert torch.get_num_threads() == 2
+
+
+def test_machines_that_do_not_tell_their_load_count_as_quiet(monkeypatch, two_threads):
+    monkeypatch.delattr(os, "getloadavg")
+    assert cpu_statistics.cpu_norms([torch.ones(40_000)]).tolist() == [200.0]
