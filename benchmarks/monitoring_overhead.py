@@ -1,17 +1,20 @@
 """What monitoring costs, side by side on one model and the same batches.
 
-    python benchmarks/monitoring_overhead.py --size base
     python benchmarks/monitoring_overhead.py --size minilm
+    python benchmarks/monitoring_overhead.py --size base
+    python benchmarks/monitoring_overhead.py --size large --rounds 2
+
+and each once more with `--busy`, while another process multiplies matrices on as many threads.
 
 Every round makes one training step under each way of monitoring, in an order that changes from round to round: none,
 gradient flow and update ratios together on a step that is not sampled and on a sampled one (exact and sampled mode),
-training health alone, a naive version with deep copies and numpy, a version that reads each number with `.item()`, and
-histograms per parameter as wandb.watch makes them. Ours are the real callbacks, called in Trainer's order, scalars to
-TensorBoard included, with large tensors in huge pages as in the recipes. Time is measured around the work that each
-way adds (on a GPU after the device has finished), so that the noise of the step itself stays out. Memory is the peak
-around the optimizer's step, less that of a step without monitoring.
+gradient flow and training health alone, a naive version with deep copies and numpy, a version that reads each number
+with `.item()`, and histograms per parameter as wandb.watch makes them. Ours are the real callbacks, called in
+Trainer's order, scalars to TensorBoard included, with large tensors in huge pages as in the recipes. Time is measured
+around the work that each way adds (on a GPU after the device has finished), so that the noise of the step itself
+stays out. Memory is the peak around the optimizer's step, less that of a step without monitoring.
 
-Writes `results/monitoring_overhead_<size>.json` and, from the results that exist, `monitoring_overhead.md`.
+Writes `results/monitoring_overhead_<size>[_busy].json` and, from the results that exist, `monitoring_overhead.md`.
 """
 
 import argparse
@@ -20,9 +23,12 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +44,9 @@ HERE = Path(__file__).parent
 SIZES = {
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
     "base": {},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }
-NAMES = {"minilm": "MiniLM-L6 size", "base": "BERT-base size"}
+NAMES = {"minilm": "MiniLM-L6 size", "base": "BERT-base size", "large": "BERT-large size (24 layers)"}
 EVERY_STEP = 1
 NEVER = 10**9  # the interval of a callback whose steps here are never sampled: it has seen step 1 before
 
@@ -263,6 +270,9 @@ def measure(size: str, batch_size: int, length: int, rounds: int) -> dict:
             "ours, step not sampled": Ours(model, optimizer, Path(folder) / "idle", both(NEVER)),
             "ours, exact": exact,
             "ours, sampled": Ours(model, optimizer, Path(folder) / "sampled", both(EVERY_STEP, "sampled")),
+            "ours, gradient flow alone": Ours(
+                model, optimizer, Path(folder) / "flow", [GradientFlowCallback(EVERY_STEP, figures=False)]
+            ),
             "ours, training health": Ours(
                 model, optimizer, Path(folder) / "health", [TrainingHealthCallback(EVERY_STEP)]
             ),
@@ -313,8 +323,23 @@ def processor() -> str:
     return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
-def table(result: dict) -> str:
-    """A section of Markdown for one size."""
+@contextmanager
+def other_work(busy: bool) -> Iterator[None]:
+    """Another process that multiplies matrices on as many threads as this one, as long as it lasts."""
+    if not busy:
+        yield
+        return
+    code = "import torch\na = torch.rand(1024, 1024)\nwhile True:\n    a @ a"
+    worker = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        yield
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def table(result: dict, busy: dict | None) -> str:
+    """A section of Markdown for one size, with a column of a busy machine where it was measured."""
     step = result["step_seconds"]
     lines = [
         f"## {NAMES[result['size']]}, batch {result['batch']}",
@@ -322,11 +347,11 @@ def table(result: dict) -> str:
         f"{result['parameters'] / 1e6:.1f} M parameters in {result['tensors']} tensors, fp32, fused AdamW, clipping; "
         f"{result['device']}, {result['threads']} threads, torch {result['torch']}, transformers "
         f"{result['transformers']}; medians of {result['rounds']} rounds. A step without monitoring takes "
-        f"{step:.3g} s.",
+        f"{step:.3g} s" + (f", {busy['step_seconds']:.3g} s while another process computes." if busy else "."),
         "",
-        "| monitoring | added per sampled step | share of every step | every 10 steps | every 50 steps | extra peak "
-        "memory around the update |",
-        "|---|---|---|---|---|---|",
+        "| monitoring | added per sampled step | share of every step | every 10 steps | every 50 steps | share of "
+        "every step, busy machine | extra peak memory around the update |",
+        "|---|---|---|---|---|---|---|",
     ]
     idle = result["ways"]["ours, step not sampled"]["added"]
     for name, entry in result["ways"].items():
@@ -340,6 +365,10 @@ def table(result: dict) -> str:
                 rest = idle if name.startswith("ours") else 0.0
                 shares.append(f"{(entry['added'] + (interval - 1) * rest) / interval / step:.2%}")
         memory = "–" if name == "no monitoring" else f"{entry['memory'] / 2**20:,.0f} MiB"
+        if name == "no monitoring" or busy is None or name not in busy["ways"]:
+            shares.append("–")
+        else:
+            shares.append(f"{busy['ways'][name]['added'] / busy['step_seconds']:.2%}")
         lines.append(f"| {name} | {entry['added'] * 1e3:,.2f} ms | {' | '.join(shares)} | {memory} |")
     lines += [
         "",
@@ -358,20 +387,27 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--busy", action="store_true", help="while another process computes")
     options = parser.parse_args()
-    result = measure(options.size, options.batch_size, options.length, options.rounds)
+    with other_work(options.busy):
+        result = measure(options.size, options.batch_size, options.length, options.rounds)
     results = HERE / "results"
     results.mkdir(exist_ok=True)
-    (results / f"monitoring_overhead_{options.size}.json").write_text(json.dumps(result, indent=2) + "\n")
-    sections = [
-        table(json.loads((results / f"monitoring_overhead_{size}.json").read_text()))
-        for size in SIZES
-        if (results / f"monitoring_overhead_{size}.json").exists()
-    ]
-    commands = "\n".join(f"    python benchmarks/monitoring_overhead.py --size {size}" for size in SIZES)
-    introduction = f"# What monitoring costs\n\nMade by\n\n{commands}\n\n{__doc__.split(chr(10) * 2)[2].strip()}\n"
-    (HERE / "monitoring_overhead.md").write_text(introduction + "\n" + "\n".join(sections))
-    sys.stdout.write(table(result))
+    name = f"monitoring_overhead_{options.size}{'_busy' if options.busy else ''}.json"
+    (results / name).write_text(json.dumps(result, indent=2) + "\n")
+    sections = {size: table(*found) for size in SIZES if (found := stored(results, size))}
+    head, further, explanation = __doc__.split("\n\n")[1:4]
+    introduction = f"# What monitoring costs\n\nMade by\n\n{head}\n\n{further}\n\n{explanation}\n"
+    (HERE / "monitoring_overhead.md").write_text(introduction + "\n" + "\n".join(sections.values()))
+    sys.stdout.write(sections.get(options.size, json.dumps(result["ways"], indent=1) + "\n"))
+
+
+def stored(results: Path, size: str) -> tuple[dict, dict | None] | None:
+    """What was measured of one size on a quiet and on a busy machine; None without the former."""
+    quiet, busy = (results / f"monitoring_overhead_{size}{ending}.json" for ending in ("", "_busy"))
+    if not quiet.exists():
+        return None
+    return json.loads(quiet.read_text()), json.loads(busy.read_text()) if busy.exists() else None
 
 
 if __name__ == "__main__":
