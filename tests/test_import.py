@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-HEAVY = ["matplotlib", "tensorboard", "sklearn", "datasets", "evaluate"]
+HEAVY = ["matplotlib", "tensorboard", "sklearn", "datasets", "evaluate", "IPython", "optuna"]
 
 
 def loaded_by(statement: str) -> list[str]:

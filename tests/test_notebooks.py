@@ -33,6 +33,12 @@ def test_first_hundred_steps(tmp_path, monkeypatch):
 
     fault, _ = shown["watching.health"]
     assert "1 fault in" in fault and "not updated (error, step 40" in fault and "query.weight" in fault
+    training = [
+        cell for cell in notebook.cells if "trainer.train()" in cell.source or "train(groups_of_all" in cell.source
+    ]
+    for cell in training:
+        assert sum("image/png" in output.get("data", {}) for output in cell.outputs) == 1, "one live picture"
+    assert len(training) == 2
     assert all(shown[f'{name}.update_ratios.figure("update_ratios")'][1] for name in ("watching", "healed"))
     (healed,) = (text for source, (text, _) in shown.items() if source.endswith("healed.health"))
     assert "no fault found" in healed

@@ -14,6 +14,7 @@ from transformers.trainer_callback import (
 )
 from transformers.training_args import TrainingArguments
 
+from bert_toolkit.callbacks.live_figure import LiveFigure
 from bert_toolkit.callbacks.monitored_run import MonitoredRun, length_of
 from bert_toolkit.callbacks.monitoring_output import MonitoringOutput, SubRun
 from bert_toolkit.callbacks.record_views import RecordViews
@@ -110,6 +111,7 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         self._active = False  # on every process alike, while `_reader` is None where this one has failed
         self._sampling = False
         self._output: MonitoringOutput[Record] | None = None
+        self._live: dict[str, LiveFigure] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has settings and records, and watches a training of its own: not this model, trainer or writer."""
@@ -120,6 +122,7 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
             "_reading": None,
             "_run": None,
             "_output": None,
+            "_live": {},
             "_safe": SafeOutputs(self.title),
             "_active": False,
             "_sampling": False,
@@ -238,6 +241,8 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         self.stop_run()
         self._safe = SafeOutputs(self.title)
         self.records, self.parameters = [], {}
+        for live in self._live.values():
+            live.begin()
         self._active, self._sampling = True, False
         self._safe.attempt("measurements", lambda: self._start_run(run))
 
@@ -359,6 +364,7 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         self._output.write_scalars(reading.step, lambda: self.scalars(record))
         if self._output.figure_is_due(reading.step):
             self._draw(reading.step)
+        self._show_live()
 
     def save(self) -> None:
         """Write the record file, from which a run that is resumed here goes on."""
@@ -372,11 +378,10 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         Args:
             step: number of the last step.
         """
-        if self._output is not None:
-            self._output.write_run_record()
+        MonitoringCallback.save(self)  # a subclass has written what is its own
         if self._output is not None and self.records:
-            self._output.save(self.records, self.parameters)
             self._draw(step, at_end=True)
+            self._show_live(at_end=True)
         self.stop_run()
 
     def stop_run(self) -> None:
@@ -458,10 +463,6 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         """Write the record file and the figures of the whole run; see `end_run`."""
         self.end_run(state.global_step)
 
-    def finding_markers(self) -> list[tuple[int, str]]:
-        """Return (step, parameter) of the faults that training health, if it takes part, has reported in this run."""
-        return [] if self._output is None else self._output.finding_markers()
-
     def _report(self, scalars: dict[str, float], step: int) -> None:
         assert self._trainer is not None
         report_scalars(self._trainer, scalars, step, self._safe, silent=MonitoringCallback)
@@ -493,10 +494,3 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
             self._reading.leave()
         self._reader = self._reading = None
         self.release()
-
-    def _draw(self, step: int, at_end: bool = False) -> None:
-        output = self._output
-        if output is None or not (output.figures and output.is_main):
-            return
-        figures = self._safe.attempt("figures", lambda: self.draw(at_end or output.has_time_to_draw))
-        output.write_figures(step, figures or {}, png=at_end)

@@ -220,7 +220,7 @@ def heat_map_figure(
     width = 9.0 + margin
     figure = Figure(figsize=(width, height), facecolor="white")
     axes = figure.subplots()
-    figure.subplots_adjust(left=margin / width, right=1 - 1.15 / width, top=1 - 0.45 / height, bottom=0.55 / height)
+    figure.subplots_adjust(left=margin / width, right=1 - 1.15 / width, top=1 - 0.6 / height, bottom=0.55 / height)
     colors = colormaps["viridis"].with_extremes(bad="#D0D0D0", under="black")
     # Zeros (minus infinity) get the color below the scale; ordinary low values stay on it.
     shown = np.where(np.isneginf(logarithms), -1e9, np.where(np.isnan(logarithms), np.nan, logarithms.clip(min=low)))
@@ -251,7 +251,7 @@ def heat_map_figure(
     keys += ["black: zero"] * bool(np.isneginf(logarithms).any()) + ["gray: no value"] * bool(np.isnan(shown).any())
     if points:
         keys.append("red cross: finding of training health")
-    axes.set_title(", ".join([f"{title}, layers over time", *keys]), fontsize=10, loc="left")
+    axes.set_title(f"{title}, layers over time\n{', '.join(keys)}".strip(), fontsize=10, loc="left")
     return figure
 
 
