@@ -24,13 +24,14 @@ from bert_toolkit.reporting.overview import print_classifier_overview
 from bert_toolkit.training.arguments import ClassifierRunArguments
 from bert_toolkit.training.class_weights import class_weighted_loss
 from bert_toolkit.training.evaluation import class_logits, longest_first, predict_splits
+from bert_toolkit.training.hyperparameter_search import search_hyperparameters
 from bert_toolkit.training.launching import run_recipe, start_recipe
 from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
 from bert_toolkit.training.loading import load_classifier, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
 from bert_toolkit.training.rehearsal import check_token_ids, rehearse
 from bert_toolkit.training.tokenized_rows import tokenize_corpus
-from bert_toolkit.training.trainer_flags import check_classifier_flags
+from bert_toolkit.training.trainer_flags import check_classifier_flags, choose_best_metric
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
 
 
@@ -118,8 +119,7 @@ def main() -> None:
 
     # arguments
     compute_metrics, best, curves = METRICS[corpus.problem_type]
-    if arguments.metric_for_best_model == "auto":
-        arguments.metric_for_best_model = "loss" if arguments.prediction_loss_only else best
+    choose_best_metric(arguments, best)
     check_classifier_flags(arguments, corpus, curves)
     if arguments.learning_rate is None:
         arguments.learning_rate = 2e-5 if getattr(model.config, "hidden_size", 768) >= 768 else 1e-4  # as for CoLA
@@ -140,6 +140,7 @@ def main() -> None:
         compute_loss_func=class_weighted_loss(corpus, run.class_weights, arguments.label_smoothing_factor),
     )
     callbacks = add_run_callbacks(trainer, run, batch_losses=True)
+    facts |= search_hyperparameters(trainer, run.hyperparameter_search)
     train_and_save(trainer)
 
     # evaluation

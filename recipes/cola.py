@@ -26,6 +26,7 @@ from bert_toolkit.reporting.overview import print_classifier_overview
 from bert_toolkit.training.arguments import ClassifierRunArguments
 from bert_toolkit.training.class_weights import class_weighted_loss
 from bert_toolkit.training.evaluation import class_logits, longest_first, predict_splits
+from bert_toolkit.training.hyperparameter_search import search_hyperparameters
 from bert_toolkit.training.launching import run_recipe, start_recipe
 from bert_toolkit.training.layer_wise_learning_rate import use_layer_wise_learning_rates
 from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
@@ -110,6 +111,7 @@ def main() -> None:
     callbacks = add_run_callbacks(trainer, run)
     if cola.layer_wise_decay != 1.0:
         use_layer_wise_learning_rates(trainer, cola.layer_wise_decay)
+    facts |= search_hyperparameters(trainer, run.hyperparameter_search)
     train_and_save(trainer)
 
     # evaluation

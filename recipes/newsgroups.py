@@ -27,6 +27,7 @@ from bert_toolkit.reporting.overview import print_classifier_overview
 from bert_toolkit.training.arguments import ClassifierRunArguments
 from bert_toolkit.training.class_weights import class_weighted_loss
 from bert_toolkit.training.evaluation import class_logits, longest_first, predict_splits
+from bert_toolkit.training.hyperparameter_search import search_hyperparameters
 from bert_toolkit.training.launching import run_recipe, start_recipe
 from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
 from bert_toolkit.training.loading import load_classifier, load_tokenizer
@@ -114,6 +115,7 @@ def main() -> None:
         compute_loss_func=class_weighted_loss(corpus, run.class_weights, arguments.label_smoothing_factor),
     )
     callbacks = add_run_callbacks(trainer, run)
+    facts |= search_hyperparameters(trainer, run.hyperparameter_search)
     train_and_save(trainer)
 
     # evaluation

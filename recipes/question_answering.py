@@ -23,7 +23,7 @@ from bert_toolkit.training.loading import load_answerer, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
 from bert_toolkit.training.question_windows import tokenize_questions
 from bert_toolkit.training.rehearsal import check_max_length, rehearse_rows
-from bert_toolkit.training.trainer_flags import check_answerer_flags
+from bert_toolkit.training.trainer_flags import check_answerer_flags, choose_best_metric
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
 
 
@@ -97,8 +97,7 @@ def main() -> None:
     test_metrics = metrics
     if corpus.test is not corpus.validation:
         test_metrics = AnswerMetrics(corpus.test, test, answering.max_answer_length, threshold)
-    if arguments.metric_for_best_model == "auto":
-        arguments.metric_for_best_model = "loss" if arguments.prediction_loss_only else "answer_f1"
+    choose_best_metric(arguments, "answer_f1")
     check_answerer_flags(arguments, len(validation), metrics.names)
     if arguments.learning_rate is None:
         is_wide = getattr(model.config, "hidden_size", 768) >= 768

@@ -23,7 +23,7 @@ from bert_toolkit.training.loading import load_tagger, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
 from bert_toolkit.training.rehearsal import check_max_length, rehearse_rows
 from bert_toolkit.training.tokenized_words import tokenize_sentences
-from bert_toolkit.training.trainer_flags import check_tagger_flags
+from bert_toolkit.training.trainer_flags import check_tagger_flags, choose_best_metric
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
 
 
@@ -80,8 +80,7 @@ def main() -> None:
 
     # arguments
     metrics = TagMetrics(corpus)
-    if arguments.metric_for_best_model == "auto":
-        arguments.metric_for_best_model = "loss" if arguments.prediction_loss_only else metrics.best
+    choose_best_metric(arguments, metrics.best)
     check_tagger_flags(arguments, len(corpus.validation), metrics.names)
     if arguments.learning_rate is None:
         is_wide = getattr(model.config, "hidden_size", 768) >= 768

@@ -81,7 +81,7 @@ def test_metadata_names_the_extras_and_the_licence(built):
         metadata = wheel.read(name).decode()
         assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
     assert "Name: bert_toolkit\n" in metadata or "Name: bert-toolkit\n" in metadata
-    for extra in ("recipes", "offline", "report", "test"):
+    for extra in ("recipes", "offline", "report", "search", "test"):
         assert f"Provides-Extra: {extra}\n" in metadata
     assert "Description-Content-Type: text/markdown\n" in metadata
 

@@ -9,6 +9,7 @@ import textwrap
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -78,6 +79,23 @@ class ClassifierRunArguments(TrainerRunArguments):
     """How the run is watched, when it ends, what counts, and where it may write."""
 
     class_weights: str = field(default="none", metadata={"help": "balanced: rare classes count more in the loss"})
+    hyperparameter_search: int = field(
+        default=0, metadata={"help": "try N settings with Optuna first, then train with the best"}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be meant or done.
+
+        Raises:
+            InputError: As `TrainerRunArguments`, or a search of fewer than 0 trials, or one without Optuna.
+        """
+        super().__post_init__()
+        if self.hyperparameter_search < 0:
+            raise InputError(f"`hyperparameter_search` must be at least 0, got {self.hyperparameter_search}")
+        if self.hyperparameter_search and find_spec("optuna") is None:
+            raise InputError(
+                '`hyperparameter_search` needs Optuna: `pip install "bert_toolkit[search]"`, or leave the flag out'
+            )
 
 
 class _RecipeArgumentParser(HfArgumentParser):

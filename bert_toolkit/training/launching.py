@@ -32,6 +32,7 @@ RUN_FILES = (
     "figures",
     "monitoring",
     "results.json",
+    "hyperparameter_search.json",
     "report.html",
     "predictions.tsv",
     "all_results.json",

@@ -87,6 +87,19 @@ def check_early_stopping(arguments: TrainingArguments) -> None:
         )
 
 
+def choose_best_metric(arguments: TrainingArguments, best: str) -> None:
+    """Puts a recipe's own score in place of `metric_for_best_model auto`, the loss where nothing else is computed.
+
+    Args:
+        arguments: Of the run; changed.
+        best: The score of which more is better.
+    """
+    if arguments.metric_for_best_model == "auto":
+        of_loss = arguments.prediction_loss_only
+        arguments.metric_for_best_model = "loss" if of_loss else best
+        arguments.greater_is_better = not of_loss  # Trainer took "auto" for a score of which more is better
+
+
 def check_classifier_flags(arguments: TrainingArguments, corpus: CorpusSplits, metrics: Iterable[str]) -> None:
     """Refuses flags that do not go with the data and the metrics of a classifier.
 

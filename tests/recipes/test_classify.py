@@ -372,3 +372,11 @@ def test_refusal_is_one_line_and_status_two(tmp_path, tiny_bert_dir):
     errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "data.csv:3 is not utf-8" in errors[0]
     assert "Traceback" not in process.stderr
+
+
+def test_where_nothing_but_the_loss_is_evaluated_the_least_loss_is_kept(run, reviews):
+    results = results_of(run(train_data=reviews, prediction_loss_only="true", num_train_epochs=8))
+    losses = [entry["eval_loss"] for entry in results["log_history"] if "eval_loss" in entry]
+    (kept,) = (entry["validation_loss"] for entry in results["log_history"] if "validation_loss" in entry)
+    assert len(losses) == 8 and max(losses) - min(losses) > 0.01
+    assert kept == pytest.approx(min(losses), rel=1e-4)
