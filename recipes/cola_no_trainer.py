@@ -11,18 +11,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, get_scheduler
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction, get_scheduler
+from transformers.integrations.integration_utils import rewrite_logs
 
-from bert_toolkit import flat_accuracy, matthews_correlation, watch_loop
+from bert_toolkit import compute_classification_metrics, watch_loop
 from bert_toolkit.data.cola import load_cola
-from bert_toolkit.reporting import finished_run, overview, results
-from bert_toolkit.reporting.reload_check import ReloadError
+from bert_toolkit.reporting import overview
+from bert_toolkit.reporting.classification import write_classifier_report
+from bert_toolkit.reporting.finished_run import FinishedLoop, tell_what_is_there
+from bert_toolkit.reporting.reload_check import check_same_classes
 from bert_toolkit.training.arguments import RunArguments, parse_arguments
+from bert_toolkit.training.evaluation import FinalPredictions
 from bert_toolkit.training.launching import open_run, prepare_processes, run_recipe
 from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
 from bert_toolkit.training.loading import load_classifier, load_tokenizer
@@ -78,15 +81,14 @@ def main() -> None:
     optimizer = torch.optim.AdamW(groups, lr=cola.learning_rate, fused=True)
     train_batches = batches(grouped)
     steps = cola.num_train_epochs * math.ceil(len(train_batches) / (processes * accumulation))
-    # accelerate steps the schedule once for each process
-    warmup_steps = int(steps * cola.warmup_share) * processes
+    warmup_steps = int(steps * cola.warmup_share) * processes  # accelerate steps the schedule once for each process
     schedule = get_scheduler("linear", optimizer, warmup_steps, steps * processes)
     model, optimizer, schedule, train_batches, validation_batches, test_batches = accelerator.prepare(
         model, optimizer, schedule, train_batches, batches(validation), batches(test)
     )
+    facts = {"data": corpus.description, "model": model_description, "learning rate": cola.learning_rate}
+    facts["device"] = f"{accelerator.device} × {processes}, {accelerator.mixed_precision}"
     if is_main:
-        device = f"{accelerator.device} × {processes}, {accelerator.mixed_precision}"
-        facts = {"data": corpus.description, "model": model_description, "device": device}
         overview.print_settings(facts, "CoLA fine-tuning without Trainer")
         overview.print_token_lengths(lengths, cola.max_length, sum(corpus.train["truncated"][:]))
         overview.print_parameters(accelerator.unwrap_model(model))
@@ -95,8 +97,14 @@ def main() -> None:
     watching = nullcontext()
     if run.monitor_every:
         plan = {"output_dir": output_dir, "total_steps": steps, "schedule": schedule, "tokenizer": tokenizer}
-        settings = {"every_n_steps": run.monitor_every, "health": run.training_health, **plan}
-        watching = watch_loop(model, optimizer, report_to=accelerator.log, **settings)
+        plan |= {"health": run.training_health, "report_to": accelerator.log}
+        watching = watch_loop(model, optimizer, run.monitor_every, **plan)
+    logged = []
+
+    def log(values: dict[str, float], step: int) -> None:
+        accelerator.log(rewrite_logs(values), step)  # `loss` as `train/loss`, `eval_accuracy` as `eval/accuracy`
+        logged.append({**values, "step": step})
+
     step, progress = 0, tqdm(total=steps, desc="training", disable=not is_main)
     with watching as watched:
         for epoch in range(cola.num_train_epochs):
@@ -115,10 +123,9 @@ def main() -> None:
                     step += 1
                     progress.update()
                     if step % 10 == 0:
-                        rates = {"train/learning_rate": schedule.get_last_lr()[0]}
-                        accelerator.log({"train/loss": loss.item(), **rates}, step)
-            scores = score(*predict(accelerator, model, validation_batches))
-            accelerator.log({f"eval/{name}": value for name, value in scores.items()}, step)
+                        log({"loss": loss.item(), "learning_rate": schedule.get_last_lr()[0]}, step)
+            scores = compute_classification_metrics(predict(accelerator, model, validation_batches))
+            log({f"eval_{name}": value for name, value in scores.items()}, step)
             if watched is not None:
                 watched.log_evaluation(scores)
             mcc = scores["matthews_correlation"]
@@ -126,8 +133,8 @@ def main() -> None:
     progress.close()
 
     # evaluation
-    predicted, labels = predict(accelerator, model, test_batches)
-    scores = score(predicted, labels)
+    predicted = predict(accelerator, model, test_batches)
+    scores = {f"validation_{name}": of for name, of in scores.items()} | compute_classification_metrics(predicted)
 
     # save
     for tracker in accelerator.trackers:  # end_training() would destroy the process group, which is still needed
@@ -136,34 +143,27 @@ def main() -> None:
     accelerator.unwrap_model(model).save_pretrained(output_dir, is_main_process=is_main, state_dict=weights)
     if is_main:
         tokenizer.save_pretrained(output_dir)
-        overview.print_settings({name: f"{value:.4f}" for name, value in scores.items()}, "Result")
-        facts = {"data": corpus.description, "remarks": corpus.remarks, "model": model_description}
-        results.write_results(output_dir, {**scores, **facts})
+        words = {"title": "CoLA acceptability", "summary": "Tells acceptable from unacceptable English sentences."}
+        results = {"facts": facts, "scores": scores, "curves": ["matthews_correlation", "accuracy"]}
+        finished = FinishedLoop(output_dir, step, logged, watched, model_name, **words, **results)
+        texts = {name: corpus.test[name][:] for name in ("source", "sentence")}
+        write_classifier_report(finished, corpus, FinalPredictions(*predicted, {}), texts)
     accelerator.wait_for_everyone()
     reloaded = AutoModelForSequenceClassification.from_pretrained(output_dir).to(accelerator.device)
-    again, _ = predict(accelerator, reloaded, test_batches)
-    if not np.array_equal(again, predicted):
-        raise ReloadError(f"the model reloaded from {output_dir} predicts {(again != predicted).sum()} rows otherwise")
-    finished_run.tell_what_is_there(output_dir, AutoModelForSequenceClassification, is_main)
-
-
-def score(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    accuracy = flat_accuracy(predicted, labels)
-    return {"accuracy": accuracy, "matthews_correlation": matthews_correlation(predicted, labels)}
+    check_same_classes(predicted, predict(accelerator, reloaded, test_batches), output_dir)
+    tell_what_is_there(output_dir, AutoModelForSequenceClassification, is_main)
 
 
 @torch.no_grad()
-def predict(accelerator: Accelerator, model: torch.nn.Module, batches: DataLoader) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true class ids of all rows, each once, on every process."""
+def predict(accelerator: Accelerator, model: torch.nn.Module, batches: DataLoader) -> EvalPrediction:
+    """Logits and true class ids of all rows, each once, on every process."""
     model.eval()
-    predicted, labels = [], []
+    gathered = []
     for batch in batches:
         with accelerator.autocast():
-            logits = model(**batch).logits
-        chosen, known = accelerator.gather_for_metrics((logits.argmax(-1), batch["labels"]))
-        predicted.append(chosen.cpu().numpy())
-        labels.append(known.cpu().numpy())
-    return np.concatenate(predicted), np.concatenate(labels)
+            logits = model(**batch).logits.float()
+        gathered.append([part.cpu() for part in accelerator.gather_for_metrics((logits, batch["labels"]))])
+    return EvalPrediction(*(torch.cat(parts).numpy() for parts in zip(*gathered, strict=True)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from bert_toolkit.data.labels import MULTI, REGRESSION, SINGLE
 from bert_toolkit.metrics.task_scores import class_scores
 from bert_toolkit.reporting import figures, overview, results
 from bert_toolkit.reporting.decisions import decision_columns, label_column
-from bert_toolkit.reporting.finished_run import FinishedRun, close_run, write_report
+from bert_toolkit.reporting.finished_run import FinishedRun, FinishedTraining, close_run, write_report
 from bert_toolkit.reporting.reload_check import rows_to_check
 from bert_toolkit.training.evaluation import FinalPredictions
 
@@ -53,22 +53,30 @@ def finish_classifier(
     Raises:
         ReloadError: The saved model predicts something else.
     """
-    run = run.with_remarks(corpus.remarks)
-    if corpus.origin is not None:
-        scored = "validation" if corpus.test is corpus.validation else "test"
-        run = replace(run, origin=replace(corpus.origin, scored=scored))
     close_run(
         run,
-        lambda: _write_outputs(run, corpus, predictions, texts),
+        lambda: write_classifier_report(run, corpus, predictions, texts),
         AutoModelForSequenceClassification,
         rows_to_check(corpus.test),
         trust_remote_code,
     )
 
 
-def _write_outputs(
-    run: FinishedRun, corpus: CorpusSplits, predictions: FinalPredictions, texts: Mapping[str, Sequence[str]]
+def write_classifier_report(
+    run: FinishedTraining, corpus: CorpusSplits, predictions: FinalPredictions, texts: Mapping[str, Sequence[str]]
 ) -> None:
+    """Prints the result tables and writes all files of a finished run, on the main process.
+
+    Args:
+        run: The run.
+        corpus: Tokenized splits, whose remarks go to card and results.
+        predictions: Of the test rows.
+        texts: Columns of the test rows for `predictions.tsv`.
+    """
+    run = run.with_remarks(corpus.remarks)
+    if corpus.origin is not None:
+        scored = "validation" if corpus.test is corpus.validation else "test"
+        run = replace(run, origin=replace(corpus.origin, scored=scored))
     names, kind = corpus.label_names, corpus.problem_type
     logits, labels = predictions.logits, predictions.labels
     decisions = decision_columns(logits, names, kind)
@@ -77,8 +85,7 @@ def _write_outputs(
     results.write_predictions(run.output_dir, {**texts, "label": label_column(labels, names, kind), **decisions})
 
     title, loss = f"{run.title}: test rows", "squared error" if kind == REGRESSION else "loss (nats)"
-    history = run.trainer.state.log_history
-    drawn = {"learning_curves": figures.draw_learning_curves(history, run.curves, run.title, loss)}
+    drawn = {"learning_curves": figures.draw_learning_curves(run.log_history, run.curves, run.title, loss)}
     by_class = {}
     if kind == REGRESSION:
         drawn["predictions"] = figures.draw_predictions(labels.ravel(), logits[:, 0], title)

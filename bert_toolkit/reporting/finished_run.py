@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
     Trainer,
 )
 
+from bert_toolkit.callbacks import TrainingHealthCallback, watch_loop
 from bert_toolkit.callbacks.run_report import page_unless_it_fails
 from bert_toolkit.data.corpus_splits import Origin
 from bert_toolkit.reporting import figures, overview, results
@@ -31,13 +33,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class FinishedRun:
-    """What a recipe knows of its training once it has ended.
+@dataclass(frozen=True, kw_only=True)
+class FinishedTraining(ABC):
+    """What a report says of a training that has ended, whoever trained.
 
     Args:
-        trainer: Has finished training and saved its model.
-        callbacks: What counted and watched.
         title: Name of the model, on figures and card.
         summary: A paragraph for the model card.
         facts: What the run was: data, model, settings.
@@ -47,8 +47,6 @@ class FinishedRun:
         origin: Which data these were, for the model card; None where nobody knows.
     """
 
-    trainer: Trainer
-    callbacks: RunCallbacks
     title: str
     summary: str
     facts: Mapping[str, object]
@@ -58,14 +56,34 @@ class FinishedRun:
     origin: Origin | None = None
 
     @property
+    @abstractmethod
     def output_dir(self) -> str:
         """Where the run writes."""
-        return str(self.trainer.args.output_dir)
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Optimizer steps that were taken."""
+
+    @property
+    @abstractmethod
+    def log_history(self) -> Sequence[Mapping[str, float]]:
+        """What was logged, each entry with its `step`."""
+
+    @property
+    @abstractmethod
+    def health(self) -> TrainingHealthCallback | None:
+        """What watched the training, if anything did."""
+
+    @property
+    @abstractmethod
+    def parent(self) -> str | None:
+        """Folder or hub name of the model that training began with."""
 
     @property
     def name(self) -> str:
-        """Of the model, on the hub or as its folder is called."""
-        return (self.trainer.hub_model_id or Path(self.output_dir).resolve().name).split("/")[-1]
+        """Of the model, as its folder is called."""
+        return Path(self.output_dir).resolve().name
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -74,7 +92,7 @@ class FinishedRun:
             name: float(value) for name, value in self.scores.items() if isinstance(value, int | float | np.number)
         }
 
-    def with_remarks(self, remarks: Sequence[str], origin: Origin | None = None) -> FinishedRun:
+    def with_remarks(self, remarks: Sequence[str], origin: Origin | None = None) -> Self:
         """The run with what a reader of card and results must know of its data.
 
         Args:
@@ -91,6 +109,62 @@ class FinishedRun:
         Args:
             loss: What is on the axis.
         """
+        return {}
+
+    def all_facts(self) -> dict[str, object]:
+        """The recipe's facts, then those of every run."""
+        verdict = self.health.verdict.removeprefix("Training health: ") if self.health else "not watched"
+        return {**self.facts, "steps": self.steps, "training health": verdict}
+
+
+@dataclass(frozen=True)
+class FinishedRun(FinishedTraining):
+    """What a recipe knows of its training with Trainer once it has ended; the rest as `FinishedTraining`.
+
+    Args:
+        trainer: Has finished training and saved its model.
+        callbacks: What counted and watched.
+    """
+
+    trainer: Trainer
+    callbacks: RunCallbacks
+
+    @property
+    def output_dir(self) -> str:
+        """Where the run writes."""
+        return str(self.trainer.args.output_dir)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were taken."""
+        return self.trainer.state.global_step
+
+    @property
+    def log_history(self) -> Sequence[Mapping[str, float]]:
+        """What was logged, each entry with its `step`."""
+        return self.trainer.state.log_history
+
+    @property
+    def health(self) -> TrainingHealthCallback | None:
+        """What watched the training, if anything did."""
+        return self.callbacks.health
+
+    @property
+    def parent(self) -> str | None:
+        """Folder or hub name of the model that training began with."""
+        return getattr(getattr(self.trainer.model, "config", None), "_name_or_path", None)
+
+    @property
+    def name(self) -> str:
+        """Of the model, on the hub or as its folder is called."""
+        return (self.trainer.hub_model_id or Path(self.output_dir).resolve().name).split("/")[-1]
+
+    def loss_figures(self, loss: str = "loss (nats)") -> dict[str, Figure]:
+        """The loss of each batch as a figure, none where it was not kept.
+
+        Args:
+            loss: What is on the axis.
+        """
         kept = self.callbacks.losses
         if kept is None or not kept.losses:
             return {}
@@ -98,24 +172,69 @@ class FinishedRun:
 
     def all_facts(self) -> dict[str, object]:
         """The recipe's facts, then those of every run."""
-        tokens, health = self.callbacks.tokens, self.callbacks.health
+        tokens = self.callbacks.tokens
         utilization = [entry["mfu"] for entry in self.trainer.state.log_history if "mfu" in entry]
+        of_every_run = super().all_facts()
         return {
             **self.facts,
             "learning rate": self.trainer.args.learning_rate,
-            "steps": self.trainer.state.global_step,
+            "steps": of_every_run["steps"],
             "epochs": self.trainer.state.epoch,
             "training seconds": round(tokens.seconds, 2),
             "tokens per second": round(tokens.tokens_per_second),
             "padding share": round(tokens.padding_share, 4),
             **({"MFU": round(sum(utilization) / len(utilization), 4)} if utilization else {}),
             "device": overview.describe_device(self.trainer.args),
-            "training health": health.verdict.removeprefix("Training health: ") if health else "not watched",
+            "training health": of_every_run["training health"],
         }
 
 
+@dataclass(frozen=True)
+class FinishedLoop(FinishedTraining):
+    """What a recipe knows of its own training loop once it has ended; the rest as `FinishedTraining`.
+
+    Args:
+        folder: Where the run writes.
+        step: Optimizer steps that were taken.
+        logged: What was logged, each entry with its `step`, names as Trainer's: `loss`, `eval_accuracy`.
+        watched: What watched the training, None if nothing did.
+        began_with: Folder or hub name of the model that training began with.
+    """
+
+    folder: str
+    step: int
+    logged: Sequence[Mapping[str, float]]
+    watched: watch_loop | None
+    began_with: str
+
+    @property
+    def output_dir(self) -> str:
+        """Where the run writes."""
+        return self.folder
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were taken."""
+        return self.step
+
+    @property
+    def log_history(self) -> Sequence[Mapping[str, float]]:
+        """What was logged, each entry with its `step`."""
+        return self.logged
+
+    @property
+    def health(self) -> TrainingHealthCallback | None:
+        """What watched the training, if anything did."""
+        return None if self.watched is None else self.watched.health
+
+    @property
+    def parent(self) -> str | None:
+        """Folder or hub name of the model that training began with."""
+        return self.began_with
+
+
 def write_report(
-    run: FinishedRun, task: str, figures_of_task: Mapping[str, Figure], results_of_task: Mapping[str, Any]
+    run: FinishedTraining, task: str, figures_of_task: Mapping[str, Figure], results_of_task: Mapping[str, Any]
 ) -> None:
     """Writes figures, model card and `results.json`.
 
@@ -125,14 +244,14 @@ def write_report(
         figures_of_task: Figures by name, beside the learning curves and those of the recipe.
         results_of_task: What else `results.json` is to hold.
     """
-    state, facts, health = run.trainer.state, run.all_facts(), run.callbacks.health
-    figures.save_figures({**figures_of_task, **run.drawn}, run.output_dir, state.global_step)
-    write_hyperparameters(run.trainer, facts, run.numbers)
-    findings = health.report["findings"] if health else []
+    facts = run.all_facts()
+    figures.save_figures({**figures_of_task, **run.drawn}, run.output_dir, run.steps)
+    if isinstance(run, FinishedRun):  # a loop has no writer of Trainer's
+        write_hyperparameters(run.trainer, facts, run.numbers)
+    findings = run.health.report["findings"] if run.health else []
     of_training = {key: value for key, value in facts.items() if key != "training health" and value != ""}
     text = CardText(run.title, run.summary, of_training, str(facts["training health"]), findings)
-    parent = getattr(getattr(run.trainer.model, "config", None), "_name_or_path", None)
-    write_model_card(run.output_dir, run.name, task, text, run.numbers, run.origin, parent)
+    write_model_card(run.output_dir, run.name, task, text, run.numbers, run.origin, run.parent)
     results.write_results(
         run.output_dir,
         {
@@ -140,7 +259,7 @@ def write_report(
             **facts,
             "training_health_findings": findings,
             **results_of_task,
-            "log_history": state.log_history,
+            "log_history": run.log_history,
         },
     )
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer, Trainer
+from transformers import AutoTokenizer, EvalPrediction, Trainer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from bert_toolkit.training.evaluation import plain_prediction
@@ -21,6 +21,22 @@ where weights lie at other addresses, which they do after loading."""
 
 class ReloadError(RuntimeError):
     """What was saved does not reproduce the predictions of the model that was saved."""
+
+
+def check_same_classes(before: EvalPrediction, after: EvalPrediction, output_dir: str) -> None:
+    """Compares the classes that a trained model and the saved one predict, in a loop without Trainer.
+
+    Args:
+        before: Logits of the trained model.
+        after: Logits of the model that was loaded from `output_dir`, for the same rows.
+        output_dir: For the message.
+
+    Raises:
+        ReloadError: Rows are predicted otherwise.
+    """
+    first, second = (np.asarray(of.predictions).argmax(-1) for of in (before, after))
+    if changed := int((first != second).sum()):
+        raise ReloadError(f"the model reloaded from {output_dir} predicts {changed} rows otherwise")
 
 
 def check_reload(trainer: Trainer, auto_class: Any, rows: Any, trust_remote_code: bool = False) -> None:
