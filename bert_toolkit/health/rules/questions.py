@@ -158,3 +158,26 @@ def latest(history: HealthHistory, fact: str, samples: int) -> np.ndarray:
     if values.ndim != 1 or len(values) < samples or not np.isfinite(values[-samples:]).all():
         return np.zeros(0)
     return values[-samples:]
+
+
+def fresh_layers(history: HealthHistory) -> dict[str, bool]:
+    """Layer -> whether all its normalizations are one and all its biases zero, or most of them vary.
+
+    Layers without any, and those that are neither, are left out.
+    """
+    mean, std = history.start["mean"], history.start["std"]
+    norms = history.where("norm") & np.array([name.endswith("weight") for name in history.names])
+    biases = history.where("bias")
+    blocks = np.array(history.blocks)
+    fresh = {}
+    for block in dict.fromkeys(history.blocks):
+        inside = history.in_layer & (blocks == block) & np.isfinite(mean)
+        scales, shifts = inside & norms, inside & biases
+        if not scales.any():
+            continue
+        untouched = (mean[scales] == 1.0) & (std[scales] == 0.0)
+        zero = (mean[shifts] == 0.0) & (std[shifts] == 0.0)
+        varying = (std[scales | shifts] > 0).mean() > 0.5
+        if varying or (untouched.all() and zero.all()):
+            fresh[block] = not varying
+    return fresh

@@ -8,6 +8,7 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding, Severity
 from bert_toolkit.health.history import HealthHistory
+from bert_toolkit.health.rules.questions import fresh_layers
 from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, STEPS, rule
 
 # The usual names of the parts of a layer, each with a dot or the beginning before it.
@@ -46,7 +47,7 @@ def fresh_weights(history: HealthHistory) -> Finding | None:
     start = history.start
     if not start or len(history) > 1:
         return None
-    fresh, loaded = _fresh_layers(history), start["loaded"] > 0
+    fresh, loaded = fresh_layers(history), start["loaded"] > 0
     blocks = np.array(history.blocks)
     for stack in history.stacks:
         layers = [history.blocks[p] for p in stack[0]]
@@ -95,29 +96,6 @@ def fresh_weights(history: HealthHistory) -> Finding | None:
 
 
 _LARGE = 5_000_000  # elements of all layers: smaller models with random weights are saved for tests
-
-
-def _fresh_layers(history: HealthHistory) -> dict[str, bool]:
-    """Layer -> whether all its normalizations are one and all its biases zero, or most of them vary.
-
-    Layers without any, and those that are neither, are left out.
-    """
-    mean, std = history.start["mean"], history.start["std"]
-    norms = history.where("norm") & np.array([name.endswith("weight") for name in history.names])
-    biases = history.where("bias")
-    blocks = np.array(history.blocks)
-    fresh = {}
-    for block in dict.fromkeys(history.blocks):
-        inside = history.in_layer & (blocks == block) & np.isfinite(mean)
-        scales, shifts = inside & norms, inside & biases
-        if not scales.any():
-            continue
-        untouched = (mean[scales] == 1.0) & (std[scales] == 0.0)
-        zero = (mean[shifts] == 0.0) & (std[shifts] == 0.0)
-        varying = (std[scales | shifts] > 0).mean() > 0.5
-        if varying or (untouched.all() and zero.all()):
-            fresh[block] = not varying
-    return fresh
 
 
 @rule(
@@ -266,7 +244,8 @@ def norms_out_of_scale(
 
     What a normalization does is measured, so formulas such as "one plus weight" count as what they are. Fresh ones
     (each multiplies all features alike) are judged from `off_one` on where all agree on the factor, trained ones from
-    `trained_off_one` on where all features of all of them lie within a tenth of one factor: learned factors scatter.
+    `trained_off_one` on where all of them lie on one side of one and the features of none scatter by more than a
+    tenth: learned factors far from one do scatter, and those of the last normalization go the other way.
     Learned shifts differ in sign from feature to feature; a mean above `shift` and above twice their scatter in
     `share` of the normalizations is none.
     """
@@ -284,9 +263,9 @@ def norms_out_of_scale(
         seen = f"{len(known)} normalizations multiply by zero, so they give the same whatever comes in"
     elif even.all() and (np.abs(gain[known] / common - 1) < 1e-3).all() and abs(common - 1) > off_one:
         limit, seen = 1 + off_one, f"all {len(known)} normalizations multiply by {common:.3g}"
-    elif abs(common - 1) > trained_off_one and (abs(gain[known] - common) + spread[known] < 0.1 * abs(common)).all():
-        limit = 1 + trained_off_one
-        seen = f"all {len(known)} normalizations multiply every feature by about {common:.2g}"
+    elif scaled := _scaled_norms(gain[known], spread[known], trained_off_one):
+        limit = scaled
+        seen = f"all {len(known)} normalizations multiply every feature by a factor near {common:.2g}"
     else:
         mean, scatter = start["norm_shift"][known], start["norm_shift_std"][known]
         shifted = (np.abs(mean) > shift) & (np.abs(mean) > 2 * scatter) & (np.sign(mean) == np.sign(np.median(mean)))
@@ -296,6 +275,15 @@ def norms_out_of_scale(
     if not seen:
         return None
     return norms_out_of_scale.finding(history, parameters=known, value=value, threshold=limit, seen=seen)
+
+
+def _scaled_norms(gain: np.ndarray, spread: np.ndarray, off_one: float) -> float:
+    """The factor that all normalizations pass on one side of one though their features agree; 0 where they do not."""
+    if (spread > 0.1 * np.abs(gain)).any():
+        return 0.0
+    if (gain > 1 + off_one).all():
+        return 1 + off_one
+    return 1 / (1 + off_one) if (np.abs(gain) < 1 / (1 + off_one)).all() else 0.0
 
 
 @rule(
@@ -314,7 +302,7 @@ def kind_out_of_scale(history: HealthHistory, *, factor: float = 4.0, usual: flo
     start = history.start
     if not start or "fan_in" not in start or len(history) > 1 or history.initializer_range is None:
         return None
-    states = _fresh_layers(history).values()
+    states = fresh_layers(history).values()
     if not states or not all(states):
         return None
     size = np.sqrt(start["mean"] ** 2 + start["std"] ** 2) / history.initializer_range
@@ -354,7 +342,7 @@ def table_out_of_scale(history: HealthHistory, *, factor: float = 4.0, usual: fl
     start = history.start
     if not start or len(history) > 1 or history.initializer_range is None:
         return None
-    states = _fresh_layers(history).values()
+    states = fresh_layers(history).values()
     tables = np.flatnonzero(history.where("embedding") & (start["std"] > 0.0))
     if not states or not all(states) or len(tables) < 2:
         return None

@@ -1,0 +1,106 @@
+"""Rules on what a model that was trained before must bring along: all its parts, and what it has learned."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bert_toolkit.health.findings import Finding
+from bert_toolkit.health.history import HealthHistory
+from bert_toolkit.health.rules.questions import fresh_layers
+from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, STEPS, rule
+
+_VOCABULARY = 100  # classes from which on a class is taken for a token
+_UNIFORM = -1.0  # excess kurtosis; uniform values have -1.2, Gaussian ones 0, learned ones more
+
+
+@rule(
+    needs="model",
+    explains=(COURSE, OUTCOME, FLOW, STEPS, BEHAVIOR, "initial_scale", "layer_out_of_line", "not_as_in_checkpoint"),
+    severity="warning",
+    cause="these matrices were initialized again after loading, or their keys did not match the checkpoint's",
+    remedy="read the report of from_pretrained on missing keys, and initialize only new parts; if it is meant, ignore "
+    "this",
+)
+def fresh_kind(history: HealthHistory, *, most: float = 0.75) -> Finding | None:
+    """One kind of matrix holds uniform values, as an initialization draws them, in every layer of a trained model.
+
+    Normalizations tell whether layers are trained. Up to the share `most` of the kinds may be uniform: where all are,
+    training has hardly begun. Kinds that were drawn anew from a Gaussian look like learned ones and are found where
+    the checkpoint is at hand, by `not_as_in_checkpoint`.
+    """
+    start = history.start
+    if not start or len(history) > 1:
+        return None
+    states = fresh_layers(history).values()
+    if not states or any(states):
+        return None
+    for stack in history.stacks:
+        kinds = stack[history.is_matrix[stack].all(axis=1) & np.isfinite(start["std"][stack]).all(axis=1)]
+        uniform = start["excess_kurtosis"][kinds].mean(axis=1) < _UNIFORM
+        if 0 < uniform.sum() <= most * len(kinds):
+            return fresh_kind.finding(
+                history,
+                parameters=np.sort(kinds[uniform].ravel()),
+                value=uniform.sum(),
+                threshold=0,
+                seen=f"{uniform.sum()} of {len(kinds)} kinds of matrices hold uniform values in all {stack.shape[1]} "
+                "layers of a trained model",
+            )
+    return None
+
+
+@rule(
+    needs="forward",
+    group=OUTCOME,
+    explains=(COURSE,),
+    severity="warning",
+    cause="token numbers do not mean what they meant to the model: another tokenizer, a vocabulary in another order, "
+    "embeddings that were exchanged, overwritten or resized; or weights were changed after loading",
+    remedy="load tokenizer and model from the same checkpoint, decode a batch, and look at the loss of one plain "
+    "sentence before training",
+)
+def worse_than_guessing(history: HealthHistory, *, margin: float = 0.05) -> Finding | None:
+    """A model that is trained and has a trained head predicts the first tokens worse than a guess among all of them.
+
+    Judged at the first step, before any update, on next or masked tokens, where the loss is a mean cross-entropy; from
+    `margin` above the logarithm of the vocabulary's size on. Silent are new heads, and new embeddings that serve as
+    one: they were not read from the checkpoint, or have the standard deviation of an initialization.
+    """
+    if len(history) != 1 or history.now != 1 or history.several_losses[0] or history.classes[0] < _VOCABULARY:
+        return None
+    states = fresh_layers(history).values()
+    limit = math.log(history.classes[0]) + margin
+    if not states or any(states) or not history.loss[0] > limit:
+        return None
+    is_mean = history.fact("loss_weight")[0] < 1.5 and history.fact("gradient_row_sum")[0] < 0.1
+    of_next = history.fact("target_is_next")[0] > 0.9
+    of_masked = history.fact("labelled_fraction")[0] < 0.5 and history.fact("label_equals_input")[0] < 0.9
+    tables = _trained_tables(history)
+    if not is_mean or not (of_next or of_masked) or not len(tables):
+        return None
+    return worse_than_guessing.finding(
+        history,
+        parameters=tables,
+        value=history.loss[0],
+        threshold=limit,
+        seen=f"before the first update the loss is {history.loss[0]:.2f}, and a guess among all "
+        f"{history.classes[0]} tokens would score {math.log(history.classes[0]):.2f}",
+    )
+
+
+def _trained_tables(history: HealthHistory) -> np.ndarray:
+    """Positions of the matrices that may hold one row for each class; none where one of them is not learned."""
+    start, classes = history.start, int(history.classes[0])
+    rows = history.count / classes
+    tables = np.flatnonzero(history.where("embedding", "matrix") & ~history.in_layer & (rows >= 8) & (rows % 1 == 0))
+    none = np.zeros(0, dtype=int)
+    if (start["loaded"] > 0).any() and not (start["loaded"][tables] > 0).all():
+        return none
+    std = start["std"][tables]
+    # As configured, as nn.Linear draws them, or as nn.Embedding does.
+    for usual in (history.initializer_range or math.nan, 1 / np.sqrt(3 * start["fan_in"][tables]), 1.0):
+        if (np.abs(std / usual - 1) < 0.1).any():
+            return none
+    return tables if np.isfinite(std).all() else none

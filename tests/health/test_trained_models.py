@@ -1,0 +1,162 @@
+"""Models that were trained before: parts that are fresh again, and tokens that mean something else to them."""
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import pytest
+import torch
+from plain_loop import Loop
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+TOKENS, LENGTH, ROWS = 120, 12, 16
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def counting(seed: int, numbers: Callable[[torch.Tensor], torch.Tensor] = lambda ids: ids) -> Iterator[dict]:
+    """Rows that count upwards from anywhere; `numbers` is what a tokenizer makes of them."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        start = torch.randint(10, TOKENS - LENGTH, (ROWS, 1), generator=generator)
+        ids = numbers(start + torch.arange(LENGTH))
+        yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+
+
+def masked(rows: Iterator[dict], seed: int = 0) -> Iterator[dict]:
+    generator = torch.Generator().manual_seed(seed)
+    for batch in rows:
+        chosen = torch.rand(batch["input_ids"].shape, generator=generator) < 0.2
+        labels = batch["labels"].masked_fill(~chosen, -100)
+        yield {**batch, "input_ids": batch["input_ids"].masked_fill(chosen, 4), "labels": labels}
+
+
+def other_tokenizer(ids: torch.Tensor) -> torch.Tensor:
+    words = torch.randperm(TOKENS - 10, generator=torch.Generator().manual_seed(5)) + 10
+    return torch.cat([torch.arange(10), words])[ids]
+
+
+def learned(model: nn.Module, data: Iterator[dict], steps: int, rate: float) -> nn.Module:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    model.train()
+    for _ in range(steps):
+        model(**next(data)).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+@cache
+def trained(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name == "bert":
+        config = BertConfig(vocab_size=TOKENS, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **SIZES)
+        return learned(BertForMaskedLM(config), masked(counting(1)), 350, 5e-3)
+    if name == "llama":
+        return learned(LlamaForCausalLM(LlamaConfig(vocab_size=TOKENS, **SIZES)), counting(1), 120, 1e-2)
+    return learned(
+        GPT2LMHeadModel(GPT2Config(vocab_size=TOKENS, n_embd=32, n_layer=2, n_head=2)), counting(1), 120, 1e-2
+    )
+
+
+def found(model: nn.Module, data: Iterator[dict]) -> dict[str, str]:
+    loop = Loop(model, data, steps=3)
+    return {finding.rule: finding.severity for finding in loop.run().judge.findings}
+
+
+def data_of(name: str, **kwargs) -> Iterator[dict]:
+    return masked(counting(2, **kwargs)) if name == "bert" else counting(2, **kwargs)
+
+
+@torch.no_grad()
+def changed(model: nn.Module, pattern: str, change: Callable[[torch.Tensor], object]) -> nn.Module:
+    matching = [p for name, p in model.named_parameters() if re.search(pattern, name)]
+    assert matching
+    for parameter in matching:
+        change(parameter)
+    return model
+
+
+EMBEDDINGS = r"wte|word_embeddings|embed_tokens"
+FIRST_OF_FEED_FORWARD = r"c_fc\.weight|intermediate\.dense\.weight|(up|gate)_proj\.weight"
+ALL = ("gpt2", "bert", "llama")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_trained_model_with_its_own_tokens_is_silent(name):
+    model = copy.deepcopy(trained(name))
+    with torch.no_grad():
+        assert model(**next(data_of(name))).loss < 3.0  # it has learned, or silence would say nothing
+    assert found(model, data_of(name)) == {}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_another_tokenizer_is_named(name):
+    assert found(copy.deepcopy(trained(name)), data_of(name, numbers=other_tokenizer)) == {
+        "worse_than_guessing": "warning"
+    }
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_exchanged_embeddings_are_named(name):
+    model = changed(
+        copy.deepcopy(trained(name)), EMBEDDINGS, lambda p: p.copy_(p[other_tokenizer(torch.arange(TOKENS))])
+    )
+    judge = Loop(model, data_of(name), steps=3).run().judge
+    assert [finding.rule for finding in judge.findings] == ["worse_than_guessing"]
+    assert any(re.search(EMBEDDINGS, parameter) for parameter in judge.findings[0].parameters)
+
+
+def new_head(model: PreTrainedModel) -> nn.Module:
+    head = nn.Linear(32, TOKENS, bias=False)
+    nn.init.normal_(head.weight, std=3 * model.config.initializer_range)
+    head.weight._is_hf_initialized = False
+    for name, parameter in model.named_parameters():
+        parameter._is_hf_initialized = "lm_head" not in name
+    model.config.tie_word_embeddings = False
+    model.set_output_embeddings(head)
+    return model
+
+
+SILENT = {
+    # A new head guesses at first, and worse than that where what it reads is large.
+    "new_head": lambda model: new_head(model),
+    "new_words": lambda model: changed(model, EMBEDDINGS, lambda p: p.normal_(0, 0.02)),
+}
+
+
+@pytest.mark.parametrize("what", SILENT)
+def test_new_parts_may_guess(what):
+    model = SILENT[what](copy.deepcopy(trained("gpt2")))
+    changed(model, "ln_f.weight", lambda p: p.mul_(30))
+    with torch.no_grad():
+        assert model(**next(counting(2))).loss > 5.0
+    assert "worse_than_guessing" not in found(model, counting(2))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_kind_that_is_fresh_again_is_named(name):
+    torch.manual_seed(1)
+    model = changed(copy.deepcopy(trained(name)), FIRST_OF_FEED_FORWARD, lambda p: p.uniform_(-0.04, 0.04))
+    judge = Loop(model, data_of(name), steps=3).run().judge
+    assert [finding.rule for finding in judge.findings] == ["fresh_kind"]
+    finding = judge.cases["fresh_kind"].finding
+    assert finding.step == 0
+    assert all(re.search(FIRST_OF_FEED_FORWARD, parameter) for parameter in finding.parameters)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("factor", [0.4, 2.5])
+def test_scaled_normalizations_of_a_trained_model_are_named(name, factor):
+    model = changed(copy.deepcopy(trained(name)), r"(ln_\w+|norm)\.weight", lambda p: p.mul_(factor))
+    assert "norms_out_of_scale" in found(model, data_of(name))
