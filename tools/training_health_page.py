@@ -20,6 +20,8 @@ FAMILIES = {
     "data": "Labels, inputs and outputs",
     "mode": "Mode",
     "weights": "Where weights come from",
+    "pretrained": "What a trained model brings along",
+    "attention": "Attention",
     "flow": "What flows",
     "precision": "Numbers",
     "participation": "Parameters that take no part",

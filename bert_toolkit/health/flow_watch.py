@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bert_toolkit.health.attention_probe import AttentionProbe
 from bert_toolkit.health.module_identity import ModuleIdentity
 from bert_toolkit.monitoring.parameter_roles import unwrap
 
@@ -22,32 +23,29 @@ class FlowWatch:
         inner = unwrap(model)
         compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in inner.modules())
         self._model = inner
-        self._identity = None if compiled else ModuleIdentity(model)
+        self._probes = () if compiled else (ModuleIdentity(model), AttentionProbe(model))
 
     @property
     def places(self) -> dict[str, tuple[str, ...]]:
         """Name of a fact that is a vector -> what its entries belong to."""
-        if self._identity is None:
-            return {}
-        names = self._identity.names
-        return {"identity_error": names, "identity_gain": names, "identity_weight": self._identity.weights}
+        return {name: entries for probe in self._probes for name, entries in probe.places.items()}
 
     def start(self) -> None:
         """Watch the step that begins now."""
-        if self._identity is not None:
-            self._identity.start()
+        for probe in self._probes:
+            probe.start()
 
     def stop(self) -> dict[str, Tensor | float]:
         """Stop watching and hand out the facts of the step, the same ones on every rank and in every step."""
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
-        return {} if self._identity is None else self._identity.stop(device)
+        return {name: fact for probe in self._probes for name, fact in probe.stop(device).items()}
 
     def check(self) -> None:
         """Raise what went wrong in a hook."""
-        if self._identity is not None:
-            self._identity.guard.check()
+        for probe in self._probes:
+            probe.guard.check()
 
     def forget(self) -> None:
         """Leave no hook and no number behind."""
-        if self._identity is not None:
-            self._identity.forget()
+        for probe in self._probes:
+            probe.forget()

@@ -41,16 +41,17 @@ class ModuleIdentity:
         model: The module that is trained.
 
     Attributes:
-        names: Of the modules, in the order of the vectors that are handed out.
-        weights: Of each the name of the parameter that is its weight, of another module's where the two are tied;
-            empty where it has none.
+        places: Name of a vector that is handed out to what its entries belong to: the modules, and of each the
+            name of the parameter that is its weight (of another module's where the two are tied, empty where it has
+            none).
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = _spread_over(unwrap(model))
-        self.names = tuple(clean_name(name) for name, _ in self._modules)
+        names = tuple(clean_name(name) for name, _ in self._modules)
         known = {id(parameter): name for name, parameter in named_unique_parameters(model)}
-        self.weights = tuple(known.get(id(getattr(module, "weight", None)), "") for _, module in self._modules)
+        weights = tuple(known.get(id(getattr(module, "weight", None)), "") for _, module in self._modules)
+        self.places = {"identity_error": names, "identity_gain": names, "identity_weight": weights}
         self.guard = GuardedHooks()
         self._handles: list[Any] = []
         self._found: dict[int, Tensor] = {}

@@ -113,9 +113,9 @@ def test_noise_on_embeddings_alone_is_a_note():
 def test_watched_modules_cover_every_kind_of_a_layer():
     model = classifier(num_hidden_layers=12)
     identity = ModuleIdentity(model)
-    assert len(identity.names) <= MOST_MODULES
+    assert len(identity.places["identity_error"]) <= MOST_MODULES
     for layer in (0, 5, 11):
-        kinds = {n.split(f"layer.{layer}.")[1] for n in identity.names if f"layer.{layer}." in n}
+        kinds = {n.split(f"layer.{layer}.")[1] for n in identity.places["identity_error"] if f"layer.{layer}." in n}
         assert {"attention.self.query", "intermediate.dense", "output.dense", "output.LayerNorm"} <= kinds
 
 
