@@ -1,4 +1,4 @@
-"""Whom the faults befall: seven small transformers and how each is trained."""
+"""Whom the faults befall: eight small transformers and how each is trained."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     set_seed,
@@ -29,6 +31,7 @@ from benchmarks.fault_injection.deform.texts import (
     Sources,
     Task,
     of_length,
+    posts,
     presidents,
     rows,
     word_tokenizer,
@@ -137,20 +140,27 @@ def gpt2_from_scratch(sources: Sources) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(**sizes, **common(sources), bos_token_id=3, eos_token_id=3))
 
 
+def neox_from_scratch(sources: Sources) -> GPTNeoXForCausalLM:
+    """A small GPT-NeoX, rotary, attention and feed-forward part side by side."""
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL, **common(sources), bos_token_id=3, eos_token_id=3))
+
+
 @cache
-def warmed_up(sources: Sources) -> dict[str, torch.Tensor]:
-    """Weights of a GPT-2 that has read speeches for 400 steps, other ones than those of the task."""
+def warmed_up(
+    build: Callable[[Sources], nn.Module], task: str, texts: Callable[[Sources], list[str]], sources: Sources
+) -> dict[str, torch.Tensor]:
+    """Weights of a model that has read for 400 steps, other texts than those of the task."""
     set_seed(0)
-    model = gpt2_from_scratch(sources).train()
-    used = {example.text for example in TASKS["speeches"].examples(sources)}
-    texts = [text for text in of_length(presidents(), 10, 20) if text not in used]
+    model = build(sources).train()
+    used = {example.text for example in TASKS[task].examples(sources)}
+    read = [text for text in of_length(texts(sources), 10, 20) if text not in used]
     tokenizer = word_tokenizer(sources)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for step in range(WARM_UP_STEPS):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 40)
         batch = tokenizer(
-            texts[16 * step : 16 * step + 16], truncation=True, max_length=LONGEST, padding=True, return_tensors="pt"
+            read[16 * step : 16 * step + 16], truncation=True, max_length=LONGEST, padding=True, return_tensors="pt"
         )
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss.backward()
@@ -160,10 +170,27 @@ def warmed_up(sources: Sources) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
+def speeches_of(sources: Sources) -> list[str]:
+    """What presidents said."""
+    return presidents()
+
+
+def posts_of(sources: Sources) -> list[str]:
+    """What was posted."""
+    return [text for text, _ in posts(sources)]
+
+
 def gpt2(task: Task, sources: Sources) -> nn.Module:
     """A small GPT-2 that has read speeches before."""
     model = gpt2_from_scratch(sources)
-    model.load_state_dict(warmed_up(sources))
+    model.load_state_dict(warmed_up(gpt2_from_scratch, "speeches", speeches_of, sources))
+    return model
+
+
+def neox(task: Task, sources: Sources) -> nn.Module:
+    """A small GPT-NeoX that has read posts before."""
+    model = neox_from_scratch(sources)
+    model.load_state_dict(warmed_up(neox_from_scratch, "news", posts_of, sources))
     return model
 
 
@@ -190,5 +217,6 @@ SUBJECTS = {
         Subject("distilbert", "encoder", True, False, distilbert, 90, 1e-3, 16, segments=False),
         Subject("toolkit_pre_ln", "encoder", True, False, toolkit_pre_ln, 90, 1e-3, 16),
         Subject("llama", "decoder", True, False, llama, 60, 2e-3, 8),
+        Subject("neox", "decoder", True, False, neox, 60, 1e-3, 8),
     )
 }

@@ -12,6 +12,7 @@ from bert_toolkit.health.rules.questions import fresh_layers
 from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, STEPS, rule
 
 _VOCABULARY = 100  # classes from which on a class is taken for a token
+_FEW_TARGETS = 0.05  # share of the tokens; a word or two as an answer may be one that the model does not expect
 _UNIFORM = -1.0  # excess kurtosis; uniform values have -1.2, Gaussian ones 0, learned ones more
 
 
@@ -75,8 +76,9 @@ def worse_than_guessing(history: HealthHistory, *, margin: float = 0.05) -> Find
     if not states or any(states) or not history.loss[0] > limit:
         return None
     is_mean = history.fact("loss_weight")[0] < 1.5 and history.fact("gradient_row_sum")[0] < 0.1
-    of_next = history.fact("target_is_next")[0] > 0.9
-    of_masked = history.fact("labelled_fraction")[0] < 0.5 and history.fact("label_equals_input")[0] < 0.9
+    labelled = history.fact("labelled_fraction")[0]
+    of_next = labelled > _FEW_TARGETS and history.fact("target_is_next")[0] > 0.9
+    of_masked = _FEW_TARGETS < labelled < 0.5 and history.fact("label_equals_input")[0] < 0.9
     tables = _trained_tables(history)
     if not is_mean or not (of_next or of_masked) or not len(tables):
         return None
