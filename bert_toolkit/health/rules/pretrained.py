@@ -69,7 +69,9 @@ def worse_than_guessing(history: HealthHistory, *, margin: float = 0.05) -> Find
     `margin` above the logarithm of the vocabulary's size on. Silent are new heads, and new embeddings that serve as
     one: they were not read from the checkpoint, or have the standard deviation of an initialization.
     """
-    if len(history) != 1 or history.now != 1 or history.several_losses[0] or history.classes[0] < _VOCABULARY:
+    if not history.start or len(history) != 1 or history.now != 1 or history.several_losses[0]:
+        return None
+    if history.classes[0] < _VOCABULARY:
         return None
     states = fresh_layers(history).values()
     limit = math.log(history.classes[0]) + margin
