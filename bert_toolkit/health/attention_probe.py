@@ -31,7 +31,7 @@ class AttentionProbe:
     """Look at queries and keys of the first row of one forward pass, in at most 16 layers at equal distances.
 
     Known are attention modules with separate projections for queries and keys, as most have, and those of GPT-2, whose
-    one projection makes both. Of others nothing is told.
+    one projection makes both. Of others nothing is told, nor where products are normalized or capped afterwards.
 
     Args:
         model: The module that is trained.
@@ -144,6 +144,8 @@ class _Layer:
 
 
 def _attention_modules(model: nn.Module, config: Any) -> Iterator[_Layer]:
+    if getattr(config, "attn_logit_softcapping", None):
+        return
     for name, module in model.named_modules():
         children = dict(module.named_children())
         query = next((children[part] for part in QUERIES if part in children), None)
@@ -151,11 +153,19 @@ def _attention_modules(model: nn.Module, config: Any) -> Iterator[_Layer]:
         projections: dict[str, nn.Module] = {}
         if query is not None and key is not None:
             projections = {"query": query, "key": key}
-        elif "c_attn" in children and not getattr(module, "is_cross_attention", False):
+        elif _makes_three(children.get("c_attn")):
             projections = {"both": children["c_attn"]}
-        heads = next((h for h in (_whole(module, n) for n in _HEADS) if h), 0) or _heads_of(config)
-        if projections and heads:
-            yield _Layer(name, projections, heads, _is_plain(module, children, config))
+        own = {*children, *(parameter for parameter, _ in module.named_parameters(recurse=False))}
+        limited = any("norm" in part or "scale" in part for part in own)
+        heads = _heads_of(module) or _heads_of(config)
+        if projections and heads and not limited:
+            yield _Layer(name, projections, heads, _is_plain(module, own, config))
+
+
+def _makes_three(projection: nn.Module | None) -> bool:
+    """Whether a projection makes queries, keys and values of the width of its input."""
+    shape = tuple(getattr(getattr(projection, "weight", None), "shape", ()))
+    return len(shape) == 2 and max(shape) == 3 * min(shape)
 
 
 def _whole(holder: Any, name: str) -> int:
@@ -163,19 +173,17 @@ def _whole(holder: Any, name: str) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
-def _heads_of(config: Any) -> int:
-    return next((h for h in (_whole(config, n) for n in _HEADS) if h), 0)
+def _heads_of(holder: Any) -> int:
+    return next((heads for heads in (_whole(holder, name) for name in _HEADS) if heads), 0)
 
 
-def _is_plain(module: nn.Module, children: dict[str, nn.Module], config: Any) -> bool:
-    """Without rotation, normalization of queries and keys, relative positions, or a scale of its own."""
-    rotary = any(
-        getattr(config, name, None) for name in ("rope_parameters", "rope_theta", "rope_scaling", "rotary_dim")
+def _is_plain(module: nn.Module, own: set[str], config: Any) -> bool:
+    """Without rotation, relative positions, or another scale than the width of a head gives."""
+    rotary = any(getattr(config, name, None) for name in ("rope_parameters", "rope_theta", "rotary_dim"))
+    relative = any("relative" in part or "rotary" in part for part in own) or any(
+        getattr(holder, name, False)
+        for holder, name in ((config, "relative_attention"), (module, "has_relative_attention_bias"))
     )
-    relative = any("relative" in name or "norm" in name or "rotary" in name for name in children)
-    relative |= getattr(config, "position_embedding_type", "absolute") not in ("absolute", None)
-    relative |= bool(
-        getattr(config, "relative_attention", False) or getattr(module, "has_relative_attention_bias", False)
-    )
-    own_scale = type(module).__name__.startswith(("T5", "MT5", "UMT5", "LongT5", "GPTNeoSelf", "XLNet", "Funnel"))
-    return not (rotary or relative or own_scale)
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    own_scale = type(module).__name__.startswith(("T5", "MT5", "UMT5", "LongT5", "GPTNeoSelf"))
+    return not (rotary or relative or own_scale or positions != "absolute")

@@ -9,7 +9,15 @@ import torch
 from healthy_models import HEALTHY_MODELS, gpt2, healthy_loop, llama, quiet
 from plain_loop import VOCABULARY, Loop, batches, masked_words, sentences_to_continue, small_bert, texts
 from torch import nn
-from transformers import AutoModel, BertForMaskedLM, BertForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    Gemma2Config,
+    GPTBigCodeConfig,
+    Qwen3Config,
+)
 
 from bert_toolkit.health.attention_probe import AttentionProbe
 from bert_toolkit.training.pretrained import offline_weights
@@ -75,6 +83,21 @@ def test_heads_may_share_keys():
     assert len(facts["attention_contrast"]) == 3
     assert torch.isfinite(facts["attention_contrast"]).all()
     assert torch.isnan(facts["attention_peak"]).all()  # a rotation comes after the projections
+
+
+SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+UNKNOWN = {
+    # Products are normalized, capped, or made by a projection whose parts have other widths.
+    "qwen3": lambda: Qwen3Config(**SIZES, intermediate_size=64, num_key_value_heads=2, head_dim=8),
+    "gemma2": lambda: Gemma2Config(**SIZES, intermediate_size=64, num_key_value_heads=2, head_dim=8),
+    "gpt_big_code": lambda: GPTBigCodeConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, multi_query=True),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_nothing_is_told_of_other_attention(name):
+    model = AutoModelForCausalLM.from_config(UNKNOWN[name]())
+    assert probed(model, input_ids=torch.randint(6, VOCABULARY, (2, 12))) == {}
 
 
 def test_pretrained_encoder_is_far_from_every_limit():
