@@ -162,8 +162,7 @@ def main() -> None:
         scores=scores,
         curves=curves,
     )
-    rows = corpus.test
-    texts = {name: rows[name][:] for name in ("place", "text", "text_pair") if name in rows.column_names}
+    texts = {name: corpus.test[name][:] for name in ("place", "text", "text_pair") if name in corpus.test.features}
     finish_classifier(finished, corpus, predictions, texts, classify.trust_remote_code)
 
 
