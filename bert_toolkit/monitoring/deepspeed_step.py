@@ -6,16 +6,17 @@ reduced, unscaled and clipped, and parameters are its fp32 ones. Every rank take
 collective joins them.
 """
 
+import logging
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bert_toolkit.monitoring.deepspeed_shards import shards_of, torch_optimizer
+from bert_toolkit.monitoring.deepspeed_shards import Shard, shards_of, torch_optimizer
 from bert_toolkit.monitoring.gradient_flow import PendingGradientFlow
 from bert_toolkit.monitoring.guarded_hooks import GuardedHooks
 from bert_toolkit.monitoring.tensor_statistics import (
@@ -26,6 +27,8 @@ from bert_toolkit.monitoring.tensor_statistics import (
     local_update_rows,
 )
 from bert_toolkit.monitoring.update_ratios import UpdateRatioMonitor, UpdateRatioRecord
+
+logger = logging.getLogger(__name__)
 
 _ABSOLUTE, _UPDATE = 5, 4  # columns of gradients and of updates
 # What the backward passes brought: its norm, whether anything came, its projection, and that of what came of it.
@@ -117,23 +120,39 @@ class DeepSpeedStep:
         parts += [self._table(self._moves.get(monitor, []), _UPDATE, arrivals) for monitor in self._monitors]
         rows = gathered_rows(torch.cat(parts, dim=1)[None])
         self._rows, self._moves, self._arrivals = [], {}, {}
-        gathered = _Gathered(rows)
+        gathered = _Gathered(rows, self._shards)
         for number, monitor in enumerate(self._monitors):
             start = _ARRIVAL + _ABSOLUTE + number * _UPDATE
             self._updates[monitor] = gathered.read_columns(start, start + _UPDATE)
         if self._reads_gradients:
-            limit = float(getattr(self._engine, "clip_grad", 0.0) or 0.0)
-            knows = self._total_norm is not None and limit > 0
             self.gradients = PendingGradientFlow(
                 names=tuple(shard.name for shard in self._shards),
                 rows=gathered,  # type: ignore[arg-type]
                 watched=True,
-                total_norm=HostCopy(self._total_norm) if knows and self._total_norm is not None else None,
-                max_norm=limit if knows else None,
+                total_norm=None,
+                max_norm=None,
                 loss_scale=1.0,
                 backward_scale=HostCopy(torch.ones(())) if self._is_scaled else None,
-                measured_coefficient=gathered.coefficient if self._projects else None,
+                measured_coefficient=self._coefficient(gathered),
             )
+
+    def _coefficient(self, gathered: "_Gathered") -> Callable[[], float]:
+        """What tells by how much clipping multiplied the gradients of this step: DeepSpeed's norm, or what came of it.
+
+        NaN where DeepSpeed has neither a norm nor the limit where they are expected, and where it took no step.
+        """
+        if self._projects:
+            return gathered.coefficient
+        limit, norm = getattr(self._engine, "clip_grad", None), self._total_norm
+        if not self._has_stepped:
+            return lambda: math.nan
+        if limit is not None and not limit > 0:
+            return lambda: 1.0
+        if limit is None or norm is None:
+            _tell_once(type(self._engine).__name__)
+            return lambda: math.nan
+        total = HostCopy(norm)
+        return lambda: min(1.0, float(limit) / (float(total.read()) + 1e-6))
 
     def update(self, monitor: UpdateRatioMonitor, step: int) -> UpdateRatioRecord:
         """Return how far the step moved the parameters.
@@ -215,17 +234,39 @@ class DeepSpeedStep:
         return chosen @ self._signs[len(chosen)]
 
 
+@cache
+def _tell_once(engine: str) -> None:
+    logger.warning(
+        "clip_coefficient is not recorded: DeepSpeed's %s does not tell the norm or the limit of its gradients as "
+        "version 0.19 does; gradients are recorded as they are after clipping",
+        engine,
+    )
+
+
 class _Gathered:
     """The joined numbers, on their way to the host."""
 
-    def __init__(self, rows: Tensor) -> None:
+    def __init__(self, rows: Tensor, shards: Sequence[Shard]) -> None:
         self._copy = HostCopy(rows)
+        self._names = [shard.name for shard in shards]
+        self._sizes = np.array([shard.size for shard in shards])
 
     def read(self) -> np.ndarray:
-        """Rows of gradients and, last, norms before clipping; zeros where no gradient came on any rank."""
+        """Rows of gradients and, last, norms before clipping; zeros where no gradient came on any rank.
+
+        Raises:
+            RuntimeError: the parts of all ranks together are not the whole parameter.
+        """
         table = self._copy.read()
         rows = np.concatenate([table[..., _ARRIVAL : _ARRIVAL + _ABSOLUTE], table[..., _NORM : _NORM + 1]], axis=-1)
-        rows[:, table[..., _CAME].max(0) == 0] = 0.0
+        came, counts = table[..., _CAME].max(0) > 0, rows[..., 0].sum(0)
+        wrong = np.flatnonzero(came & (counts != self._sizes))
+        if len(wrong):
+            raise RuntimeError(
+                f"the parts of {self._names[wrong[0]]} that DeepSpeed's processes hold have {counts[wrong[0]]:.0f} "
+                f"elements together, the parameter has {self._sizes[wrong[0]]}; version 0.19 is expected"
+            )
+        rows[:, ~came] = 0.0
         return rows
 
     def read_columns(self, start: int, stop: int) -> np.ndarray:

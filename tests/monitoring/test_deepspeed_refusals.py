@@ -1,11 +1,16 @@
 """Set-ups of DeepSpeed that are refused before anything is read; callbacks/test_deepspeed.py has those that train."""
 
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from bert_toolkit.monitoring.deepspeed_shards import shards_of
+from bert_toolkit.monitoring.deepspeed_step import DeepSpeedStep, _tell_once
 from bert_toolkit.monitoring.observability import unsupported_reason
 
 
@@ -73,3 +78,65 @@ def test_values_that_the_optimizer_does_not_hold():
         assert "keeps what it steps where it cannot be seen" in unsupported_reason(model, wrapper, by_trainer=True)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_parts_over_some_of_the_processes(monkeypatch):
+    model, part = nn.Linear(3, 2), object()
+    model.weight._dp_group = part
+    wrapper = DeepSpeedOptimizerWrapper(engine(model, param_groups=[{"params": list(model.parameters())}]))
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 1 if group is part else 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group=None: 0)
+    assert "over some of the processes only" in unsupported_reason(model, wrapper, by_trainer=True)
+
+
+@pytest.fixture
+def one_process():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def stepped(model: nn.Module, **attributes) -> DeepSpeedStep:
+    """One step of an engine that is a wrapper of its own around the torch optimizer."""
+    made = engine(model, param_groups=[{"params": list(model.parameters())}], **attributes)
+    step = DeepSpeedStep(model, DeepSpeedOptimizerWrapper(made))
+    step.watch(True, [])
+    model(torch.ones(4, 3)).square().sum().backward()
+    made.optimizer.step()
+    step.close()
+    step.check()
+    step.gather()
+    return step
+
+
+@pytest.mark.parametrize(
+    "attributes, coefficient, told",
+    [
+        ({"clip_grad": 0.0, "_global_grad_norm": 4.0}, 1.0, 0),
+        ({"clip_grad": 1.0, "_global_grad_norm": 4.0}, 0.25, 0),
+        ({"clip_grad": 8.0, "_global_grad_norm": 4.0}, 1.0, 0),
+        ({"clip_grad": 1.0}, math.nan, 1),  # another version: the norm is called otherwise
+        ({"_global_grad_norm": 4.0}, math.nan, 1),
+        ({}, math.nan, 1),
+    ],
+)
+def test_clipping_that_is_not_told_is_not_recorded(one_process, caplog, attributes, coefficient, told):
+    _tell_once.cache_clear()
+    model = nn.Linear(3, 2)
+    for _ in range(2):
+        record = stepped(model, **attributes).gradients.finish(1)
+        assert record.clip_coefficient == pytest.approx(coefficient, rel=1e-6, nan_ok=True)
+        assert np.isfinite(record.mean).all()
+    assert sum("clip_coefficient is not recorded" in message for message in caplog.messages) == told
+
+
+def test_parts_that_are_not_the_whole_are_refused(one_process, monkeypatch):
+    real = shards_of
+
+    def short(model, optimizer):
+        first, *rest = real(model, optimizer)
+        return [replace(first, length=first.length - 1), *rest]
+
+    monkeypatch.setattr("bert_toolkit.monitoring.deepspeed_step.shards_of", short)
+    with pytest.raises(RuntimeError, match="weight .* have 5 elements together, the parameter has 6"):
+        stepped(nn.Linear(3, 2)).gradients.finish(1)
