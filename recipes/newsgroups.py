@@ -82,7 +82,7 @@ def main() -> None:
     corpus = load_newsgroups(
         newsgroups.dataset,
         newsgroups.data_dir,
-        None if newsgroups.categories == ["all"] else newsgroups.categories,
+        newsgroups.categories,
         newsgroups.remove,
         newsgroups.validation_fraction,
         arguments.seed,

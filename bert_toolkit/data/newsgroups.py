@@ -34,8 +34,8 @@ ENCODING = "latin-1"
 def load_newsgroups(
     source: str = "auto",
     data_dir: str | Path | None = None,
-    categories: Sequence[str] | None = CATEGORIES,
-    remove: Sequence[str] = (),
+    categories: Sequence[str] | str | None = CATEGORIES,
+    remove: Sequence[str] | str = (),
     validation_fraction: float | None = 0.1,
     seed: int = 42,
 ) -> CorpusSplits:
@@ -46,9 +46,9 @@ def load_newsgroups(
             (SetFit/20_newsgroups).
         data_dir: The folder that holds `20news-bydate-train` and `20news-bydate-test`, the archive
             `20news-bydate*.tar.gz`, or a folder with that archive. Goes with `auto` only.
-        categories: Newsgroups to keep; None keeps all.
-        remove: Any of `headers`, `footers` and `quotes`: parts of a post that give its group away, recognized as in
-            scikit-learn's `fetch_20newsgroups`. The hub's posts come without all three.
+        categories: Newsgroups to keep, or the name of one; `all` or None keeps all.
+        remove: One or more of `headers`, `footers` and `quotes`: parts of a post that give its group away, recognized
+            as in scikit-learn's `fetch_20newsgroups`. The hub's posts come without all three.
         validation_fraction: Fraction of the training posts for validation, stratified by group; None validates on the
             test posts.
         seed: Seed of that split.
@@ -64,6 +64,9 @@ def load_newsgroups(
         raise InputError(f"`dataset` must be auto, scikit-learn or hub, got {source}")
     if data_dir is not None and source != "auto":
         raise InputError(f"`data_dir` and `dataset {source}` contradict one another: pass one of them")
+    categories = [categories] if isinstance(categories, str) else categories
+    categories = None if categories is None or list(categories) == ["all"] else categories
+    remove = (remove,) if isinstance(remove, str) else remove
     unknown = [part for part in remove if part not in REMOVERS]
     if unknown:
         raise InputError(f"`remove` accepts {', '.join(REMOVERS)}, got {unknown[0]}")

@@ -428,3 +428,13 @@ class TestHub:
             InputError, match="the hub answered, but SetFit/20_newsgroups could not be loaded: gone; pass"
         ):
             load_newsgroups()
+
+
+def test_names_alone_are_names(newsgroups_archive):
+    groups = {"alt.atheism", "comp.graphics", "sci.space", "talk.religion.misc"}
+    for everything in ("all", ["all"], None):
+        assert set(load_newsgroups(data_dir=newsgroups_archive, categories=everything).label_names) == groups
+    with pytest.raises(InputError, match="sci.med"):
+        load_newsgroups(data_dir=newsgroups_archive, categories="sci.med")
+    posts = load_newsgroups(data_dir=newsgroups_archive, categories="all", remove="headers").train
+    assert not any("Subject" in text for text in posts["text"])
