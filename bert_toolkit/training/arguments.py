@@ -144,7 +144,7 @@ def parse_arguments(
         return tuple(_instance(dataclass_type, namespace) for dataclass_type in dataclass_types)
     except InputError:
         raise
-    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         raise InputError(str(error)) from error
 
 

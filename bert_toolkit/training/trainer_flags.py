@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import torch
 from huggingface_hub import whoami
 from huggingface_hub.errors import LocalTokenNotFoundError
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.training_args import ParallelMode
 from transformers.utils import is_liger_kernel_available
 
 from bert_toolkit.data.corpus_splits import CorpusSplits
@@ -32,7 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "ddp_bucket_cap_mb": (1, math.inf),
     "ddp_timeout": (1, math.inf),
 }
-"""Smallest and largest value, both accepted; a flag that is not set is not looked at."""
+"""Smallest and largest value, both accepted but infinity; a flag that is not set is not looked at."""
 
 
 def check_trainer_flags(arguments: TrainingArguments) -> None:
@@ -44,9 +47,12 @@ def check_trainer_flags(arguments: TrainingArguments) -> None:
     Raises:
         InputError: A value lies outside its range, or needs another flag or a package.
     """
+    for name, value in vars(arguments).items():
+        if isinstance(value, float) and math.isnan(value):
+            raise InputError(f"`{name}` must be a number, got nan")
     for name, (least, most) in RANGES.items():
         value = getattr(arguments, name)
-        if value is not None and not least <= value <= most:
+        if value is not None and (not least <= value <= most or math.isinf(value)):
             accepted = f"be at least {least}" if most == math.inf else f"lie in {least} to {most}"
             raise InputError(f"`{name}` must {accepted}, got {value}")
     for name in ("adam_beta1", "adam_beta2"):
@@ -54,7 +60,9 @@ def check_trainer_flags(arguments: TrainingArguments) -> None:
             raise InputError(f"`{name}` must be at least 0 and less than 1, got {value}")
     if arguments.adam_epsilon <= 0:
         raise InputError(f"`adam_epsilon` must be greater than 0, got {arguments.adam_epsilon}")
-    if arguments.max_steps <= 0 and arguments.num_train_epochs <= 0:
+    if arguments.max_steps == 0:
+        raise InputError("`max_steps` must be at least 1, or -1 to train for `num_train_epochs`, got 0")
+    if arguments.max_steps < 0 and not 0 < arguments.num_train_epochs < math.inf:
         raise InputError(f"`num_train_epochs` must be greater than 0, got {arguments.num_train_epochs}")
     if arguments.dataloader_persistent_workers and not arguments.dataloader_num_workers:
         raise InputError("`dataloader_persistent_workers` needs `dataloader_num_workers` of at least 1, got 0")
@@ -65,6 +73,17 @@ def check_trainer_flags(arguments: TrainingArguments) -> None:
             "`batch_eval_metrics` must be false, got true: the recipes compute their metrics from all rows at once; "
             "to save memory, set `eval_accumulation_steps`"
         )
+    reporters = get_available_reporting_integrations()
+    for name in arguments.report_to or ():
+        if name not in reporters:
+            raise InputError(
+                f"`report_to` must be none or of what is installed ({', '.join(reporters)}), got {name}: install its "
+                "package, or leave it out"
+            )
+    if arguments.fsdp and arguments.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise InputError("`fsdp` needs several processes: launch with recipes/accelerate_configs/fsdp2.yaml")
+    if arguments.torch_compile:
+        _check_compiler(arguments)
     if arguments.push_to_hub:
         _check_login(arguments.hub_token)
 
@@ -183,6 +202,16 @@ def _check_rows(arguments: TrainingArguments, validation_rows: int) -> None:
             f"`dataloader_drop_last` leaves none of {validation_rows} validation rows in batches of {batch}; "
             "lower `per_device_eval_batch_size` or leave the flag out"
         )
+
+
+def _check_compiler(arguments: TrainingArguments) -> None:
+    mode, backend = arguments.torch_compile_mode, arguments.torch_compile_backend
+    try:
+        torch.compile(torch.nn.Identity(), mode=mode, backend=backend or "inductor")
+    except Exception as error:  # torch has an error class for each part of it
+        raise InputError(
+            f"`torch_compile_mode` {mode} and `torch_compile_backend` {backend} cannot be used: {reason_of(error)}"
+        ) from error
 
 
 def _check_login(token: str | None) -> None:
