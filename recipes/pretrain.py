@@ -11,7 +11,6 @@ Without arguments it takes the State of the Union speeches that `bert_toolkit[of
 from dataclasses import dataclass, field
 from functools import partial
 
-from torch.utils.data import Subset
 from transformers import Trainer
 
 from bert_toolkit import DataCollatorForPreTraining, NextSentencePairs
@@ -22,7 +21,7 @@ from bert_toolkit.pretraining.trainer import PreTrainingTrainer
 from bert_toolkit.reporting import pretraining as report
 from bert_toolkit.reporting.finished_run import FinishedRun
 from bert_toolkit.training.launching import run_recipe, start_recipe
-from bert_toolkit.training.pretraining_documents import hold_out, open_documents, tokenize_documents
+from bert_toolkit.training.pretraining_documents import first_pairs, hold_out, open_documents, tokenize_documents
 from bert_toolkit.training.pretraining_model import load_or_make_model, model_to_continue, predicts_next_sentences
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
 
@@ -98,8 +97,7 @@ def main() -> None:
     # where nothing is held out, pairs of the training documents are scored, at the end only
     scored_documents = held_out_documents or train_documents
     scored = NextSentencePairs(scored_documents, tokenizer, **pair_settings, seed=arguments.seed + 1)
-    # a Subset has no epoch, so that every evaluation sees the same pairs
-    scored = Subset(scored, range(min(len(scored), recipe.held_out_pairs)))
+    scored = first_pairs(scored, recipe.held_out_pairs)
     source = "held-out" if held_out_documents else "training"
     arguments.eval_strategy = arguments.eval_strategy if held_out_documents else "no"
     collator = DataCollatorForPreTraining(

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -150,9 +151,23 @@ def left_out_files(path: str | Path) -> str:
 
 
 def _files_below(folder: Path) -> list[Path]:
+    """All but clutter, also behind links, each folder once; raises InputError for what cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    files: list[Path] = []
+    seen: set[str] = set()
     with reading(folder):
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return [file for file in files if not any(map(is_clutter, [file, *file.relative_to(folder).parents[:-1]]))]
+        for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+            real = os.path.realpath(parent)
+            folders[:] = [] if real in seen else sorted(name for name in folders if not is_clutter(Path(name)))
+            files += [Path(parent, name) for name in names if real not in seen and not is_clutter(Path(name))]
+            seen.add(real)
+    for file in files:
+        if not file.exists():
+            raise InputError(f"{file} is a link to nothing: remove it, or bring back what it leads to")
+    return sorted(file for file in files if file.is_file())
 
 
 class DocumentFiles:
@@ -278,9 +293,11 @@ def _is_sentences(value: Any) -> bool:
 class HeldOut:
     """A fraction of the documents, evenly spread over the corpus, or all the others; iterates like the corpus.
 
+    Empty documents are none of those held out, which could otherwise be nothing but such.
+
     Args:
         documents: The corpus.
-        count: Documents in it.
+        count: Documents in it that are not empty.
         held_out: Documents to hold out.
         training: Yield the documents that are not held out.
     """
@@ -293,6 +310,20 @@ class HeldOut:
 
     def __iter__(self) -> Iterator[Any]:
         """Yields the documents of this part."""
-        for number, document in enumerate(self.documents):
-            if (number in self.held_out) != self.training:
+        number = 0
+        for document in self.documents:
+            held_out = number in self.held_out and holds_text(document)
+            number += holds_text(document)
+            if held_out != self.training:
                 yield document
+
+
+def holds_text(document: str | list[str]) -> bool:
+    """Whether a document is more than white space; what is no document counts, so that it is refused when it is read.
+
+    Args:
+        document: A text or its sentences.
+    """
+    if isinstance(document, str):
+        return bool(document.strip())
+    return not _is_sentences(document) or any(sentence.strip() for sentence in document)

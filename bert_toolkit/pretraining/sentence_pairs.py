@@ -182,7 +182,8 @@ class NextSentencePairs(torch.utils.data.Dataset[Pair]):
         if random_next_probability > 0 and len(documents) == len(documents.sentence_starts) - 1:
             raise InputError(
                 f"all {len(documents)} documents have one sentence, so no B follows any A: give documents of several "
-                "sentences, check how sentences are split, or learn masked words alone (random_next_probability=0)"
+                "sentences, check how sentences are split, or learn masked words alone (random_next_probability=0; "
+                "recipes/pretrain.py: --objective mlm)"
             )
         self.documents = documents
         self.random_next_probability = random_next_probability

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from torch.utils.data import Subset
 from transformers import AutoTokenizer
 
 from bert_toolkit.data.corpus_splits import Origin
@@ -19,6 +20,7 @@ from bert_toolkit.data.documents import (
     DocumentFiles,
     HeldOut,
     corpus_files,
+    holds_text,
     left_out_files,
     sentences_of,
     state_of_the_union_folder,
@@ -142,7 +144,7 @@ def hold_out(documents: Documents, fraction: float, max_train_samples: int | Non
     """
     if not 0 <= fraction < 1:
         raise InputError(f"`held_out_share` must lie in [0, 1), got {fraction}")
-    count = sum(1 for _ in documents.rows)
+    count = sum(map(holds_text, documents.rows))
     if fraction and count < FEWEST_DOCUMENTS:
         raise InputError(
             f"{documents.description} holds {count} document{'s' * (count != 1)}; next-sentence pairs need at least "
@@ -160,6 +162,24 @@ def hold_out(documents: Documents, fraction: float, max_train_samples: int | Non
         )
     others = HeldOut(documents.rows, count, held_out, training=False) if held_out else None
     return DocumentSplits(train, others, (rest, held_out), name)
+
+
+def first_pairs(pairs: Any, count: int) -> Subset[Any]:
+    """The first of some sentence pairs; a part of a dataset has no epoch, so that every evaluation sees the same.
+
+    Args:
+        pairs: The pairs.
+        count: How many at most.
+
+    Returns:
+        Those pairs.
+
+    Raises:
+        InputError: `count` is not positive.
+    """
+    if count < 1:
+        raise InputError(f"`held_out_pairs` must be at least 1, got {count}: to hold none out, `held_out_share 0`")
+    return Subset(pairs, range(min(len(pairs), count)))
 
 
 def tokenize_documents(
@@ -187,9 +207,11 @@ def tokenize_documents(
         The tokenizer, the documents to train on, and those held out, None if there are none.
 
     Raises:
-        InputError: The tokenizer cannot be loaded, there is no such vocabulary, `vocab_size` is too small, or
-            `cache_dir` cannot be written.
+        InputError: The tokenizer cannot be loaded or knows no words, there is no such vocabulary, `vocab_size` or
+            `processes` is too small, or `cache_dir` cannot be written.
     """
+    if processes is not None and processes < 1:
+        raise InputError(f"`processes` must be at least 1, got {processes}")
     if vocabulary[0] not in VOCABULARIES:
         raise InputError(f"`vocabulary` must be one of {', '.join(VOCABULARIES)}, got {vocabulary[0]}")
     cache = _open_cache(cache_dir)
@@ -224,6 +246,10 @@ def _load_or_train_tokenizer(
         if not (folder / "tokenizer.json").exists():
             save_tokenizer(VOCABULARIES[kind](splits.train, vocab_size, max_length), folder)
         return load_pretrained(AutoTokenizer, str(folder), model_max_length=max_length)
+    if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:  # no name on the hub looks so
+        name_or_path = str(Path(name_or_path).expanduser())
+        if not Path(name_or_path).is_dir():
+            raise InputError(f"`tokenizer_name_or_path` {name_or_path}: no such folder")
     tokenizer = load_pretrained(AutoTokenizer, name_or_path, model_max_length=max_length)
     check_vocabulary(tokenizer, name_or_path)
     return tokenizer

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import BertConfig, TrainingArguments
 
 from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.model import ToolkitBertConfig, ToolkitBertForMaskedLM, ToolkitBertForPreTraining
@@ -69,7 +71,7 @@ def model_to_continue(model_name_or_path: str | None) -> str | None:
     kind = model_type_of(name)
     if kind not in ("bert", "toolkit_bert"):
         raise InputError(
-            f"`model_name_or_path` must be a BERT to be trained further, {model_name_or_path} is a {kind}"
+            f"`model_name_or_path` must be a BERT to be trained further, {model_name_or_path} is of type {kind}"
         )
     return name
 
@@ -105,6 +107,8 @@ def load_or_make_model(
     model_class = ToolkitBertForPreTraining if next_sentences else ToolkitBertForMaskedLM
     dropouts: dict[str, Any] = {}
     if dropout is not None:
+        if not 0 <= dropout < 1:
+            raise InputError(f"`dropout` must be at least 0 and less than 1, got {dropout}")
         dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     if name_or_path is not None:
         model = load_and_tell(model_class, name_or_path, use_safetensors=True, **dropouts)
@@ -124,11 +128,19 @@ def load_or_make_model(
         }
         if config_file is not None:
             settings |= _read_settings(config_file)
-        model = model_class(ToolkitBertConfig(**{**settings, **dropouts}))
+        try:
+            model = model_class(ToolkitBertConfig(**{**settings, **dropouts}))
+        except Exception as error:  # whatever PyTorch's modules raise of sizes and rates
+            raise InputError(f"no model can be made of these settings: {reason_of(error)}") from error
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer):,} entries, the model {model.config.vocab_size:,}: take the model's "
             "own tokenizer, or a tokenizer with a smaller vocabulary"
+        )
+    if model.config.type_vocab_size < 2:
+        raise InputError(
+            f"the model must tell two segments apart (`type_vocab_size` 2), got {model.config.type_vocab_size}: "
+            "choose another"
         )
     if max_length > model.config.max_position_embeddings:
         raise InputError(
@@ -140,8 +152,23 @@ def load_or_make_model(
 
 def _read_settings(config_file: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(Path(config_file).read_text(encoding="utf-8")))
+        settings = dict(json.loads(Path(config_file).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"`config_file` must be a JSON file of ToolkitBertConfig's settings: {config_file}: {reason_of(error)}"
         ) from None
+    usual, of_bert = ToolkitBertConfig(), BertConfig()
+    for name, value in settings.items():
+        # the file may be the configuration of a checkpoint, in which more stands
+        if not hasattr(usual, name) and not hasattr(of_bert, name):
+            nearest = difflib.get_close_matches(name, vars(usual), n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise InputError(f"`config_file` {config_file} has the unknown setting {name}{hint}")
+        default = getattr(usual, name, None)
+        if type(default) is int and name != "pad_token_id" and (type(value) is not int or value < 1):
+            raise InputError(f"`config_file` {config_file}: {name} must be a whole number from 1 on, got {value!r}")
+        if type(default) is float and (type(value) not in (int, float) or not 0 <= value < math.inf):
+            raise InputError(f"`config_file` {config_file}: {name} must be a number from 0 on, got {value!r}")
+        if type(default) is bool and type(value) is not bool:
+            raise InputError(f"`config_file` {config_file}: {name} must be true or false, got {value!r}")
+    return settings

@@ -1,7 +1,9 @@
 """Reading documents: sentences, files, what separates documents, and bad files by name."""
 
+import errno
 import gzip
 import json
+import os
 
 import pytest
 
@@ -131,6 +133,40 @@ def test_clutter_in_a_folder_is_passed_over(tmp_path):
     hidden.mkdir()
     (hidden / "b.txt").write_text("Two.")
     assert corpus_files(hidden) == [hidden / "b.txt"], "a folder that was named is read, whatever its name"
+
+
+def test_links_are_followed_once(tmp_path):
+    """Data of clusters often lie behind links; a link to a folder above must not lead around in a circle."""
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for file in (corpus / "a.txt", corpus / "deep" / "b.txt", elsewhere / "c.txt"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(file.name)
+    (corpus / "linked").symlink_to(elsewhere)
+    (corpus / "d.txt").symlink_to(elsewhere / "c.txt")
+    for place in (corpus / "circle", corpus / "deep" / "up", elsewhere / "back"):
+        place.symlink_to(corpus)
+    names = ["a.txt", "d.txt", "deep/b.txt", "linked/c.txt"]
+    assert [str(file.relative_to(corpus)) for file in corpus_files(corpus)] == names
+    (corpus / "gone.txt").symlink_to("nowhere")
+    with pytest.raises(InputError, match="gone.txt is a link to nothing: remove it, or bring back"):
+        corpus_files(corpus)
+    (corpus / "gone.txt").rename(corpus / ".gone.txt")
+    assert len(corpus_files(corpus)) == 4
+
+
+def test_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("One.")
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match="cannot be read: Permission denied"):
+        corpus_files(tmp_path)
 
 
 def test_files_that_are_left_out_are_counted(tmp_path):
@@ -268,3 +304,12 @@ def test_held_out_documents_are_spread_evenly_and_kept_apart(count, held_out):
     if held_out > 1:
         gaps = [b - a for a, b in zip(out, out[1:], strict=False)]
         assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("empty", ["", " \n", ["", " "], []])
+def test_empty_documents_are_not_held_out(empty):
+    """Otherwise those to be scored could be nothing but empty files."""
+    corpus = [empty, "a", empty, empty, "b", "c", empty, "d", empty]
+    out, train = (list(HeldOut(corpus, 4, 2, training=training)) for training in (False, True))
+    assert out == ["b", "d"]
+    assert train == [empty, "a", empty, empty, "c", empty, empty]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForPreTraining, AutoTokenizer, BertTokenizer, pipeline
+from transformers import AutoModelForPreTraining, AutoTokenizer, BertConfig, BertModel, BertTokenizer, pipeline
 
 from bert_toolkit import InputError
 
@@ -250,7 +250,31 @@ def bad(tmp_path):
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "aa", "ab", "."])}
     BertTokenizer(vocab=vocabulary).save_pretrained(tmp_path / "tokenizer")
     any_encoder.save(any_encoder.roberta, tmp_path / "roberta")
+    BertModel(BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(
+        tmp_path / "weights"
+    )
     return tmp_path
+
+
+ODD_SETTINGS = {
+    "one-segment": {"type_vocab_size": 1},
+    "typo": {"num_hiden_layers": 2},
+    "no-layer": {"num_hidden_layers": 0},
+    "no-head": {"num_attention_heads": 0},
+    "text": {"layer_norm_eps": "small"},
+    "truth": {"attention_bias": "no"},
+    "rate": {"hidden_dropout_prob": 3},
+    "pad": {"pad_token_id": 99999},
+}
+
+
+def test_settings_of_a_checkpoint_make_a_model_of_its_size(monkeypatch, tmp_path, settings):
+    """The configuration that a run leaves is a file of settings for the next."""
+    few = {"max_steps": 2, "eval_strategy": "no", "save_strategy": "no"}
+    run(monkeypatch, settings(tmp_path / "first", **few))
+    run(monkeypatch, settings(tmp_path / "second", **few, config_file=tmp_path / "first" / "config.json"))
+    first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second"))
+    assert first == second
 
 
 def test_home_that_cannot_be_written_is_one_line(monkeypatch, tmp_path, settings):
@@ -286,19 +310,35 @@ def test_home_that_cannot_be_written_is_one_line(monkeypatch, tmp_path, settings
         ({"next_sentence_weight": 0}, "`next_sentence_weight`"),
         ({"cache_dir": "/proc/self/fdinfo/cache"}, "`cache_dir` /proc/self/fdinfo/cache is not writable"),
         ({"cache_dir": "{bad}/one.txt/cache"}, "one.txt/cache is not writable (Not a directory): pass another"),
-        ({"tokenizer_name_or_path": "{bad}/absent"}, "absent cannot be loaded as AutoTokenizer: "),
+        ({"tokenizer_name_or_path": "{bad}/absent"}, "`tokenizer_name_or_path` {bad}/absent: no such folder"),
+        ({"tokenizer_name_or_path": "{bad}/one.txt"}, "`tokenizer_name_or_path` {bad}/one.txt: no such folder"),
+        ({"tokenizer_name_or_path": "{bad}/weights"}, "weights holds no tokenizer, or one without words"),
+        ({"held_out_pairs": 0}, "`held_out_pairs` must be at least 1, got 0"),
+        ({"processes": 0}, "`processes` must be at least 1, got 0"),
+        ({"dropout": 2}, "`dropout` must be at least 0 and less than 1, got 2.0"),
+        ({"dropout": "nan"}, "`dropout` must be at least 0 and less than 1, got nan"),
+        ({"config_file": "{bad}/one-segment.json"}, "must tell two segments apart (`type_vocab_size` 2), got 1"),
+        ({"config_file": "{bad}/typo.json"}, "unknown setting num_hiden_layers; did you mean num_hidden_layers?"),
+        ({"config_file": "{bad}/no-layer.json"}, "num_hidden_layers must be a whole number from 1 on, got 0"),
+        ({"config_file": "{bad}/no-head.json"}, "num_attention_heads must be a whole number from 1 on, got 0"),
+        ({"config_file": "{bad}/text.json"}, "layer_norm_eps must be a number from 0 on, got 'small'"),
+        ({"config_file": "{bad}/truth.json"}, "attention_bias must be true or false, got 'no'"),
+        ({"config_file": "{bad}/rate.json"}, "no model can be made of these settings: dropout probability"),
+        ({"config_file": "{bad}/pad.json"}, "no model can be made of these settings: Padding_idx"),
         ({"tokenizer_name_or_path": "{bad}/empty"}, "empty cannot be loaded as AutoTokenizer: "),
         ({"model_name_or_path": "{bad}/absent"}, "absent: no such folder"),
         ({"model_name_or_path": "{bad}/roberta"}, "must be a BERT to be trained further, "),
-        ({"model_name_or_path": "{bad}/roberta", "tokenizer_name_or_path": "{bad}/tokenizer"}, "is a roberta"),
+        ({"model_name_or_path": "{bad}/roberta", "tokenizer_name_or_path": "{bad}/tokenizer"}, "is of type roberta"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_input_is_one_line_and_trains_nothing(monkeypatch, tmp_path, settings, bad, changes, message):
     (bad / "c.json").write_text(json.dumps({**TINY, "max_position_embeddings": 512}))
     (bad / "v.json").write_text(json.dumps({**TINY, "vocab_size": 20}))
+    for name, setting in ODD_SETTINGS.items():
+        (bad / f"{name}.json").write_text(json.dumps({**TINY, **setting}))
     changes = {k: v.format(bad=bad) if isinstance(v, str) else v for k, v in changes.items()}
-    with pytest.raises(InputError, match=re.escape(message)) as error:
+    with pytest.raises(InputError, match=re.escape(message.replace("{bad}", str(bad)))) as error:
         run(monkeypatch, settings(tmp_path / "run", **changes))
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
