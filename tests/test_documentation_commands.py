@@ -43,6 +43,7 @@ SMALL = {
     "benchmarks.fault_injection run": "--only minilm/missing_from_optimizer --seeds 0",
     "benchmarks/kill_and_resume.py": "--recipes cola --kills 1",
     "benchmarks/monitoring_overhead.py": "--size minilm --batch_size 1 --length 8 --rounds 1",
+    "benchmarks/monitoring_scale.py": "--sizes 22 --rounds 1",
     "benchmarks/pretraining_step.py": "--sizes 2/128/2/16 --steps 1 --rounds 1 --threads 1",
     "benchmarks/sample_baselines.py": "--seeds",  # none: the scores of the simple models only
 }
