@@ -37,7 +37,9 @@ def describe_device(training_arguments: TrainingArguments) -> str:
     if precision == "fp16" and device.type == "cpu":
         words = "fp32 (fp16 has no effect on CPU; bf16 has)"
     processes = training_arguments.world_size
-    threads = f", {torch.get_num_threads()} threads each" if device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    each = f"{count} thread{'s' if count > 1 else ''}{' each' if processes > 1 else ''}"
+    threads = f", {each}" if device.type == "cpu" else ""
     return f"{name}, {processes} process{'es' if processes > 1 else ''}{threads}, {words}"
 
 
@@ -254,7 +256,8 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
     table = Table(title=title, title_justify="left", show_header=any(columns))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 or not any(columns) else "right")
+        # names that are wider than a narrow terminal go on in a second line
+        table.add_column(column, justify="left" if index == 0 or not any(columns) else "right", overflow="fold")
     return table
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
+import shutil
 import sys
 import textwrap
 from argparse import Namespace
@@ -148,20 +150,25 @@ def parse_arguments(
         raise InputError(str(error)) from error
 
 
-def help_text(dataclass_types: Sequence[Any], defaults: Mapping[str, Any], in_full: bool = False) -> str:
+def help_text(
+    dataclass_types: Sequence[Any], defaults: Mapping[str, Any], in_full: bool = False, width: int | None = None
+) -> str:
     """What `--help` prints: what the recipe is, then its flags under the first sentence of their dataclass.
 
     Args:
         dataclass_types: As for `parse_arguments`.
         defaults: Likewise.
         in_full: List every flag of `TrainingArguments`, not only those in `defaults`.
+        width: Characters of a line; those of the terminal if None, and 100 at most.
 
     Returns:
-        The text, of lines up to 100 characters wide.
+        The text. Commands keep their lines, however narrow the terminal is.
     """
+    width = max(40, min(width or shutil.get_terminal_size((HELP_WIDTH, 24)).columns, HELP_WIDTH))
     program = Path(sys.argv[0]).name
     purpose = (getattr(sys.modules.get(dataclass_types[0].__module__), "__doc__", None) or "").strip()
-    parts = [f"usage: {program} [settings.yaml] [--flag value ...]", purpose] if purpose else [f"usage: {program}"]
+    usage = f"usage: {program} [settings.yaml] [--flag value ...]" if purpose else f"usage: {program}"
+    parts = [usage, *(_wrapped(paragraph, width) for paragraph in purpose.split("\n\n") if paragraph)]
     for dataclass_type in dataclass_types:
         shown = [item for item in fields(dataclass_type) if item.init]
         heading = (dataclass_type.__doc__ or dataclass_type.__name__).strip().splitlines()[0].rstrip(".")
@@ -171,26 +178,46 @@ def help_text(dataclass_types: Sequence[Any], defaults: Mapping[str, Any], in_fu
                 heading += f" that have a default of this recipe; --help-all lists all {len(shown)}"
                 shown = [item for item in shown if item.name in defaults]
         hints = get_type_hints(dataclass_type)
-        parts.append("\n".join([f"{heading}:", *(_help_of(item, hints[item.name], defaults) for item in shown)]))
+        flags = (_help_of(item, hints[item.name], defaults, width) for item in shown)
+        parts.append("\n".join([*_lines(f"{heading}:", width), *flags]))
     return "\n\n".join(parts)
 
 
-def _help_of(item: Field[Any], hint: Any, defaults: Mapping[str, Any]) -> str:
+def _wrapped(paragraph: str, width: int) -> str:
+    """A paragraph in lines of this width; commands, which are indented, as they are."""
+    return paragraph if paragraph.startswith(" ") else "\n".join(_lines(paragraph, width))
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """Lines of this width; names of flags and files are not broken at their hyphens."""
+    return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False) or [""]
+
+
+def _help_of(item: Field[Any], hint: Any, defaults: Mapping[str, Any], width: int) -> str:
     default = item.default_factory() if item.default_factory is not MISSING else item.default
     default = defaults.get(item.name, default)
     kinds = [kind for kind in _alternatives(hint) if kind is not NoneType]
+    several = [kind for kind in kinds if get_origin(kind) is list]
+    kinds = several or kinds  # several values may be one
     value = "|".join(sorted({"true|false" if kind is bool else _name_of(kind) for kind in kinds}))
     text = " ".join(str(item.metadata.get("help", "")).split())
+    if item.name in defaults:  # transformers' sentences name the defaults of Trainer
+        text = re.sub(r" Defaults to [^.]*\.| \(default\)", "", text)
     if default is MISSING:
         text += " (required)"
-    elif default is not None:
-        text += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
-    lines = textwrap.wrap(text, HELP_WIDTH - HELP_INDENT) or [""]
+    elif item.name == "learning_rate" and default is None:
+        text += " (default: by the size of the model)"
+    elif default not in (None, []):
+        told = " ".join(map(str, default)) if isinstance(default, list) else default
+        text += f" (default: {str(told).lower() if isinstance(told, bool) else told})"
+    # in a narrow terminal a column beside the flags would be too narrow for a sentence
+    indent = HELP_INDENT if width >= 2 * HELP_INDENT else 6
+    lines = _lines(text, width - indent)
     flag = f"  --{item.name} {value}"
-    lead = [flag] if len(flag) >= HELP_INDENT else []
+    lead = [flag] if len(flag) >= indent else []
     first = lines.pop(0) if not lead else None
-    out = lead or [f"{flag:<{HELP_INDENT}}{first}"]
-    return "\n".join(out + [" " * HELP_INDENT + line for line in lines])
+    out = lead or [f"{flag:<{indent}}{first}"]
+    return "\n".join(out + [" " * indent + line for line in lines])
 
 
 def _name_of(kind: Any) -> str:

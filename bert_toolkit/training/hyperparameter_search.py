@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
@@ -58,8 +58,8 @@ def search_hyperparameters(trainer: Trainer, trials: int) -> dict[str, str]:
     args = trainer.args
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
-    direction = "maximize" if args.greater_is_better else "minimize"
-    place = {"study_name": "search", "storage": InMemoryStorage()}
+    direction: Literal["minimize", "maximize"] = "maximize" if args.greater_is_better else "minimize"
+    place: dict[str, Any] = {"study_name": "search", "storage": InMemoryStorage()}
     search = _Search(create_study(direction=direction, **place), args, trials)
     search.announce()
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +64,16 @@ def test_file_whose_name_is_no_text(tmp_path, tiny_bert_dir):
     process = subprocess.run([*command, *few, data.removesuffix(".tsv")], capture_output=True, env=environment)
     assert process.returncode == 2
     assert b"error: `output_dir` must be text in UTF-8" in process.stderr
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPE.parent.glob("*.py")))
+def test_help_in_a_narrow_terminal_of_the_c_locale(recipe):
+    command = [sys.executable, str(RECIPE.parent / f"{recipe}.py"), "--help"]
+    process = subprocess.run(command, capture_output=True, env={**os.environ, "LC_ALL": "C", "COLUMNS": "60"})
+    assert process.returncode == 0, process.stderr[-3000:]
+    lines = process.stdout.decode().splitlines()
+    assert lines[0] == f"usage: {recipe}.py [settings.yaml] [--flag value ...]" and len(lines) > 40
+    # but for commands and files, which are shown whole, and names that are longer than a line
+    too_long = [line for line in lines[1:] if len(line) > 60 and " " in line.strip()]
+    assert all(re.match(r" {4}\S", line) for line in too_long), too_long
+    assert process.stderr.decode().count("\n") <= 1, "a library may have a word to say"

@@ -4,7 +4,14 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, TrainingArguments
 
-from bert_toolkit.reporting.overview import parameter_groups, print_class_balance, print_overview, print_token_lengths
+from bert_toolkit.reporting.overview import (
+    describe_device,
+    parameter_groups,
+    print_class_balance,
+    print_overview,
+    print_settings,
+    print_token_lengths,
+)
 
 BERT = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
 
@@ -58,3 +65,19 @@ def test_bf16_that_is_slower_than_fp32_is_told(monkeypatch, tmp_path, capsys, ca
     arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none", **asked)
     print_overview("Title", {"data": "rows"}, arguments)
     assert ("warning: this processor has no AVX-512" in capsys.readouterr().out) == slow
+
+
+def test_names_are_whole_in_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    print_settings(
+        {"validation_matthews_correlation": "0.6940", "data": "rows of a corpus with a long name"}, "Result"
+    )
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.split("│")[1:3]] for line in lines if "│" in line]
+    assert "".join(name for name, _ in cells) == "validation_matthews_correlationdata"
+    assert "…" not in "".join(lines) and max(map(len, lines)) <= 40
+
+
+def test_one_thread_of_one_process_is_told_as_such(tmp_path):
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none")
+    assert describe_device(arguments) == "CPU, 1 process, 1 thread, fp32"

@@ -161,5 +161,21 @@ class TestHelp:
         assert f"--help-all lists all {len(names)}" in short
         assert all(f"  --{name} " in full for name in names)
 
+    def test_narrow_terminals_wrap_between_words(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "60")
+        text = self.printed(capsys, "--help")
+        assert max(len(line) for line in text.splitlines()) <= 60
+        assert "  --max_length n\n      length (default: 64)\n" in text
+        assert "--help-all lists all" in " ".join(text.split()), "names of flags stay whole"
+
+    def test_defaults_are_what_a_person_types(self, capsys):
+        text = " ".join(self.printed(capsys, "--help").split())
+        assert "(default: false)" in text and "False)" not in text and "(default: )" not in text
+        # of a flag that takes one value or several, the second says all
+        assert "--report_to text ... The list of integrations" in text
+        told = " ".join(help_text(self.TYPES, {"learning_rate": None, "metric_for_best_model": "auto"}).split())
+        assert "(default: by the size of the model)" in told
+        assert "Defaults to" not in told and "(default: auto)" in told, "Trainer's own default is not this recipe's"
+
     def test_program_says_what_it_is_for(self):
         assert "Flags, files of settings" in help_text(self.TYPES, {})
