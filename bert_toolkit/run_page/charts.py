@@ -55,7 +55,8 @@ def curves(runs: Sequence[RunFiles], names: Mapping[str, str], axis: str, logari
     layout = _layout(axis)
     layout["showlegend"] = len(data) > 1
     if logarithmic:
-        layout["yaxis"]["type"] = "log"
+        # plotly.js would label ticks between powers of ten by their first digit: 5 for 0.5
+        layout["yaxis"] |= {"type": "log", "tickformat": ".3~g"}
     _mark(layout, runs[0].cases)
     return {"data": data, "layout": layout}
 

@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 import bert_toolkit
 from bert_toolkit.reporting.results import write_predictions, write_results
+from bert_toolkit.run_page import write_run_page
 
 
 def classifier():
@@ -63,6 +64,27 @@ def faulty_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def healthy_run(tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs") / "healthy", False, learning_rate=5e-4)
+
+
+@pytest.fixture(scope="session")
+def predicted_run(healthy_run, tmp_path_factory):
+    """The healthy run with what a classifier's recipe adds, and its page."""
+    folder = tmp_path_factory.mktemp("runs") / "predicted"
+    shutil.copytree(healthy_run, folder)
+    classes = ["unacceptable", "acceptable"]
+    columns = {
+        "source": [f"particle_and_preposition_{i}" for i in range(30)],
+        "sentence": ["The landlord ignored the spoon until Brenda picked up it."] * 30,
+        "label": [classes[i % 2] for i in range(30)],
+        "prediction": [classes[i % 3 == 0] for i in range(30)],
+        "probability": [0.5 + i / 100 for i in range(30)],
+    }
+    write_predictions(folder, columns)
+    scores = {"accuracy": 0.5571428571, "validation_matthews_correlation": -0.114861234}
+    by_class = {name: {"precision": 0.552, "recall": 0.607, "f1": 0.578, "rows": 140} for name in classes}
+    write_results(folder, {**scores, "classes": by_class, "log_history": []})
+    write_run_page(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

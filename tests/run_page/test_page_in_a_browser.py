@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from bert_toolkit.reporting.results import write_results
 from bert_toolkit.run_page import write_run_page
 
 pytest.importorskip("plotly")
@@ -33,7 +34,8 @@ def opened(browser):
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on("request", lambda request: said.append(request.url) if not request.url.startswith("blob:") else None)
 
-    def open_page(path):
+    def open_page(path, width=1240):
+        tab.set_viewport_size({"width": width, "height": 900})
         tab.goto(path.as_uri())
         tab.wait_for_selector("body[data-drawn]", timeout=60_000)
         assert said == [path.as_uri()]
@@ -68,6 +70,27 @@ def test_hovering_tells_the_value(opened, faulty_run):
     chart.locator(".hoverlayer .hovertext").wait_for()
     told = chart.locator(".hoverlayer .hovertext").text_content()
     assert "embeddings" in told and "step" in told and "‖update‖" in told
+
+
+def test_ticks_of_a_logarithmic_axis_say_what_they_are(opened, tmp_path):
+    norms = [0.3, 0.4, 0.6, 7.0]
+    write_results(tmp_path, {"log_history": [{"step": step, "grad_norm": norm} for step, norm in enumerate(norms)]})
+    tab = opened(write_run_page(tmp_path))
+    ticks = tab.evaluate(
+        "[...document.querySelectorAll('figure')].filter(f => f._fullLayout?.yaxis.type === 'log').flatMap(f => "
+        "f._fullLayout.yaxis._vals.filter(tick => !tick.minor && tick.text).map(tick => [10 ** tick.x, tick.text]))"
+    )
+    assert [float(text) for _, text in ticks] == pytest.approx([value for value, _ in ticks]) == [0.5, 1, 2, 5]
+
+
+def test_on_a_phone_nothing_is_cut_and_no_number_is_broken(opened, predicted_run):
+    tab = opened(predicted_run / "report.html", width=390)
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    lines = "[...document.querySelectorAll('td.number')].map(cell => { const range = document.createRange(); "
+    lines += "range.selectNodeContents(cell); return range.getClientRects().length; })"
+    assert set(tab.evaluate(lines)) == {1}
+    wide = "[...document.querySelectorAll('figure')].filter(f => f.getBoundingClientRect().right > 390).length"
+    assert tab.evaluate(wide) == 0
 
 
 def test_text_of_the_run_is_never_run(opened, hostile_run, healthy_run, tmp_path):
