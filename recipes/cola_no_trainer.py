@@ -87,7 +87,7 @@ def main() -> None:
         model, optimizer, schedule, train_batches, batches(validation), batches(test)
     )
     facts = {"data": corpus.description, "model": model_description, "learning rate": cola.learning_rate}
-    facts["device"] = f"{accelerator.device} × {processes}, {accelerator.mixed_precision}"
+    facts["device"] = overview.device_in_words(accelerator.device, processes, accelerator.mixed_precision)
     if is_main:
         overview.print_settings(facts, "CoLA fine-tuning without Trainer")
         overview.print_token_lengths(lengths, cola.max_length, sum(corpus.train["truncated"][:]))
@@ -134,7 +134,7 @@ def main() -> None:
 
     # evaluation
     predicted = predict(accelerator, model, test_batches)
-    scores = {f"validation_{name}": of for name, of in scores.items()} | compute_classification_metrics(predicted)
+    scores = compute_classification_metrics(predicted) | {f"validation_{name}": of for name, of in scores.items()}
 
     # save
     for tracker in accelerator.trackers:  # end_training() would destroy the process group, which is still needed

@@ -30,13 +30,25 @@ def describe_device(training_arguments: TrainingArguments) -> str:
     Returns:
         The line.
     """
-    device = training_arguments.device
+    arguments = training_arguments
+    return device_in_words(arguments.device, arguments.world_size, arguments.mixed_precision)
+
+
+def device_in_words(device: torch.device, processes: int, precision: str) -> str:
+    """One line on device, processes, threads and precision.
+
+    Args:
+        device: Of this process.
+        processes: How many train together.
+        precision: As Accelerate calls it: `no`, `bf16` or `fp16`.
+
+    Returns:
+        The line.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    precision = training_arguments.mixed_precision
     words = {"no": "fp32", "bf16": "bf16 mixed precision", "fp16": "fp16 mixed precision"}.get(precision, precision)
     if precision == "fp16" and device.type == "cpu":
         words = "fp32 (fp16 has no effect on CPU; bf16 has)"
-    processes = training_arguments.world_size
     count = torch.get_num_threads()
     each = f"{count} thread{'s' if count > 1 else ''}{' each' if processes > 1 else ''}"
     threads = f", {each}" if device.type == "cpu" else ""

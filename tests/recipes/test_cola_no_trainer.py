@@ -60,6 +60,7 @@ def check_it_ends_as_the_other_recipes_do(folder, results, printed):
     precision, recall, f1, counts = precision_recall_fscore_support(labels, predictions, labels=["acceptable"])
     of_class = {"precision": precision[0], "recall": recall[0], "f1": f1[0], "rows": counts[0]}
     assert results["classes"]["acceptable"] == pytest.approx(of_class)
+    assert results["device"] in ("CPU, 1 process, 1 thread, fp32", "CPU, 2 processes, 1 thread each, fp32")
     assert "Test scores by class" in printed and results["training health"] in " ".join(printed.split())
 
     card = ModelCard.load(folder / "README.md")
