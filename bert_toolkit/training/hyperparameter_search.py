@@ -108,9 +108,9 @@ class _Search:
         self._of_best, self._greater = bool(args.load_best_model_at_end), bool(args.greater_is_better)
         self._scores: list[float] = []
         self._told = 0
-        own = _searched(args)
-        self.choices = _choices(own)
-        study.enqueue_trial(own)
+        self._own = _searched(args)
+        self.choices = _choices(self._own)
+        study.enqueue_trial(self._own)
 
     def announce(self) -> None:
         if self.is_main:
@@ -129,7 +129,7 @@ class _Search:
             else trial.suggest_categorical(flag, of)
             for flag, of in self.choices.items()
         }
-        return _as_flags(values)
+        return self._as_flags(values)
 
     def judge(self, metrics: Mapping[str, float]) -> float:
         """The score of the trial after an evaluation."""
@@ -142,19 +142,27 @@ class _Search:
     def result(self) -> tuple[dict[str, Any], str]:
         """The best settings, and a line on them for the report; writes the file."""
         self._tell_finished()
-        best, score = _as_flags(self.study.best_params), self.study.best_value
-        trials = [{**_as_flags(trial.params), self.metric: trial.value} for trial in self.study.get_trials()]
+        best, score = self._as_flags(self.study.best_params), self.study.best_value
+        trials = [{**self._as_flags(trial.params), self.metric: trial.value} for trial in self.study.get_trials()]
         record = {"metric": self.metric, "tried": self.choices, "trials": trials, "best": best}
         with replaced_at_once(self.file) as partial:
             partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         print(f"Best: {_line(best)}; training with it now", flush=True)
         return best, f"{_line(best)}: the best of {self.trials} trials, validation {self.metric} {score:.4f}"
 
+    def _as_flags(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values as they are trained with: a learning rate that Optuna proposes becomes one that a person can type."""
+        rate = values["learning_rate"]
+        return {**values, "learning_rate": rate if rate == self._own["learning_rate"] else float(f"{rate:.3g}")}
+
     def _tell_finished(self) -> None:
         finished = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
         for trial in finished[self._told :]:
             score = "no score, it diverged" if trial.value is None else f"{self.metric} {trial.value:.4f}"
-            print(f"trial {trial.number + 1} of {self.trials}: {_line(_as_flags(trial.params))}: {score}", flush=True)
+            print(
+                f"trial {trial.number + 1} of {self.trials}: {_line(self._as_flags(trial.params))}: {score}",
+                flush=True,
+            )
         self._told = len(finished)
 
 
@@ -193,11 +201,6 @@ def _choices(own: Mapping[str, Any]) -> dict[str, list[Any]]:
         "warmup_steps": lambda share: sorted({*WARM_UPS, share}),
     }
     return {flag: of_each[flag](value) for flag, value in own.items()}
-
-
-def _as_flags(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as they are trained with: a learning rate that a person can type."""
-    return {flag: float(f"{value:.3g}") if flag == "learning_rate" else value for flag, value in values.items()}
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -100,9 +100,11 @@ def test_sample_and_the_other_classifiers(run, newsgroups_archive, tmp_path):
 def test_what_is_fixed_in_steps_is_not_searched(run, cola_dir):
     pytest.importorskip("optuna")
     few = {"max_steps": 3, "warmup_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
-    few |= {"load_best_model_at_end": "false", "monitor_every": 0}
+    few |= {"load_best_model_at_end": "false", "monitor_every": 0, "learning_rate": 0.00123456}
     folder, results, _ = run("cola", data_dir=cola_dir, hyperparameter_search=2, **few)
     assert set(search_of(folder)["best"]) == {"learning_rate"} and results["steps"] == 3
+    first, second = (trial["learning_rate"] for trial in search_of(folder)["trials"])
+    assert first == 0.00123456 and second == float(f"{second:.3g}"), "the run's own rate is tried as it is"
 
 
 @pytest.mark.launch
