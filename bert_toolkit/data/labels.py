@@ -241,7 +241,7 @@ def _refuse_written_lists(table: Table, column: str, separator: str | None) -> N
     texts = [unicodedata.normalize("NFKC", value).strip() if isinstance(value, str) else "" for value in values]
     comma = separator is None and 2 * sum(map(bool, map(_DECIMAL_COMMA.fullmatch, texts))) > len(texts)
     for row, text in enumerate(texts):
-        divided = separator is not None and separator in values[row]
+        divided = bool(text) and separator is not None and separator in values[row]
         is_list = _WRITTEN_LIST.fullmatch(text) and (text[0] != "(" or "," in text)
         brackets = divided and text[:1] + text[-1:] in ("[]", "()", "{}")
         if comma or brackets or is_list or not divided and _WRITTEN_MARKS.fullmatch(text):

@@ -82,7 +82,8 @@ def _errors_of_optimizer(trainer: Trainer) -> Iterator[None]:
         flags = ("lr_scheduler_type", "lr_scheduler_kwargs")
         if "create_scheduler" not in makers:
             flags = ("optim", "optim_args")
-        given = ", ".join(f"`{name}` {getattr(arguments, name)}" for name in flags if getattr(arguments, name))
+        values = {name: getattr(arguments, name) for name in flags}
+        given = ", ".join(f"`{name}` {getattr(value, 'value', value)}" for name, value in values.items() if value)
         raise InputError(f"training cannot begin with {given}: {reason_of(error)}") from error
 
 

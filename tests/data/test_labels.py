@@ -439,6 +439,7 @@ def test_problem_type_can_be_forced():
         (["a", "b"], {"separator": ""}, "is at least one character"),
         (["a", "b"], {"separator": ";", "problem_type": SINGLE}, "no `label_separator`"),
         ([["a"], ["b"]], {"separator": ";"}, "rows.csv:2 has a list in column 'label', expected labels in a string"),
+        ([0.5, "a;b"], {"separator": ";"}, "rows.csv:2 has a number in column 'label', expected labels in a string"),
         (["a", "b"], {"problem_type": "binary"}, "`problem_type` must be auto, single_label_classification"),
     ],
 )

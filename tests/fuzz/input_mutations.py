@@ -15,11 +15,15 @@ TOKENS = [
     *(b'"\\ud800"', b"\\u0000", b'{"a": 1}', b"[[1]]", b"[" * 3000, b" " * 50, b"a" * 140_000),
     *(b"!!python/object/apply:os.abort []", b"&a [*a]", b"cos\nsystem\n(S'exit 3'\ntR."),
     *(b"[0, 1, 0]", b"['a', 'b']", b"0|1|1", b"0,5", b"1.0", b"01", b"TRUE", b"nan", b"N/A", b"-", b"e\xcc\x81"),
+    *(b"True,False", b"{a,b}", b"0/1/0", b"1e0", b"-0.0", b"yes", b"010", b"10\xc2\xa0000", b"B-", b"# a = b\n"),
+    *(b"\n\xef\xbb\xbf", b' "x"', b"\nsep =;\n", b"\r\r\n", b"\x1f\x8b\x08", b"PAR1", b"|", b"[1]"),
     *(
         "\u200b".encode(),
         "好吗？是的。".encode(),
         "Да. Нет!".encode(),
         "नहीं। हाँ".encode(),
+        "１ ＮＡ — ı İ".encode(),
+        "བཀྲ། Բարեւ: ok.[1] Ok".encode(),
         "😀".encode(),
         b"...!?" * 40_000,
     ),
@@ -57,6 +61,12 @@ VALUES = [
         "1.0",
         "NaN",
         "cafe\u0301",
+        ["yes", "no", "no"],
+        ["1e0", "0", "１"],
+        [-0.0, 1.0],
+        "{a,b}",
+        "N.A.",
+        "B-PER",
     ),
 ]
 
