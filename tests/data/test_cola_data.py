@@ -105,7 +105,9 @@ class TestReadColaFile:
         with pytest.raises(InputError, match="cannot be read: Is a directory"):
             read_cola_file(tmp_path)
 
-    text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r\0"), min_size=1, max_size=30)
+    # U+FEFF at the beginning of a line is the mark of a file that was joined to another, and no text
+    characters = st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r\0\ufeff")
+    text = st.text(characters, min_size=1, max_size=30)
 
     @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.lists(st.tuples(text, st.sampled_from("01"), text, text), max_size=8), st.booleans())

@@ -429,7 +429,9 @@ class TestWriting:
                 check_new_file(path, overwrite=False)
 
     @given(
-        st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), st.integers()))
+        st.lists(
+            st.tuples(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff")), st.integers())
+        )
     )
     def test_any_csv_and_json_lines_come_back(self, tmp_path_factory, rows):
         folder = tmp_path_factory.mktemp("rows")
