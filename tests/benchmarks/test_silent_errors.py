@@ -1,12 +1,10 @@
 """Silent errors: each names rules that exist, and runs end to end on one process and on two."""
 
 import json
-import logging
 import sys
 from pathlib import Path
 
 import pytest
-import transformers
 
 from benchmarks.fault_injection.silent_errors import __main__ as command
 from benchmarks.fault_injection.silent_errors import report
@@ -44,17 +42,6 @@ def test_the_list_of_the_paper_is_covered_or_its_rest_explained() -> None:
         "x-jxmnop",
     ):
         assert error in known
-
-
-@pytest.fixture(autouse=True)
-def loud():
-    """The command silences the toolkit's log for good; the tests after it want to read it."""
-    logger, before = logging.getLogger("bert_toolkit"), transformers.logging.get_verbosity()
-    level = logger.level
-    yield
-    logger.setLevel(level)
-    transformers.logging.set_verbosity(before)
-    transformers.utils.logging.enable_progress_bar()
 
 
 @pytest.fixture
