@@ -50,3 +50,5 @@ def main(out: Path, way: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])
+    sys.stdout.flush()
+    os._exit(0)  # and so, seldom, do threads of the process group, which end with the interpreter
