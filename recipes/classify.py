@@ -31,7 +31,7 @@ from bert_toolkit.training.loading import load_classifier, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
 from bert_toolkit.training.rehearsal import check_token_ids, rehearse
 from bert_toolkit.training.tokenized_rows import tokenize_corpus
-from bert_toolkit.training.trainer_flags import check_classifier_flags, choose_best_metric
+from bert_toolkit.training.trainer_flags import check_classifier_flags, choose_best_metric, choose_learning_rate
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
 
 
@@ -121,8 +121,7 @@ def main() -> None:
     compute_metrics, best, curves = METRICS[corpus.problem_type]
     choose_best_metric(arguments, best)
     check_classifier_flags(arguments, corpus, curves)
-    if arguments.learning_rate is None:
-        arguments.learning_rate = 2e-5 if getattr(model.config, "hidden_size", 768) >= 768 else 1e-4  # as for CoLA
+    choose_learning_rate(arguments, model, wide=2e-5, narrow=1e-4)  # as for CoLA
     facts = {"data": corpus.description, "columns": columns.description, "model": model_description}
     print_classifier_overview("Text classification", facts, corpus, classify.max_length, model, arguments)
 

@@ -34,7 +34,7 @@ from bert_toolkit.training.loading import load_classifier, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
 from bert_toolkit.training.rehearsal import check_token_ids, rehearse
 from bert_toolkit.training.tokenized_rows import tokenize_corpus
-from bert_toolkit.training.trainer_flags import check_classifier_flags
+from bert_toolkit.training.trainer_flags import check_classifier_flags, choose_learning_rate
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
 
 
@@ -87,10 +87,9 @@ def main() -> None:
     check_token_ids(model, corpus.train, corpus.validation, corpus.test)
 
     # arguments
-    if arguments.learning_rate is None:
-        # bert-base: Devlin et al. 2019. Smaller models want larger steps: chosen by validation MCC on a split of
-        # CoLA's training rows, see benchmarks/README.md.
-        arguments.learning_rate = 2e-5 if getattr(model.config, "hidden_size", 768) >= 768 else 1e-4
+    # bert-base: Devlin et al. 2019. Smaller models want larger steps: chosen by validation MCC on a split of CoLA's
+    # training rows, see benchmarks/README.md.
+    choose_learning_rate(arguments, model, wide=2e-5, narrow=1e-4)
     check_classifier_flags(arguments, corpus, ["accuracy", "matthews_correlation"])
     facts = {"data": corpus.description, "model": model_description}
     print_classifier_overview("CoLA fine-tuning", facts, corpus, cola.max_length, model, arguments)

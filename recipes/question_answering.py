@@ -23,7 +23,7 @@ from bert_toolkit.training.loading import load_answerer, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
 from bert_toolkit.training.question_windows import tokenize_questions
 from bert_toolkit.training.rehearsal import check_max_length, rehearse_rows
-from bert_toolkit.training.trainer_flags import check_answerer_flags, choose_best_metric
+from bert_toolkit.training.trainer_flags import check_answerer_flags, choose_best_metric, choose_learning_rate
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
 
 
@@ -99,9 +99,7 @@ def main() -> None:
         test_metrics = AnswerMetrics(corpus.test, test, answering.max_answer_length, threshold)
     choose_best_metric(arguments, "answer_f1")
     check_answerer_flags(arguments, len(validation), metrics.names)
-    if arguments.learning_rate is None:
-        is_wide = getattr(model.config, "hidden_size", 768) >= 768
-        arguments.learning_rate = 3e-5 if is_wide else 1e-4  # bert-base: Devlin et al. 2019
+    choose_learning_rate(arguments, model, wide=3e-5, narrow=1e-4)  # bert-base: Devlin et al. 2019
     facts = {"data": corpus.description, "model": model_description}
     if arguments.process_index == 0:
         splits = {"train": (corpus.train, train), "validation": (corpus.validation, validation)}

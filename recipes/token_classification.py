@@ -23,7 +23,7 @@ from bert_toolkit.training.loading import load_tagger, load_tokenizer
 from bert_toolkit.training.pretrained import choose_model
 from bert_toolkit.training.rehearsal import check_max_length, rehearse_rows
 from bert_toolkit.training.tokenized_words import tokenize_sentences
-from bert_toolkit.training.trainer_flags import check_tagger_flags, choose_best_metric
+from bert_toolkit.training.trainer_flags import check_tagger_flags, choose_best_metric, choose_learning_rate
 from bert_toolkit.training.trainer_run import add_run_callbacks, train_and_save
 
 
@@ -82,9 +82,7 @@ def main() -> None:
     metrics = TagMetrics(corpus)
     choose_best_metric(arguments, metrics.best)
     check_tagger_flags(arguments, len(corpus.validation), metrics.names)
-    if arguments.learning_rate is None:
-        is_wide = getattr(model.config, "hidden_size", 768) >= 768
-        arguments.learning_rate = 5e-5 if is_wide else 3e-4  # each word is a label
+    choose_learning_rate(arguments, model, wide=5e-5, narrow=3e-4)  # each word is a label
     facts = {"data": corpus.description, "model": model_description}
     if arguments.process_index == 0:
         remarks = {f"remark {number}": remark for number, remark in enumerate(corpus.remarks, start=1)}

@@ -312,8 +312,9 @@ class HeldOut:
         """Yields the documents of this part."""
         number = 0
         for document in self.documents:
-            held_out = number in self.held_out and holds_text(document)
-            number += holds_text(document)
+            counts = holds_text(document)
+            held_out = counts and number in self.held_out
+            number += counts
             if held_out != self.training:
                 yield document
 

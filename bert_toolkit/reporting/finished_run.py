@@ -157,7 +157,7 @@ class FinishedRun(FinishedTraining):
     @property
     def name(self) -> str:
         """Of the model, on the hub or as its folder is called."""
-        return (self.trainer.hub_model_id or Path(self.output_dir).resolve().name).split("/")[-1]
+        return (self.trainer.hub_model_id or super().name).split("/")[-1]
 
     def loss_figures(self, loss: str = "loss (nats)") -> dict[str, Figure]:
         """The loss of each batch as a figure, none where it was not kept.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from huggingface_hub import whoami
 from huggingface_hub.errors import LocalTokenNotFoundError
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.training_args import ParallelMode
 from transformers.utils import is_liger_kernel_available
@@ -104,6 +104,19 @@ def check_early_stopping(arguments: TrainingArguments) -> None:
             f"{getattr(arguments.eval_strategy, 'value', arguments.eval_strategy)} and "
             f"{str(arguments.load_best_model_at_end).lower()}"
         )
+
+
+def choose_learning_rate(arguments: TrainingArguments, model: PreTrainedModel, wide: float, narrow: float) -> None:
+    """Sets the learning rate by the size of the model where none was passed.
+
+    Args:
+        arguments: Of the run; changed.
+        model: That is trained; one that does not tell its width counts as wide.
+        wide: For models as wide as BERT-base and wider.
+        narrow: For others.
+    """
+    if arguments.learning_rate is None:
+        arguments.learning_rate = wide if getattr(model.config, "hidden_size", 768) >= 768 else narrow
 
 
 def choose_best_metric(arguments: TrainingArguments, best: str) -> None:

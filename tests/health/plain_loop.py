@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,6 +50,16 @@ def causal_lm() -> nn.Module:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=32)
     return GPT2LMHeadModel(config).train()
+
+
+@torch.no_grad()
+def changed(model: nn.Module, pattern: str, change: Callable[[torch.Tensor], object]) -> nn.Module:
+    """The model with one change in all parameters whose name matches."""
+    matching = [p for name, p in model.named_parameters() if re.search(pattern, name)]
+    assert matching
+    for parameter in matching:
+        change(parameter)
+    return model
 
 
 def texts(generator: torch.Generator, rows: int = ROWS) -> dict[str, torch.Tensor]:

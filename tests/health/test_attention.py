@@ -1,13 +1,12 @@
 """Queries and keys: their numbers against plain formulas, faults that are named, and models that are silent."""
 
 import math
-import re
 from collections.abc import Callable
 
 import pytest
 import torch
 from healthy_models import HEALTHY_MODELS, gpt2, healthy_loop, llama, quiet
-from plain_loop import VOCABULARY, Loop, batches, masked_words, sentences_to_continue, small_bert, texts
+from plain_loop import VOCABULARY, Loop, batches, changed, masked_words, sentences_to_continue, small_bert, texts
 from torch import nn
 from transformers import (
     AutoModel,
@@ -116,15 +115,6 @@ def test_nothing_is_left_behind(name):
     probe.start()
     probe.forget()
     assert [dict(module._forward_hooks) for module in model.modules()] == before
-
-
-@torch.no_grad()
-def changed(model: nn.Module, pattern: str, change: Callable[[torch.Tensor], object]) -> nn.Module:
-    matching = [p for name, p in model.named_parameters() if re.search(pattern, name)]
-    assert matching
-    for parameter in matching:
-        change(parameter)
-    return model
 
 
 def first_head_everywhere(weight: torch.Tensor) -> None:

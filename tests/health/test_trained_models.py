@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from plain_loop import Loop
+from plain_loop import Loop, changed
 from torch import nn
 from transformers import (
     BertConfig,
@@ -76,15 +76,6 @@ def found(model: nn.Module, data: Iterator[dict]) -> dict[str, str]:
 
 def data_of(name: str, **kwargs) -> Iterator[dict]:
     return masked(counting(2, **kwargs)) if name == "bert" else counting(2, **kwargs)
-
-
-@torch.no_grad()
-def changed(model: nn.Module, pattern: str, change: Callable[[torch.Tensor], object]) -> nn.Module:
-    matching = [p for name, p in model.named_parameters() if re.search(pattern, name)]
-    assert matching
-    for parameter in matching:
-        change(parameter)
-    return model
 
 
 EMBEDDINGS = r"wte|word_embeddings|embed_tokens"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from healthy_models import HEALTHY_MODELS, gpt2, llama
-from plain_loop import Loop, Tokenizer, batches, classifier, masked_lm, masked_words, sentences_to_continue
+from plain_loop import Loop, Tokenizer, batches, changed, classifier, masked_lm, masked_words, sentences_to_continue
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertModel, GemmaConfig, GemmaForCausalLM
 
@@ -21,16 +21,6 @@ def found_before_training(model: nn.Module) -> dict[str, str]:
     watch = HealthWatch(model, tokenizer=Tokenizer())
     watch.begin()
     return {case.finding.rule: case.finding.severity for case in watch.judge.cases.values() if not case.symptom_of}
-
-
-@torch.no_grad()
-def changed(model: nn.Module, pattern: str, change: Callable[[torch.Tensor], object]) -> nn.Module:
-    """The model with one change in all parameters whose name matches."""
-    matching = [p for name, p in model.named_parameters() if re.search(pattern, name)]
-    assert matching
-    for parameter in matching:
-        change(parameter)
-    return model
 
 
 def first_rows_zero(fraction: float) -> Callable[[torch.Tensor], object]:

@@ -7,6 +7,7 @@ import numpy as np
 from bert_toolkit.health.attention_probe import KEYS, QUERIES
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.health.history import HealthHistory
+from bert_toolkit.health.rules.questions import fact_by_place
 from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, OUTCOME, rule
 
 
@@ -26,12 +27,12 @@ def attention_saturated(history: HealthHistory, *, peak: float = 0.8, samples: i
     Told of models with four heads or more whose positions are added to the words. Mean over queries; even in trained
     encoders some head of every layer stays below half of `peak`.
     """
-    seen = _of_layers(history, "attention_peak")
+    seen = fact_by_place(history, "attention_peak")
     if len(seen) < samples:
         return None
     known = np.isfinite(seen[-samples:]).all(axis=0)
     sharp = known & (np.nan_to_num(seen[-samples:]) > peak).all(axis=0)
-    if not sharp.any() or 2 * sharp.sum() < known.sum():
+    if not _in_half(sharp, known):
         return None
     least = float(seen[-1, sharp].min())
     return attention_saturated.finding(
@@ -59,13 +60,13 @@ def attention_logits_grow(history: HealthHistory, *, spread: float = 30.0, facto
     The spread is the standard deviation over the keys, in the head where it is largest. In trained encoders one layer
     may reach 20; a softmax of values that spread over 30 is one token, and such growth comes before the loss moves.
     """
-    seen = _of_layers(history, "attention_contrast")
+    seen = fact_by_place(history, "attention_contrast")
     if len(seen) < 2:
         return None
     known = np.isfinite(seen[0]) & np.isfinite(seen[-1])
     with np.errstate(invalid="ignore"):
         grown = known & (seen[-1] > spread) & (seen[-1] > factor * seen[0])
-    if not grown.any() or 2 * grown.sum() < known.sum():
+    if not _in_half(grown, known):
         return None
     return attention_logits_grow.finding(
         history,
@@ -92,7 +93,7 @@ def attention_uniform(history: HealthHistory, *, spread: float = 1e-4, samples: 
 
     Queries that begin as zeros are usual; an optimizer moves them within a few steps.
     """
-    seen = _of_layers(history, "attention_contrast")
+    seen = fact_by_place(history, "attention_contrast")
     if len(seen) < samples or not history.rate[0] > 0:
         return None
     recent = seen[-samples:]
@@ -118,12 +119,12 @@ def attention_uniform(history: HealthHistory, *, spread: float = 1e-4, samples: 
 )
 def heads_alike(history: HealthHistory, *, difference: float = 1e-3) -> Finding | None:
     """All heads of at least half of the layers have the same products of queries and keys, so they do the same."""
-    seen = _of_layers(history, "heads_differ")
+    seen = fact_by_place(history, "heads_differ")
     if not len(seen):
         return None
     known = np.isfinite(seen[-1])
     alike = known & (np.nan_to_num(seen[-1], nan=1.0) < difference)
-    if not alike.any() or 2 * alike.sum() < known.sum():
+    if not _in_half(alike, known):
         return None
     return heads_alike.finding(
         history,
@@ -134,13 +135,9 @@ def heads_alike(history: HealthHistory, *, difference: float = 1e-3) -> Finding 
     )
 
 
-def _of_layers(history: HealthHistory, name: str) -> np.ndarray:
-    """A fact by sample and attention module; (0, 0) where it is not there."""
-    layers = len(history.places.get(name, ()))
-    seen = history.fact(name)
-    if seen.ndim == 1 and layers == 1:  # a vector of one entry is kept as a number
-        seen = seen[:, None]
-    return seen if seen.ndim == 2 and seen.shape[1] == layers else np.zeros((0, 0))
+def _in_half(chosen: np.ndarray, known: np.ndarray) -> bool:
+    """Whether some layers are chosen, and at least half of those that are known."""
+    return bool(chosen.any() and 2 * chosen.sum() >= known.sum())
 
 
 def _queries_and_keys(history: HealthHistory, chosen: np.ndarray, name: str) -> np.ndarray:
@@ -148,4 +145,4 @@ def _queries_and_keys(history: HealthHistory, chosen: np.ndarray, name: str) -> 
     modules = [module for module, is_chosen in zip(history.places[name], chosen, strict=True) if is_chosen]
     projections = tuple(f"{module}.{part}." for module in modules for part in (*QUERIES, *KEYS, "c_attn"))
     named = [parameter.startswith(projections) and parameter.endswith("weight") for parameter in history.names]
-    return np.flatnonzero(named) if modules else np.zeros(0, dtype=int)
+    return np.flatnonzero(named)

@@ -6,7 +6,7 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding, Severity
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import latest
+from bert_toolkit.health.rules.questions import fact_by_place, latest
 from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, STEPS, rule
 
 
@@ -23,12 +23,10 @@ def module_output_changed(history: HealthHistory) -> Finding | None:
     Compared are a few rows with the module's own weights, rounding allowed for: 0.3 % of the norm in float32, 3 % in
     half precision. Noise on embeddings alone is a note, since some add it on purpose (NEFTune, Jain et al. 2023).
     """
-    error, gain = history.fact("identity_error"), history.fact("identity_gain")
-    names = history.places.get("identity_error", ())
-    if error.ndim != 2 and len(names) == 1:
-        error, gain = error[:, None], gain[:, None]
-    if not len(history) or error.ndim != 2 or error.shape[1] != len(names):
+    error, gain = fact_by_place(history, "identity_error"), fact_by_place(history, "identity_gain")
+    if not len(error):
         return None
+    names = history.places["identity_error"]
     limit = float(history.fact("identity_tolerance")[-1])
     looked_at = ~np.isnan(error[-1])
     changed = np.flatnonzero(looked_at & (error[-1] > limit))

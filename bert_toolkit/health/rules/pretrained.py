@@ -8,7 +8,7 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import fresh_layers
+from bert_toolkit.health.rules.questions import is_trained
 from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, STEPS, rule
 
 _VOCABULARY = 100  # classes from which on a class is taken for a token
@@ -32,10 +32,7 @@ def fresh_kind(history: HealthHistory, *, most: float = 0.75) -> Finding | None:
     the checkpoint is at hand, by `not_as_in_checkpoint`.
     """
     start = history.start
-    if not start or len(history) > 1:
-        return None
-    states = fresh_layers(history).values()
-    if not states or any(states):
+    if not start or len(history) > 1 or not is_trained(history):
         return None
     for stack in history.stacks:
         kinds = stack[history.is_matrix[stack].all(axis=1) & np.isfinite(start["std"][stack]).all(axis=1)]
@@ -71,11 +68,10 @@ def worse_than_guessing(history: HealthHistory, *, margin: float = 0.05) -> Find
     """
     if not history.start or len(history) != 1 or history.now != 1 or history.several_losses[0]:
         return None
-    if history.classes[0] < _VOCABULARY:
+    if history.classes[0] < _VOCABULARY or not is_trained(history):
         return None
-    states = fresh_layers(history).values()
     limit = math.log(history.classes[0]) + margin
-    if not states or any(states) or not history.loss[0] > limit:
+    if not history.loss[0] > limit:
         return None
     is_mean = history.fact("loss_weight")[0] < 1.5 and history.fact("gradient_row_sum")[0] < 0.1
     labelled = history.fact("labelled_fraction")[0]

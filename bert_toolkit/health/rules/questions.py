@@ -181,3 +181,18 @@ def fresh_layers(history: HealthHistory) -> dict[str, bool]:
         if varying or (untouched.all() and zero.all()):
             fresh[block] = not varying
     return fresh
+
+
+def is_trained(history: HealthHistory) -> bool:
+    """Whether there are layers whose state `fresh_layers` tells, and none of them is fresh."""
+    states = fresh_layers(history).values()
+    return bool(states) and not any(states)
+
+
+def fact_by_place(history: HealthHistory, name: str) -> np.ndarray:
+    """A fact that is a vector, (samples, places); (0, 0) where it is not there."""
+    places = len(history.places.get(name, ()))
+    seen = history.fact(name)
+    if seen.ndim == 1 and places == 1:  # a vector of one entry is kept as a number
+        seen = seen[:, None]
+    return seen if seen.ndim == 2 and seen.shape[1] == places else np.zeros((0, 0))

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from bert_toolkit.health.attention_probe import KEYS, QUERIES
 from bert_toolkit.health.findings import Finding, Severity
 from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.rules.questions import fresh_layers
@@ -13,12 +14,8 @@ from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, 
 
 # The usual names of the parts of a layer, each with a dot or the beginning before it.
 QUERY, KEY, VALUE = (
-    rf"(^|\.)({names})\.weight$"
-    for names in (
-        "query|q_proj|q_lin|q|wq|query_proj",
-        "key|k_proj|k_lin|k|wk|key_proj",
-        "value|v_proj|v_lin|v|wv|value_proj",
-    )
+    rf"(^|\.)({'|'.join(names)})\.weight$"
+    for names in (QUERIES, KEYS, ("value", "v_proj", "v_lin", "v", "wv", "value_proj"))
 )
 FFN_IN = r"(^|\.)(intermediate\.dense|fc1|c_fc|lin1|up_proj|wi|wi_0|fc_in|dense_h_to_4h|w1|linear1)\.weight$"
 FFN_OUT = (
