@@ -251,9 +251,8 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         self._output = MonitoringOutput(self.name, self.record_class, self.figures, self._safe, run)
         self._output.write_run_record()
         reason = unsupported_reason(run.model, run.optimizer, by_trainer=run.arguments is not None)
-        if reason:
-            self._stop_observing(reason)
-            self._active = False
+        if reason:  # all processes agree about it at the first sampled step
+            self._stop_observing(reason, of_all=True)
             return
         reader = StepReader.of(run.model)
         reader.forget()
@@ -484,8 +483,10 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
             self._let_go()
         return result
 
-    def _stop_observing(self, reason: str) -> None:
-        logger.warning("%s: nothing is observed. %s", self.title, reason)
+    def _stop_observing(self, reason: str, of_all: bool = False) -> None:
+        """What is true of all processes is told by one of them."""
+        told = logging.INFO if of_all and self._run is not None and not self._run.is_main else logging.WARNING
+        logger.log(told, "%s: nothing is observed. %s", self.title, reason)
         self._let_go()
 
     def _let_go(self) -> None:

@@ -404,8 +404,8 @@ class TrainingHealthCallback(MonitoringCallback[None]):
     def _is_main(self) -> bool:
         return self._output is not None and self._output.is_main
 
-    def _stop_observing(self, reason: str) -> None:
-        super()._stop_observing(reason)
+    def _stop_observing(self, reason: str, of_all: bool = False) -> None:
+        super()._stop_observing(reason, of_all)
         self._watch = None
 
     def _resume(self, step: int) -> None:

@@ -26,9 +26,14 @@ from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import learning_rates, named_unique_parameters
 from bert_toolkit.monitoring.update_ratios import UpdateRatioRecord
 
-# The samples, counted from when this process began to watch, at which the model's behavior is probed. The first finds
-# what is wrong from the start; a model whose layers begin as the identity shows only later that it sees order.
-PROBED = (0, 4)
+
+def is_probed(times: int, *, second: int = 4) -> bool:
+    """Whether a model's behavior is probed at this sample, counted from when this process began to watch.
+
+    The first finds what is wrong from the start. A model whose layers begin as the identity shows only later that it
+    sees order; and what fails now and then, or begins to fail, is met by one of ever rarer samples.
+    """
+    return times == 0 or (times >= second and times & (times - 1) == 0)
 
 
 class HealthWatch:
@@ -126,7 +131,7 @@ class HealthWatch:
         facts: dict[str, Tensor | float] = {}
         if self._flow is not None:
             facts |= self._flow.stop()
-        if self._behavior is not None and self._forward is not None and self._times in PROBED:
+        if self._behavior is not None and self._forward is not None and is_probed(self._times):
             # Every rank hands out the same facts, unknown or not.
             facts |= self._behavior.facts(self._forward.first_inputs or {})
         self._times += 1

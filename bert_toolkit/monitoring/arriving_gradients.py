@@ -49,16 +49,24 @@ class ArrivingGradients:
 
     Args:
         named: parameters by name.
+
+    Attributes:
+        batches: backward passes that brought a gradient, of the parameter to which most came.
     """
 
     def __init__(self, named: list[tuple[str, nn.Parameter]]) -> None:
         self._named = named
         self._rows: dict[int, Tensor] = {}
+        self._came = [0] * len(named)
         self._guard = GuardedHooks()
         whole = not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1)
         whole = whole and not any(isinstance(p, DTensor) for _, p in named)
         hooks = [self._guard(partial(self._on_gradient, place)) for place in range(len(named))] if whole else []
         self._handles: list[Any] = [p.register_hook(hook) for (_, p), hook in zip(named, hooks, strict=False)]
+
+    @property
+    def batches(self) -> int:  # noqa: D102
+        return max(self._came, default=0)
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -92,4 +100,5 @@ class ArrivingGradients:
 
     @torch.no_grad()
     def _on_gradient(self, place: int, gradient: Tensor) -> None:
+        self._came[place] += 1
         self._rows[place] = local_absolute_rows([local_tensor(gradient)])

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from bert_toolkit.monitoring.parameter_roles import named_unique_parameters, whole_shape
 from bert_toolkit.monitoring.tensor_statistics import local_tensor
 
+_COMPARED = 64  # elements of each part
+_ROUNDING, _TINY = 0.01, 1e-6  # more than those of bfloat16 and fp16
+
 
 @dataclass(frozen=True, eq=False)
 class Shard:
@@ -22,6 +25,9 @@ class Shard:
         group: place of its parameter group.
         holder: tensor that the torch optimizer steps, None where this rank has no part in it.
         start, length: where the part lies in the flattened holder.
+        begin: where it lies in the flattened parameter.
+        computed: the same elements as the model computes with, flat and in its precision; None where this rank has no
+            part.
     """
 
     name: str
@@ -31,6 +37,8 @@ class Shard:
     holder: Tensor | None
     start: int
     length: int
+    begin: int
+    computed: Tensor | None
 
     def values(self) -> Tensor:
         """Return the elements of the part, flat."""
@@ -43,6 +51,13 @@ class Shard:
         if self.holder.grad is None:
             return torch.zeros_like(self.values())
         return local_tensor(self.holder.grad)[self.start : self.start + self.length]
+
+    def is_elsewhere(self) -> Tensor:
+        """Return whether some of these values are not those of the parameter, rounding allowed for, as 0 or 1."""
+        assert self.computed is not None
+        distance = max(self.length // _COMPARED, 1)
+        held, computed = self.values()[::distance].float(), self.computed[: self.length : distance].float()
+        return ((held - computed).abs() > _ROUNDING * held.abs() + _TINY).any()
 
 
 def is_deepspeed(optimizer: Any) -> bool:
@@ -87,22 +102,25 @@ def shards_of(model: nn.Module, optimizer: Any) -> list[Shard]:
         if not parameter.requires_grad:
             continue
         size, group = whole_shape(parameter).numel(), groups.get(id(parameter), 0)
-        holder: Tensor | None = None
-        start = length = 0
+        holder, computed = None, None
+        start = length = begin = 0
         if hasattr(parameter, "ds_id"):  # ZeRO 3: equal parts, the last ones padded
             part, start, width = engine.grad_position[engine.get_param_id(parameter)]
             holder, group = engine.fp32_partitioned_groups_flat[part], engine.sub_group_to_group_id[part]
-            length = min(width, max(size - rank * width, 0))
+            length, begin, computed = min(width, max(size - rank * width, 0)), rank * width, parameter.ds_tensor
         elif hasattr(parameter, "_hp_mapping"):  # ZeRO 1 and 2: all parameters end to end, cut into equal parts
             mapping = parameter._hp_mapping
             if mapping is not None:
                 holder = inner.param_groups[mapping.param_group_index]["params"][0]
                 start, length = mapping.hp_fragment_address.start, mapping.hp_fragment_address.numel
+                begin = mapping.lp_fragment_address.start
+                computed = parameter.detach().reshape(-1)[begin:]
         else:
             width = -(-size // ranks)
             holder, start = copies.get(id(parameter), parameter), min(rank * width, size)
-            length = min(width, size - start)
-        shards.append(Shard(name, parameter, size, group, holder, start, length))
+            length, begin = min(width, size - start), start
+            computed = local_tensor(parameter).reshape(-1)[begin:]
+        shards.append(Shard(name, parameter, size, group, holder, start, length, begin, computed))
     return shards
 
 

@@ -8,8 +8,9 @@ collective joins them.
 
 import logging
 import math
+import weakref
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 _ABSOLUTE, _UPDATE = 5, 4  # columns of gradients and of updates
 # What the backward passes brought: its norm, whether anything came, its projection, and that of what came of it.
 _NORM, _CAME, _PROJECTION, _USED, _ARRIVAL = 0, 1, 2, 3, 4
+_BEGIN, _END, _ELSEWHERE, _OWN = 4, 5, 6, 7  # which part of the parameter this is, and whether its values are others
 _PROJECTED = 4096  # elements of each gradient
 
 
@@ -44,17 +46,19 @@ class DeepSpeedStep:
     Args:
         model: the module that is trained.
         optimizer: Accelerate's wrapper of the optimizer.
+        compares: look whether what DeepSpeed steps is what the model computes with; once in a training is enough.
 
     Attributes:
         learning_rates: parameter name -> learning rate of this step.
         gradients: once gathered, what `finish(step)` turns into a record.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Any) -> None:
+    def __init__(self, model: nn.Module, optimizer: Any, compares: bool = True) -> None:
         self.gradients: PendingGradientFlow | None = None
         self._engine, self._inner = optimizer.optimizer, torch_optimizer(optimizer)
         self._shards = shards_of(model, optimizer)
-        self._reads_gradients = False
+        self._reads_gradients, self._compares = False, compares
+        self._elsewhere: dict[int, Tensor] = {}
         self._monitors: Sequence[UpdateRatioMonitor] = ()
         rates = [float(group["lr"]) if "lr" in group else math.nan for group in self._inner.param_groups]
         self.learning_rates = {
@@ -105,12 +109,20 @@ class DeepSpeedStep:
 
     @torch.no_grad()
     def gather(self) -> None:
-        """Join the numbers of all ranks in one collective; every rank must call it."""
+        """Join the numbers of all ranks in one collective; every rank must call it.
+
+        Raises:
+            RuntimeError: the parts of all ranks together are not the whole of a parameter.
+        """
         device = self._shards[0].parameter.device
         wide = torch.float32 if device.type == "mps" else torch.float64
-        arrivals = torch.zeros(len(self._shards), _ARRIVAL, dtype=wide, device=device)
+        arrivals = torch.zeros(len(self._shards), _OWN, dtype=wide, device=device)
+        parts_held = [[shard.begin, shard.begin + shard.length] for shard in self._shards]
+        arrivals[:, [_BEGIN, _END]] = torch.tensor(parts_held, dtype=wide, device=device)
         for place, arrival in self._arrivals.items():
-            arrivals[place] = arrival.to(wide)
+            arrivals[place, :_ARRIVAL] = arrival.to(wide)
+        for place, elsewhere in self._elsewhere.items():
+            arrivals[place, _ELSEWHERE] = elsewhere.to(wide)
         parts = [arrivals, self._table(self._rows, _ABSOLUTE, arrivals)]
         if not self._has_stepped:  # DeepSpeed skips steps whose gradients are not finite; nothing moves
             parts[1][:, 1:] = math.nan
@@ -121,8 +133,9 @@ class DeepSpeedStep:
         rows = gathered_rows(torch.cat(parts, dim=1)[None])
         self._rows, self._moves, self._arrivals = [], {}, {}
         gathered = _Gathered(rows, self._shards)
+        gathered.check()
         for number, monitor in enumerate(self._monitors):
-            start = _ARRIVAL + _ABSOLUTE + number * _UPDATE
+            start = _OWN + _ABSOLUTE + number * _UPDATE
             self._updates[monitor] = gathered.read_columns(start, start + _UPDATE)
         if self._reads_gradients:
             self.gradients = PendingGradientFlow(
@@ -149,7 +162,7 @@ class DeepSpeedStep:
         if limit is not None and not limit > 0:
             return lambda: 1.0
         if limit is None or norm is None:
-            _tell_once(type(self._engine).__name__)
+            _tell_once(self._engine)
             return lambda: math.nan
         total = HostCopy(norm)
         return lambda: min(1.0, float(limit) / (float(total.read()) + 1e-6))
@@ -194,6 +207,8 @@ class DeepSpeedStep:
         self._total_norm = None if norm is None else torch.as_tensor(norm).detach().clone()
         stepping = [place for place, shard in enumerate(self._shards) if id(shard.holder) in now]
         places = [place for place in stepping if self._shards[place].length]
+        if self._compares:
+            self._elsewhere |= {place: self._shards[place].is_elsewhere() for place in places}
         if self._reads_gradients and places:
             gradients = [self._shards[place].gradient() for place in places]
             self._rows.append((places, local_absolute_rows(gradients)))
@@ -234,13 +249,18 @@ class DeepSpeedStep:
         return chosen @ self._signs[len(chosen)]
 
 
-@cache
-def _tell_once(engine: str) -> None:
-    logger.warning(
-        "clip_coefficient is not recorded: DeepSpeed's %s does not tell the norm or the limit of its gradients as "
-        "version 0.19 does; gradients are recorded as they are after clipping",
-        engine,
-    )
+_TOLD: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+def _tell_once(engine: Any) -> None:
+    """Say it once in a training, in one of its processes."""
+    if engine not in _TOLD and torch.distributed.get_rank() == 0:
+        logger.warning(
+            "clip_coefficient is not recorded: DeepSpeed's %s does not tell the norm or the limit of its gradients as "
+            "version 0.19 does; gradients are recorded as they are after clipping",
+            type(engine).__name__,
+        )
+    _TOLD.add(engine)
 
 
 class _Gathered:
@@ -251,20 +271,42 @@ class _Gathered:
         self._names = [shard.name for shard in shards]
         self._sizes = np.array([shard.size for shard in shards])
 
+    def check(self) -> None:
+        """Find out whether the parts of all ranks, one after the other, are each parameter.
+
+        Raises:
+            RuntimeError: they leave something out, overlap, or hold other values than the model.
+        """
+        table = self._copy.read()
+        for place, (name, size) in enumerate(zip(self._names, self._sizes, strict=True)):
+            parts = sorted((begin, end) for begin, end in table[:, place, [_BEGIN, _END]] if end > begin)
+            ends = [0.0, *(end for _, end in parts)]
+            if [begin for begin, _ in parts] != ends[:-1] or ends[-1] != size:
+                told = ", ".join(f"{begin:.0f} to {end:.0f}" for begin, end in parts)
+                raise RuntimeError(
+                    f"the parts of {name} that DeepSpeed's processes hold ({told or 'none'}) are not the whole "
+                    f"parameter, which has {size} elements; version 0.19 is expected"
+                )
+        elsewhere = np.flatnonzero(table[..., _ELSEWHERE].any(axis=0))
+        if len(elsewhere):
+            raise RuntimeError(
+                f"what DeepSpeed steps for {self._names[elsewhere[0]]} are not the values that the model computes "
+                "with; version 0.19 is expected, and weights must be loaded by its engine"
+            )
+
     def read(self) -> np.ndarray:
         """Rows of gradients and, last, norms before clipping; zeros where no gradient came on any rank.
 
         Raises:
-            RuntimeError: the parts of all ranks together are not the whole parameter.
+            RuntimeError: a gradient came, and DeepSpeed's optimizer did not step all parts of the parameter.
         """
         table = self._copy.read()
-        rows = np.concatenate([table[..., _ARRIVAL : _ARRIVAL + _ABSOLUTE], table[..., _NORM : _NORM + 1]], axis=-1)
+        rows = np.concatenate([table[..., _OWN : _OWN + _ABSOLUTE], table[..., _NORM : _NORM + 1]], axis=-1)
         came, counts = table[..., _CAME].max(0) > 0, rows[..., 0].sum(0)
-        wrong = np.flatnonzero(came & (counts != self._sizes))
-        if len(wrong):
+        if len(wrong := np.flatnonzero(came & (counts != self._sizes))):
             raise RuntimeError(
-                f"the parts of {self._names[wrong[0]]} that DeepSpeed's processes hold have {counts[wrong[0]]:.0f} "
-                f"elements together, the parameter has {self._sizes[wrong[0]]}; version 0.19 is expected"
+                f"{self._names[wrong[0]]} got a gradient, and DeepSpeed's optimizer stepped {counts[wrong[0]]:.0f} of "
+                f"its {self._sizes[wrong[0]]} elements; version 0.19 is expected"
             )
         rows[:, ~came] = 0.0
         return rows

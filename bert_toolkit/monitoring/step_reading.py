@@ -1,5 +1,6 @@
 """One reading of gradients and parameters for each sampled optimizer step, shared by all who observe that step."""
 
+import logging
 import weakref
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ from bert_toolkit.monitoring.deepspeed_step import DeepSpeedStep
 from bert_toolkit.monitoring.gradient_flow import GradientFlowMonitor, GradientFlowRecord, PendingGradientFlow
 from bert_toolkit.monitoring.parameter_roles import ParameterInfo, learning_rates, unwrap
 from bert_toolkit.monitoring.update_ratios import Mode, UpdateRatioMonitor, UpdateRatioRecord
+
+logger = logging.getLogger(__name__)
 
 # What an observer wants to know of updates; `any` takes what another observer measures, or the cheap sample.
 UpdateSampling = Literal["exact", "sampled", "any"]
@@ -54,6 +57,8 @@ class StepReader:
         self._last_step = self._in_a_row = 0
         self._steps_inside_backward = False
         self._leaves_gradients = False  # the optimizer, as a sample has shown
+        self._has_told_batches = False
+        self._has_compared = False  # what DeepSpeed steps with what the model holds
 
     @staticmethod
     def of(model: nn.Module) -> "StepReader":
@@ -151,7 +156,9 @@ class StepReading:
         self._gradients: GradientFlowRecord | None = None
         self._copies: dict[tuple[Mode, int], UpdateRatioMonitor] = {}
         self._updates: dict[tuple[Mode, int], UpdateRatioRecord] = {}
-        self._engine = DeepSpeedStep(self.model, optimizer) if is_deepspeed(optimizer) else None
+        self._engine: DeepSpeedStep | None = None
+        if is_deepspeed(optimizer):
+            self._engine = DeepSpeedStep(self.model, optimizer, compares=not reader._has_compared)
         self.steps_inside_backward = reader._steps_inside_backward and self._engine is None
         self.came_too_late = False
         self._arriving: ArrivingGradients | None = None
@@ -226,6 +233,7 @@ class StepReading:
                 self._pending = None if self._arriving is None else self._arriving.take()
             except Exception as error:
                 self._gradient_failure = error
+            self._tell_batches()
             for monitor in self._copies.values():
                 monitor.note_rates(optimizer)
             return
@@ -248,6 +256,16 @@ class StepReading:
                 self._gradient_failure = error
         self._copy(optimizer)
 
+    def _tell_batches(self) -> None:
+        batches = 0 if self._arriving is None else self._arriving.batches
+        if batches > 1 and not self._reader._has_told_batches:
+            self._reader._has_told_batches = True
+            logger.warning(
+                "the optimizer steps inside the backward pass, so for each of the %d batches of a step: recorded are "
+                "the gradients of the last batch, and the updates of all batches together",
+                batches,
+            )
+
     def _copy(self, optimizer: Any) -> None:
         """Copy parameters for all observers, and free copies that another observer's serve as well."""
         try:
@@ -266,9 +284,12 @@ class StepReading:
     def gather(self) -> None:
         """Join what the processes have read of a step inside the backward pass; all of them must call it."""
         if self._engine is not None and not self._has_gathered:
-            self._has_gathered = True
-            self._engine.gather()
-            self._pending = self._engine.gradients
+            self._has_gathered = self._reader._has_compared = True
+            try:
+                self._engine.gather()
+                self._pending = self._engine.gradients
+            except RuntimeError as error:  # on every process alike
+                self._gradient_failure = self._update_failure = error
 
     def after_step(self) -> None:
         """Compare the parameters with their copies and free these; call it after the step, before `zero_grad()`.
@@ -276,7 +297,7 @@ class StepReading:
         Only those who joined for updates may call it: where parameters are sharded, every process must.
         """
         if self._engine is not None:
-            for needed in self._needed():
+            for needed in self._needed() if self._update_failure is None else ():
                 if needed not in self._updates:
                     monitor = self._reader._update_monitor(*needed)
                     self._updates[needed] = self._engine.update(monitor, self.step)

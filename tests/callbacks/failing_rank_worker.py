@@ -1,4 +1,4 @@
-"""One rank of a two-process training in which rank 1 has no memory for its third copy of the parameters."""
+"""One rank of a two-process training in which rank 1 has no memory for its third copy, or refuses from the start."""
 
 import json
 import os
@@ -10,13 +10,16 @@ from float64_oracle import Classifier, arguments, rows
 from transformers import Trainer
 
 from bert_toolkit import GradientFlowCallback, UpdateRatioCallback
+from bert_toolkit.callbacks import monitoring_callback
 from bert_toolkit.monitoring.update_ratios import UpdateRatioMonitor
 
 
 def main() -> None:
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     torch.set_num_threads(1)
-    if rank == 1:
+    if rank == 1 and sys.argv[2] == "refuses":
+        monitoring_callback.unsupported_reason = lambda *arguments, **keywords: "values are out of sight here."
+    elif rank == 1:
         original, calls = UpdateRatioMonitor.before_step, []
 
         def before_step(self, *arguments):

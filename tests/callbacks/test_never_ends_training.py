@@ -268,16 +268,20 @@ def test_sparse_gradients_are_not_made_dense():
 
 
 @pytest.mark.launch
-def test_one_process_that_cannot_measure_stops_all_and_training_goes_on(tmp_path):
+@pytest.mark.parametrize(
+    "what, gradients, updates",
+    [("has no memory", [1, 2, 4, 6], [1, 2]), ("refuses", [], [])],  # the third sample fails, or none is taken
+)
+def test_one_process_that_cannot_measure_stops_all_and_training_goes_on(tmp_path, what, gradients, updates):
     script = Path(__file__).parent / "failing_rank_worker.py"
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+        [*command, str(script), str(tmp_path), what], env=environment, capture_output=True, text=True, timeout=300
     )
     answers = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("rank*.json"))]
     assert len(answers) == 2, done.stderr[-2000:]
     assert [answer["steps"] for answer in answers] == [6, 6]
-    assert [answer["updates"] for answer in answers] == [[1, 2], [1, 2]], "the third sample fails on one process"
-    assert [answer["gradients"] for answer in answers] == [[1, 2, 4, 6], [1, 2, 4, 6]]
+    assert [answer["updates"] for answer in answers] == [updates, updates]
+    assert [answer["gradients"] for answer in answers] == [gradients, gradients]
     assert "another process has failed to measure" in done.stderr

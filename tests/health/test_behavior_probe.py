@@ -114,6 +114,17 @@ def test_own_attention_with_one_mistake(loop, found):
     assert loop().rules() == found
 
 
+def test_a_mask_that_fails_later_or_now_and_then_is_found():
+    """Ever rarer samples are probed: of 33 those after 0, 4, 8, 16 and 32 others."""
+    model = OwnModel(causal=True)
+    later = Loop(model, batches(sentences_to_continue), steps=17)
+    later.before_forward = lambda loop, step: setattr(model.attention, "causal", step < 12)
+    watch = later.run()
+    assert [finding.rule for finding in watch.judge.findings] == ["future_visible"]
+    assert watch.judge.findings[0].step == 17
+    assert np.flatnonzero(np.isfinite(watch.history.fact("future_effect"))).tolist() == [0, 4, 8, 16]
+
+
 def test_causal_classifier_that_looks_for_padding_is_not_judged():
     """GPT-2's classifier takes the last token that is not padding, so an id under the mask counts by design."""
     from transformers import GPT2Config, GPT2ForSequenceClassification

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -151,3 +152,25 @@ def test_one_kind_that_is_fresh_again_is_named(name):
 def test_scaled_normalizations_of_a_trained_model_are_named(name, factor):
     model = changed(copy.deepcopy(trained(name)), r"(ln_\w+|norm)\.weight", lambda p: p.mul_(factor))
     assert "norms_out_of_scale" in found(model, data_of(name))
+
+
+def zero_tokens(model: nn.Module, tokens: slice) -> nn.Module:
+    return changed(model, r"lm_head\.weight", lambda p: p[tokens].zero_())
+
+
+@pytest.mark.parametrize("tokens", [slice(None), slice(0, 12)], ids=["all", "a tenth"])
+def test_a_head_of_zeros_above_a_trained_body_is_named(tokens):
+    judge = Loop(zero_tokens(copy.deepcopy(trained("llama")), tokens), counting(2), steps=3).run().judge
+    assert [finding.rule for finding in judge.findings] == ["zero_head"]
+    assert judge.findings[0].parameters == ("lm_head.weight",) and judge.findings[0].step == 0
+
+
+def test_heads_that_begin_with_zeros_are_silent():
+    torch.manual_seed(0)
+    fresh = LlamaForCausalLM(LlamaConfig(vocab_size=TOKENS, **SIZES))
+    assert "zero_head" not in found(zero_tokens(fresh, slice(None)), counting(2))
+    classifier = BertForSequenceClassification(trained("bert").config)
+    classifier.bert.load_state_dict(trained("bert").bert.state_dict(), strict=False)
+    nn.init.zeros_(classifier.classifier.weight)
+    rows = ({**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in counting(2))
+    assert "zero_head" not in found(classifier, rows)

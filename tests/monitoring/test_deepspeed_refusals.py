@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from bert_toolkit.monitoring.deepspeed_shards import shards_of
-from bert_toolkit.monitoring.deepspeed_step import DeepSpeedStep, _tell_once
+from bert_toolkit.monitoring.deepspeed_step import DeepSpeedStep
 from bert_toolkit.monitoring.observability import unsupported_reason
+from bert_toolkit.monitoring.update_ratios import UpdateRatioMonitor
 
 
 class DeepSpeedOptimizerWrapper:
@@ -21,10 +22,17 @@ class DeepSpeedOptimizerWrapper:
         self.optimizer = engine
 
 
-def engine(model: nn.Module, **attributes) -> SimpleNamespace:
+class Engine:
+    """DeepSpeed's own wrapper of the optimizer."""
+
+    def __init__(self, **attributes) -> None:
+        self.__dict__ |= attributes
+
+
+def engine(model: nn.Module, **attributes) -> Engine:
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
     inner.param_groups[0] |= attributes.pop("group", {})
-    return SimpleNamespace(optimizer=inner, **attributes)
+    return Engine(optimizer=inner, **attributes)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +104,11 @@ def one_process():
     torch.distributed.destroy_process_group()
 
 
-def stepped(model: nn.Module, **attributes) -> DeepSpeedStep:
+def stepped(model: nn.Module, made: Engine | None = None, gradients: bool = True, **attributes) -> DeepSpeedStep:
     """One step of an engine that is a wrapper of its own around the torch optimizer."""
-    made = engine(model, param_groups=[{"params": list(model.parameters())}], **attributes)
+    made = made or engine(model, param_groups=[{"params": list(model.parameters())}], **attributes)
     step = DeepSpeedStep(model, DeepSpeedOptimizerWrapper(made))
-    step.watch(True, [])
+    step.watch(gradients, [UpdateRatioMonitor(model)])
     model(torch.ones(4, 3)).square().sum().backward()
     made.optimizer.step()
     step.close()
@@ -121,22 +129,65 @@ def stepped(model: nn.Module, **attributes) -> DeepSpeedStep:
     ],
 )
 def test_clipping_that_is_not_told_is_not_recorded(one_process, caplog, attributes, coefficient, told):
-    _tell_once.cache_clear()
-    model = nn.Linear(3, 2)
+    """Told once in each training."""
     for _ in range(2):
-        record = stepped(model, **attributes).gradients.finish(1)
-        assert record.clip_coefficient == pytest.approx(coefficient, rel=1e-6, nan_ok=True)
-        assert np.isfinite(record.mean).all()
-    assert sum("clip_coefficient is not recorded" in message for message in caplog.messages) == told
+        caplog.clear()
+        model = nn.Linear(3, 2)
+        made = engine(model, param_groups=[{"params": list(model.parameters())}], **attributes)
+        for _ in range(2):
+            record = stepped(model, made).gradients.finish(1)
+            assert record.clip_coefficient == pytest.approx(coefficient, rel=1e-6, nan_ok=True)
+            assert np.isfinite(record.mean).all()
+        assert sum("clip_coefficient is not recorded" in message for message in caplog.messages) == told
 
 
-def test_parts_that_are_not_the_whole_are_refused(one_process, monkeypatch):
+def shards_with(monkeypatch, **changes) -> None:
+    """The first part is not where DeepSpeed is believed to have it."""
     real = shards_of
 
-    def short(model, optimizer):
+    def moved(model, optimizer):
         first, *rest = real(model, optimizer)
-        return [replace(first, length=first.length - 1), *rest]
+        return [replace(first, **{name: change(first) for name, change in changes.items()}), *rest]
 
-    monkeypatch.setattr("bert_toolkit.monitoring.deepspeed_step.shards_of", short)
-    with pytest.raises(RuntimeError, match="weight .* have 5 elements together, the parameter has 6"):
-        stepped(nn.Linear(3, 2)).gradients.finish(1)
+    monkeypatch.setattr("bert_toolkit.monitoring.deepspeed_step.shards_of", moved)
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "updates alone"])
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"length": lambda first: first.length - 1}, "0 to 5"),
+        ({"length": lambda first: 0}, "none"),
+        ({"begin": lambda first: 1}, "1 to 7"),
+        ({"begin": lambda first: 1, "length": lambda first: 5}, "1 to 6"),
+    ],
+)
+def test_parts_that_are_not_the_whole_are_refused(one_process, monkeypatch, changes, told, gradients):
+    shards_with(monkeypatch, **changes)
+    with pytest.raises(RuntimeError, match=rf"of weight .*\({told}\) are not the whole parameter, .* 6 elements"):
+        stepped(nn.Linear(3, 2), clip_grad=0.0, gradients=gradients)
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "updates alone"])
+def test_parts_that_lie_elsewhere_are_refused(one_process, monkeypatch, gradients):
+    """As many elements as it should be, of something else."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    shards_with(monkeypatch, holder=lambda first: model[1].weight)
+    with pytest.raises(RuntimeError, match="steps for 0.weight are not the values that the model computes with"):
+        stepped(model, clip_grad=0.0, gradients=gradients)
+
+
+def test_a_gradient_whose_parameter_is_not_stepped_is_refused(one_process, monkeypatch):
+    shards_with(monkeypatch, holder=lambda first: nn.Parameter(torch.randn(2, 3)))
+    with pytest.raises(RuntimeError, match="weight got a gradient, .* stepped 0 of its 6 elements"):
+        stepped(nn.Linear(3, 2), clip_grad=0.0).gradients.finish(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_copies_in_full_precision_are_the_same_values(one_process, dtype):
+    low, high = nn.Linear(300, 200).to(dtype), nn.Linear(300, 200)
+    with torch.no_grad():
+        for ours, copy in zip(low.parameters(), high.parameters(), strict=True):
+            ours.copy_(copy)
+    made = engine(high, fp16_groups=[list(low.parameters())], fp32_groups=[list(high.parameters())], clip_grad=0.0)
+    assert not any(shard.is_elsewhere() for shard in shards_of(low, DeepSpeedOptimizerWrapper(made)))

@@ -31,7 +31,7 @@ from torch import nn
 from benchmarks.fault_injection.deform import cost, mutants, report, runs
 from benchmarks.fault_injection.deform.mutants import ACTS, CLEAN, Mutant
 from benchmarks.fault_injection.deform.runs import SEEDS, Job
-from benchmarks.fault_injection.deform.subjects import SUBJECTS
+from benchmarks.fault_injection.deform.subjects import SUBJECTS, is_held_out
 from benchmarks.fault_injection.deform.texts import TASKS, Sources
 from bert_toolkit.errors import InputError
 
@@ -76,13 +76,12 @@ def chain(
 def chosen(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Pairs of model and task that the flags leave, those for tuning first."""
     pairs = [(s, t) for s in SUBJECTS.values() for t in TASKS.values() if s.scope == t.scope]
-    for subject, task in sorted(pairs, key=lambda pair: pair[0].held_out or pair[1].held_out):
-        held_out = subject.held_out or task.held_out
+    for subject, task in sorted(pairs, key=lambda pair: is_held_out(pair[0].name, pair[1].name)):
         if arguments.models and subject.name not in arguments.models:
             continue
         if arguments.tasks and task.name not in arguments.tasks:
             continue
-        if not held_out or arguments.held_out:
+        if not is_held_out(subject.name, task.name) or arguments.held_out:
             yield subject.name, task.name
 
 

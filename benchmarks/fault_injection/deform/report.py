@@ -253,7 +253,8 @@ def write(results: Path, survey: Path, cost: Path, held_out: bool) -> None:
         "own words, where it scores worse than the clean training of the same seed in a one-sided sign-flip test on "
         "five seeds (p < 0.05), which asks for all five. Runs of killed mutants are the broken ones here.",
         "",
-        "Rules were written by looking at the tuning group alone. A training is held out where its model or task is.",
+        "Rules were written by looking at the tuning group alone. A training is held out where its model or task is; "
+        "those on GPT-NeoX were, until a rule on heads of zeros was written from what they had shown.",
         "",
         *surveyed(read_survey(survey)),
         *costs(cost),

@@ -16,7 +16,7 @@ PARAMETERS = {
     "kernel": r"attn|attention",
     "variant": r"attn|attention",
     "kv_cache": r"attn|attention",
-    "ffn": r"intermediate|output\.dense|mlp|ffn|c_fc|c_proj",
+    "ffn": r"intermediate|output\.dense|mlp|ffn|c_fc|c_proj|fc1|fc2",
     "layernorm": r"norm|ln_",
     "residual": r"layer|\.h\.|block|encoder",
     "output": r"classifier|lm_head|score",

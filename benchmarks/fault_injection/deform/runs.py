@@ -19,7 +19,7 @@ from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArgum
 
 from benchmarks.fault_injection.deform.mutants import CLEAN, Mutant
 from benchmarks.fault_injection.deform.predictor import Predictor
-from benchmarks.fault_injection.deform.subjects import SUBJECTS, Subject
+from benchmarks.fault_injection.deform.subjects import SUBJECTS, Subject, is_held_out
 from benchmarks.fault_injection.deform.texts import TASKS, Sources, Task, collate
 from benchmarks.fault_injection.smdebug import other_thresholds
 from bert_toolkit import TrainingHealthCallback
@@ -57,7 +57,7 @@ class Job:
     @property
     def held_out(self) -> bool:
         """Whether nobody who writes rules may look at it."""
-        return SUBJECTS[self.subject].held_out or TASKS[self.task].held_out
+        return is_held_out(self.subject, self.task)
 
     def history(self, folder: Path) -> Path:
         """Where its samples are stored."""

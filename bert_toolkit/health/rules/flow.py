@@ -153,8 +153,8 @@ def padding_matters(history: HealthHistory, *, effect: float = 1e-3) -> Finding 
 def order_not_seen(history: HealthHistory, *, effect: float = 3e-6) -> Finding | None:
     """A model with attention gives the same for a text whose inner words were reversed.
 
-    Tried in one extra forward pass in evaluation mode at the first sample and at the fifth, and said where both agree:
-    layers that begin as the identity see no order before they have learned.
+    Tried in one extra forward pass in evaluation mode at the first sample, at the fifth and at ever rarer ones, and
+    said where two agree: layers that begin as the identity see no order before they have learned.
     """
     tried = history.fact("order_effect")
     known = tried[np.isfinite(tried)]

@@ -50,6 +50,40 @@ def fresh_kind(history: HealthHistory, *, most: float = 0.75) -> Finding | None:
 
 
 @rule(
+    needs="model",
+    explains=(COURSE, OUTCOME, FLOW, STEPS, BEHAVIOR, "initial_scale", "layer_out_of_line", "not_as_in_checkpoint"),
+    severity="warning",
+    cause="the head was reset or resized after loading, or its key did not match the checkpoint's",
+    remedy="load the head with the model, or tie it to the embeddings; if a head of zeros is meant, ignore this",
+)
+def zero_head(history: HealthHistory, *, fraction: float = 0.05) -> Finding | None:
+    """The output layer over the tokens is zero, in whole or for a `fraction` of the tokens, above a trained body.
+
+    Taken for that are linear layers outside the stack with as many weights as a table of embeddings. Models whose
+    layers are fresh may begin with it; so may classifiers, whose head is new.
+    """
+    start = history.start
+    if not start or "zero_rows" not in start or len(history) > 1 or not is_trained(history):
+        return None
+    tables = history.count[history.where("embedding")]
+    with np.errstate(invalid="ignore"):
+        of_tokens = np.isin(history.count, tables) & (history.count / start["fan_in"] >= _VOCABULARY)
+    head = history.where("matrix") & ~history.in_layer & of_tokens
+    zero = np.where(head, np.nan_to_num(start["zero_rows"]), 0.0)
+    positions = np.flatnonzero(zero >= fraction)
+    if not len(positions):
+        return None
+    return zero_head.finding(
+        history,
+        parameters=positions,
+        value=zero[positions].max(),
+        threshold=fraction,
+        seen=f"{zero[positions[0]]:.0%} of the rows of {history.names[positions[0]]}, one for each token, are exactly "
+        "zero while the layers below are trained",
+    )
+
+
+@rule(
     needs="forward",
     group=OUTCOME,
     explains=(COURSE,),

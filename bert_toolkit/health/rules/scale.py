@@ -280,7 +280,8 @@ def update_ratio_low(
                 if warming
                 else f"raise the learning rate, by these steps about {_round(USUAL_LARGEST / largest)} times; "
             )
-            + "usual rates are 2e-5 to 5e-4 for fine-tuning, 1e-4 to 1e-3 from scratch"
+            + "then try 3 and 10 times that rate and keep the one whose loss ends lowest; usual are 2e-5 to 5e-4 for "
+            "fine-tuning, 1e-4 to 1e-3 from scratch"
         ),
     )
 
