@@ -75,6 +75,15 @@ class MonitoredRun:
         return bool(answer.item())
 
 
+def trained_module(model: Any) -> nn.Module:
+    """Return what trains of the model that a trainer hands out: SetFit's is no module, and its body is.
+
+    Args:
+        model: as callbacks get it.
+    """
+    return model if isinstance(model, nn.Module) else getattr(model, "model_body", model)
+
+
 def length_of(loader: Any) -> int | None:
     """Return the number of batches of a data loader, None where it is a stream.
 

@@ -15,7 +15,7 @@ from transformers.trainer_callback import (
 from transformers.training_args import TrainingArguments
 
 from bert_toolkit.callbacks.live_figure import LiveFigure
-from bert_toolkit.callbacks.monitored_run import MonitoredRun, length_of
+from bert_toolkit.callbacks.monitored_run import MonitoredRun, length_of, trained_module
 from bert_toolkit.callbacks.monitoring_output import MonitoringOutput, SubRun
 from bert_toolkit.callbacks.record_views import RecordViews
 from bert_toolkit.callbacks.safe_outputs import SafeOutputs
@@ -399,7 +399,7 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         sub_run = SubRun.of(output_dir)
         self.start_run(
             MonitoredRun(
-                model=kwargs["model"],
+                model=trained_module(kwargs["model"]),
                 optimizer=kwargs.get("optimizer"),
                 output_dir=Path(output_dir),
                 is_main=state.is_world_process_zero,
