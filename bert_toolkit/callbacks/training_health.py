@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
@@ -420,4 +421,4 @@ class TrainingHealthCallback(MonitoringCallback[None]):
 
 def _is_finite(history: HealthHistory) -> bool:
     """Whether the weights of the newest sample are finite, so that they may replace a checkpoint."""
-    return len(history) > 0 and math.isfinite(history.weight[-1][history.trainable[-1]].sum())
+    return len(history) > 0 and not np.isinf(history.weight[-1][history.trainable[-1]]).any()

@@ -27,9 +27,13 @@ def batch_facts(inputs: Mapping[str, Any], special_tokens: Mapping[str, int]) ->
         As far as the batch allows: `examples`; `labelled_fraction` (of real tokens), `labels_on_padding`,
         `label_equals_input`, `label_equals_next_input`, `label_pad_run` (see the functions below);
         `top_label_fraction` (of the most frequent class in this batch); `padding_seen` (share of the padding tokens
-        that no mask hides, NaN where there are none) and `padding_tokens` (of all); `unknown_fraction`,
+        that no mask hides, NaN where there are none), `padding_tokens` (of all) and `words_hidden` (share of the
+        tokens that are not special which the mask hides); `unknown_fraction`, `mask_fraction` (mask tokens of
+        those that are no other special ones), `top_target_fraction` (of the most frequent label of tokens),
         `eos_in_inputs`, `eos_in_labels`; `longest_row`, `shortest_row` (real tokens), `top_token_fraction`;
-        `fingerprint`; `float_input_rms`, `float_input_nonfinite`; `positions_vary`.
+        `distinct_rows` (share of the rows, counting equal ones once); `first_labelled`, `last_labelled` (of special
+        tokens that begin and end a text, those with a label); `label_low`, `label_high` (of labels that are numbers);
+        `decoder_ids_vary`; `fingerprint`; `float_input_rms`, `float_input_nonfinite`; `positions_vary`.
     """
     facts: dict[str, Tensor | float] = {}
     ids, labels, mask = (inputs.get(name) for name in ("input_ids", "labels", "attention_mask"))
@@ -47,8 +51,14 @@ def batch_facts(inputs: Mapping[str, Any], special_tokens: Mapping[str, int]) ->
     if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.ndim == 1 and len(labels):
         facts["labelled_fraction"] = (labels != IGNORED_LABEL).double().mean()
         facts["top_label_fraction"] = (labels == labels.mode().values).double().mean()
+    if isinstance(labels, Tensor) and labels.is_floating_point() and labels.numel():
+        facts |= {"label_low": labels.amin().double(), "label_high": labels.amax().double()}
+    decoder = inputs.get("decoder_input_ids")
+    if isinstance(decoder, Tensor) and decoder.ndim == 2 and decoder.shape[1] > 2:
+        facts["decoder_ids_vary"] = (decoder != decoder[:1, :1]).any().double()
     floats = [tensor for tensor in batches if tensor.is_floating_point() and tensor.ndim > 1]
-    floats = [tensor for tensor in floats if tensor is not mask]
+    # Models of time series scale inside what came before.
+    floats = [tensor for tensor in floats if tensor is not mask and tensor is not inputs.get("past_values")]
     if floats:
         values = floats[0].detach()
         facts["float_input_rms"] = values.float().square().mean().sqrt()
@@ -103,14 +113,19 @@ def _token_facts(ids: Tensor, real: Tensor | None, special: Mapping[str, int]) -
         "shortest_row": lengths.min().double(),
         "padding_fraction": 1.0 - real.double().mean(),
     }
-    ordinary = real.clone()
+    words = torch.ones_like(real)
     for name in ("pad", "cls", "sep", "bos", "eos", "mask"):
         if name in special:
-            ordinary &= ids != special[name]
+            words &= ids != special[name]
+    ordinary = real & words
     if "pad" in special and special["pad"] not in (special.get("eos"), special.get("bos"), special.get("unk")):
         padding = ids == special["pad"]
         facts["padding_seen"] = _fraction(real, padding)
         facts["padding_tokens"] = padding.double().mean()
+        facts["words_hidden"] = _fraction(~real, words)
+    if "mask" in special:
+        masked = (ids == special["mask"]) & real
+        facts["mask_fraction"] = _fraction(masked, (ordinary | masked))
     if "unk" in special:
         facts["unknown_fraction"] = _fraction(ids == special["unk"], ordinary)
     if "eos" in special:
@@ -120,6 +135,10 @@ def _token_facts(ids: Tensor, real: Tensor | None, special: Mapping[str, int]) -
     most = flat.mode().values
     facts["top_token_fraction"] = _fraction(flat == most, ordinary.flatten())
     facts["ordinary_tokens"] = ordinary.sum().double()
+    if len(ids) >= 8:
+        places = torch.arange(1, ids.shape[1] + 1, device=ids.device).mul(40_503).remainder(65_521)
+        sums = (ids.long() * places).sum(1).sort().values
+        facts["distinct_rows"] = ((sums[1:] != sums[:-1]).sum().double() + 1.0) / len(ids)
     return facts
 
 
@@ -134,10 +153,20 @@ def _token_label_facts(
         # Padding that is a target: a run of it, since one padding token may serve as the end token as well.
         run = (labels[:, 1:] == special["pad"]) & (labels[:, :-1] == special["pad"])
         facts["label_pad_run"] = run.double().mean()
+    # Labels that do not count are given values of their own, so that none of them is the most frequent.
+    others = -1000 - torch.arange(labels.numel(), device=labels.device)
+    most = torch.where(counted.flatten(), labels.flatten(), others).mode().values
+    facts["top_target_fraction"] = _fraction(labels == most, counted)
     if labels.shape != ids.shape or real is None:
         return facts
     facts["labelled_fraction"] = _fraction(counted, real)
     facts["labels_on_padding"] = _fraction(counted, ~real)
+    if {"cls", "sep"} <= special.keys():
+        ends = (ids == special["sep"]) & real
+        first, last = ids[:, 0] == special["cls"], ends.any(1)
+        place = (ends.long() * torch.arange(ids.shape[1], device=ids.device)).argmax(1)
+        facts["first_labelled"] = _fraction(counted[:, 0], first)
+        facts["last_labelled"] = _fraction(counted.gather(1, place[:, None]).squeeze(1), last)
     facts["label_equals_input"] = _fraction(labels == ids, counted & real)
     facts["label_equals_next_input"] = _fraction(labels[:, :-1] == ids[:, 1:], (counted & real)[:, :-1])
     if "eos" in special:

@@ -148,7 +148,15 @@ class ForwardWatch:
                 top_share = predicted.max() / predicted.sum()
                 counts = _counts(labels, self._classes)
         none = torch.zeros((), device=device)
-        identical = torch.stack([(b == b[:1]).all() for b in batches]).all() if batches else none
+        contents = [
+            value
+            for name, value in [*kwargs.items(), *(("", value) for value in args)]
+            if isinstance(value, Tensor)
+            and value.ndim
+            and len(value) > 2  # two may be one example, passed twice on purpose
+            and not any(part in name for part in ("label", "mask", "position", "type"))
+        ]
+        identical = torch.stack([(b == b[:1]).all() for b in contents]).all() if contents else none
         mask = kwargs.get("attention_mask")
         masked = none
         if isinstance(mask, Tensor) and mask.ndim == 2:
@@ -168,6 +176,10 @@ class ForwardWatch:
         facts |= batch_facts(inputs, self._special_tokens)
         if logits is not None and logits.is_floating_point() and logits.numel():
             facts |= logit_facts(logits)
+            if getattr(getattr(unwrap(module), "config", None), "is_encoder_decoder", False):
+                # Logits stand at the decoder's tokens, which the encoder's say nothing about.
+                inputs["input_ids"] = inputs.get("decoder_input_ids")
+                inputs["attention_mask"] = inputs.get("decoder_attention_mask")
             if logits.requires_grad:
                 self._gradient_handles.append(logits.register_hook(self.guard(_Arrival(facts, logits, inputs))))
         return facts

@@ -201,6 +201,9 @@ class HealthHistory:
         row["zero_share"] = self._spread(gradients.names, gradients.zero_share)
         row["ratio"] = self._spread(updates.names, updates.ratio)
         row["weight"] = self._spread(updates.names, updates.parameter_norm) / np.sqrt(np.maximum(self.count, 1))
+        # Those that were measured and are lost are infinite here, so that NaN stands for those that were not measured.
+        measured = np.isfinite(self._spread(updates.names, np.zeros(len(updates.names))))
+        row["weight"][measured & ~np.isfinite(row["weight"])] = np.inf
         row["changed_share"] = self._spread(updates.names, updates.changed_share)
         rates = sample.learning_rates
         row["learning_rate"] = self._spread(tuple(rates), np.array(list(rates.values())))

@@ -74,9 +74,16 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
         `counted_fraction` (of rows with a gradient), `counted_padding` (of rows of padding tokens that count; NaN
         where nothing is padded), `counted_by_class` (share of the rows of each class that count, NaN for classes that
         do not occur; for class labels), `gradient_row_sum` (0 for a cross-entropy, relative), `loss_weight` (sum of
-        the weights of all rows: 1 for a mean), `target_agrees` (share of rows drawn to their label), and for tokens
-        `target_is_input`, `target_is_next`, `target_is_second` (share of counted rows drawn to the token at their own
-        place, the next, the one after).
+        the weights of all rows: 1 for a mean), `target_agrees` and `target_opposed` (share of rows drawn to their
+        label, and away from it), `softmax_twice` (1 where the gradient is that of a cross-entropy that took softmax or
+        sigmoid of these values for logits, 0 where it is that of one on them, NaN where rows do not tell),
+        `linear_loss` (1 where each row is drawn to one class by the same force whatever its values are, and they are
+        no log-probabilities), `gradient_column_sum` (0 where each class is drawn as much up as down over the rows,
+        relative), `target_top_share` (of the class that most counted rows are drawn to, where logits are `(N, C)`),
+        and for tokens `target_is_input`, `target_is_next`, `target_is_second` (share of counted rows drawn to the
+        token at their own place, the next, the one after). Of a single output per row `drawn_up` (share of rows that
+        are drawn up), `drawn_to` (the one value that all rows are drawn to, in proportion to their distance; NaN where
+        each has its own) and `drawn_alike` (the sum of the gradient, where it is the same at all rows; else NaN).
     """
     facts: dict[str, Tensor | float] = {}
     ids, mask, labels = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
@@ -85,7 +92,7 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
     classes = logits.shape[-1]
     rows = gradient.detach().reshape(-1, classes)
     if classes < 2 or not len(rows):
-        return facts
+        return _single_output(rows.flatten(), logits.detach().flatten()) if len(rows) >= 4 else facts
     largest = rows.abs().amax(-1).float()  # (N)
     counted = largest > 0
     facts["counted_fraction"] = counted.double().mean()
@@ -97,7 +104,8 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
     part = rows[read].float()
     valid = counted[read]
     scale = largest[read].clamp(min=torch.finfo(torch.float32).tiny)
-    facts["gradient_row_sum"] = torch.where(valid, part.sum(-1).abs() / scale, math.nan).nanmean()
+    row_sum = torch.where(valid, part.sum(-1).abs() / scale, math.nan).nanmean()
+    facts["gradient_row_sum"] = row_sum
     target = part.argmin(-1)
     probability = logits.detach().reshape(-1, classes)[read].float().softmax(-1)
     missing = 1.0 - probability.gather(-1, target[:, None]).squeeze(-1)
@@ -106,14 +114,104 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
     usable = valid & (missing > 1e-3)
     mean_weight = torch.where(usable, weight, math.nan).nanmean()
     facts["loss_weight"] = mean_weight.double() * counted.sum()
+    if classes <= _MOST_CLASSES and logits.ndim < 4:  # maps of classes have theirs on another axis
+        values = logits.detach().reshape(-1, classes)[read].float()
+        # Entries of a row that do not sum to zero belong to losses of their own, as of several labels.
+        of_rows, of_entries = _squashed_before(part, values, target, valid), _gated_before(part, values)
+        facts["softmax_twice"] = torch.where(row_sum < 1e-2, of_rows, of_entries)
+        facts["linear_loss"] = _drawn_evenly(part, values, valid)
+    if logits.ndim == 2:
+        sums = rows.sum(0).abs().float() / rows.abs().sum(0).float().clamp(min=torch.finfo(torch.float32).tiny)
+        facts["gradient_column_sum"] = sums.amax() if len(rows) >= 4 else math.nan
+        most = torch.where(valid, target, -1 - torch.arange(len(target), device=target.device)).mode().values
+        facts["target_top_share"] = torch.where(
+            valid.sum() >= 4, ((target == most) & valid).sum() / valid.sum().clamp(min=1), math.nan
+        )
     if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.shape == leading:
         known = labels.reshape(-1)[read]
+        away = part.argmax(-1)
+        facts["target_opposed"] = torch.where(valid & (known >= 0), (away == known).float(), math.nan).nanmean()
         facts["target_agrees"] = torch.where(valid & (known >= 0), (target == known).float(), math.nan).nanmean()
         if labels.ndim == 1 and classes <= _MOST_CLASSES:
             facts["counted_by_class"] = _counted_by_class(counted, labels, classes)
     if isinstance(ids, Tensor) and ids.shape == leading and ids.ndim == 2:
         facts |= _token_targets(target, read, valid, ids, mask)
     return facts
+
+
+def _squashed_before(gradient: Tensor, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Whether the loss is a cross-entropy of softmax(logits) or sigmoid(logits), 1, or one of the logits, 0.
+
+    All rows of a mean weigh the same. Which of the three losses it is shows in which the weights come out equal; NaN
+    where none does, or rows differ too little to tell.
+    """
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    logits, gradient = logits.to(wide), gradient.to(wide)
+    wanted = torch.nn.functional.one_hot(target, logits.shape[-1]).to(logits)
+    probability, gate = logits.softmax(-1), logits.sigmoid()
+    plain = probability - wanted
+    inner = probability.softmax(-1) - wanted
+    twice = probability * (inner - (probability * inner).sum(-1, keepdim=True))
+    gated = gate * (1.0 - gate) * (gate.softmax(-1) - wanted)
+    usable = valid & (probability.amax(-1) < 0.99)
+
+    def scatter(expected: Tensor) -> Tensor:
+        """Deviation of the rows' weights and of what is left over, relative to the mean weight."""
+        weight = (gradient * expected).sum(-1) / expected.square().sum(-1).clamp(min=1e-20)
+        rest = (gradient - weight[:, None] * expected).norm(dim=-1) / gradient.norm(dim=-1).clamp(min=1e-20)
+        middle = torch.where(usable, weight, math.nan).nanmedian()
+        return torch.where(usable, (weight / middle - 1.0).abs() + rest, math.nan).nanmean()
+
+    once, before = scatter(plain), torch.minimum(scatter(twice), scatter(gated))
+    told = torch.where((before < 0.01) & (once > 0.03), 1.0, math.nan)
+    told = torch.where((once < 0.01) & (before > 0.03), 0.0, told)
+    return torch.where(usable.sum() >= 4, told, math.nan)
+
+
+def _gated_before(gradient: Tensor, logits: Tensor) -> Tensor:
+    """As `_squashed_before`, of a binary cross-entropy on every entry: of sigmoid(logits), 1, or of the logits, 0."""
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    logits, gradient = logits.flatten().to(wide), gradient.flatten().to(wide)
+    wanted, gate = (gradient < 0).to(wide), logits.sigmoid()
+    usable = (gradient != 0) & ((gate - wanted).abs() > 0.01)
+
+    def scatter(expected: Tensor) -> Tensor:
+        weight = torch.where(usable, gradient / expected, math.nan)
+        return (weight / weight.nanmedian() - 1.0).abs().nanmean()
+
+    once, before = scatter(gate - wanted), scatter(gate * (1.0 - gate) * (gate.sigmoid() - wanted))
+    told = torch.where((before < 0.01) & (once > 0.03), 1.0, math.nan)
+    told = torch.where((once < 0.01) & (before > 0.03), 0.0, told)
+    return torch.where(usable.sum() >= 8, told, math.nan)
+
+
+def _drawn_evenly(gradient: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
+    """Whether every row has one entry that is not zero, negative and as large as those of others, as 0 or 1."""
+    force = -gradient.amin(-1)
+    middle = torch.where(valid, force, math.nan).nanmedian()
+    alone = ((gradient != 0).sum(-1) == 1) & ((force / middle - 1.0).abs() < 1e-3)
+    normalized = logits.logsumexp(-1).abs() < 0.05
+    found = (alone | ~valid).all() & ~(normalized | ~valid).all()
+    return torch.where(valid.sum() >= 4, found.double(), math.nan)
+
+
+def _single_output(gradient: Tensor, output: Tensor) -> dict[str, Tensor | float]:
+    """Where rows of a regression are drawn to: a straight line through (output, gradient) crosses zero there."""
+    wide = torch.float32 if gradient.device.type == "mps" else torch.float64
+    y, x = gradient.to(wide), output.to(wide)
+    dx, dy = x - x.mean(), y - y.mean()
+    slope = (dx * dy).sum() / dx.square().sum()
+    off = (dy - slope * dx).square().sum() / dy.square().sum()
+    # Of a mean of squares, or of their halves.
+    of_squares = ((slope * len(x) - 2.0).abs() < 0.02) | ((slope * len(x) - 1.0).abs() < 0.01)
+    lies_on_it = (off < 1e-6) & of_squares & (dy.abs().amax() > 1e-5 * y.abs().amax())
+    alike = (dy.abs().amax() <= 1e-5 * y.abs().amax()) & (y != 0).any() & (dx.abs().amax() > 1e-5 * x.abs().amax())
+    return {
+        "softmax_twice": _gated_before(gradient, output),
+        "drawn_alike": torch.where(alike, y.sum(), math.nan),
+        "drawn_up": (y < 0).double().mean(),
+        "drawn_to": torch.where(lies_on_it, x.mean() - y.mean() / slope, math.nan),
+    }
 
 
 def _one_logit_per_token(gradient: Tensor, mask: Tensor, labels: Any) -> bool:

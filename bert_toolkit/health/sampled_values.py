@@ -19,7 +19,7 @@ SAMPLE_SIZE = 256
 
 
 class SampledValues:
-    """At most 256 fixed positions of each trainable parameter; at BERT-base size 200 KiB stay between samples.
+    """At most 256 fixed positions of each trainable parameter; at BERT-base size 600 KiB stay between samples.
 
     Sharded parameters are left out: a rank does not hold all positions.
 
@@ -34,18 +34,23 @@ class SampledValues:
         self._positions: dict[str, Tensor] = {}
         self._before: _Values | None = None
         self._left: _Values | None = None
+        self._met: _Values | None = None  # what the step sampled last began with
 
     @torch.no_grad()
-    def before_step(self) -> Tensor | None:
+    def before_step(self) -> dict[str, Tensor]:
         """Take parameters and gradients; call it right before the optimizer's step.
 
         Returns:
-            How far each parameter has moved since the end of the step sampled last, (parameters); None at first.
+            How far each parameter has moved since the end of the step sampled last (`drift`) and since its beginning
+            (`progress`), each (parameters); nothing at first.
         """
         self._before = self._take(gradients=True)
         if self._left is None or self._before is None or self._left.names != self._before.names:
-            return None
-        return self._before.spread((self._before.values - self._left.values).square()).sqrt()
+            return {}
+        found = {"drift": self._before.spread((self._before.values - self._left.values).square()).sqrt()}
+        if self._met is not None and self._met.names == self._before.names:
+            found["progress"] = self._before.spread((self._before.values - self._met.values).square()).sqrt()
+        return found
 
     @torch.no_grad()
     def after_step(self) -> dict[str, Tensor]:
@@ -57,7 +62,7 @@ class SampledValues:
             (parameters).
         """
         before, self._before = self._before, None
-        self._left = self._take()
+        self._left, self._met = self._take(), before
         if before is None or self._left is None or before.names != self._left.names:
             return {}
         step = self._left.values - before.values

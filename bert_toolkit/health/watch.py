@@ -20,7 +20,7 @@ from bert_toolkit.health.judge import HealthJudge
 from bert_toolkit.health.protocol import ProtocolWatch
 from bert_toolkit.health.replicas import replica_facts
 from bert_toolkit.health.sampled_values import SampledValues
-from bert_toolkit.health.settings import RunSettings
+from bert_toolkit.health.settings import RunSettings, innermost
 from bert_toolkit.health.weight_census import weight_census
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import learning_rates, named_unique_parameters
@@ -85,7 +85,7 @@ class HealthWatch:
         self._protocol = None if partitioned else ProtocolWatch(model, run.unheld)
         self._values = SampledValues(model, self.history.names)
         self._has_begun = False
-        self._drift: Tensor | None = None
+        self._drift: dict[str, Tensor] = {}
         self._replicated = not any(isinstance(p, DTensor) for _, p in named_unique_parameters(model))
         self._facts: dict[str, Tensor | float] = {}
         self._pending: PendingForward | None = None
@@ -109,7 +109,7 @@ class HealthWatch:
             steps_inside_backward: The optimizer will have stepped when `before_step` is called.
         """
         self._has_begun = steps_inside_backward and self._protocol is not None
-        self._drift = self._values.before_step() if self._has_begun else None
+        self._drift = self._values.before_step() if self._has_begun else {}
         if self._protocol is not None and not steps_inside_backward:
             self._protocol.start()
         if self._forward is not None:
@@ -138,9 +138,7 @@ class HealthWatch:
         if self._protocol is not None:
             facts |= self._protocol.facts(optimizer)
             self._protocol.stop()
-            drift = self._drift if self._has_begun else self._values.before_step()
-            if drift is not None:
-                facts["drift"] = drift
+            facts |= self._drift if self._has_begun else self._values.before_step()
         if self._protocol is not None and self._replicated and _world_size() > 1:
             fingerprint = None if self._forward is None else self._forward.batch_fingerprint
             facts |= replica_facts(self._values.checksums(), fingerprint)
@@ -179,7 +177,8 @@ class HealthWatch:
         self._pending = None
         known: dict[str, float] = {}
         steps = getattr(self._schedule, "last_epoch", None)
-        if isinstance(steps, int):
+        waits = type(innermost(self._schedule)).__name__ in ("ReduceLROnPlateau", "GreedyLR")  # for an evaluation
+        if isinstance(steps, int) and not waits:
             known["schedule_steps"] = float(steps)
         rates = self._rates if learning_rates is None else dict(learning_rates)
         self.history.add(HealthSample(gradients, updates, rates, forward, logged_loss, known))

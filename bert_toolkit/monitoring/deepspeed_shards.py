@@ -107,7 +107,7 @@ def shards_of(model: nn.Module, optimizer: Any) -> list[Shard]:
         if hasattr(parameter, "ds_id"):  # ZeRO 3: equal parts, the last ones padded
             part, start, width = engine.grad_position[engine.get_param_id(parameter)]
             holder, group = engine.fp32_partitioned_groups_flat[part], engine.sub_group_to_group_id[part]
-            length, begin, computed = min(width, max(size - rank * width, 0)), rank * width, parameter.ds_tensor
+            length, begin, computed = min(width, max(size - rank * width, 0)), rank * width, parameter.ds_tensor  # type: ignore[attr-defined]
         elif hasattr(parameter, "_hp_mapping"):  # ZeRO 1 and 2: all parameters end to end, cut into equal parts
             mapping = parameter._hp_mapping
             if mapping is not None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import test_attention
 import test_flow
+import test_losses_and_targets
 import test_watched_loops
 import test_weights_at_the_start
 import torch
@@ -275,14 +276,20 @@ def test_gradients_of_skipped_steps_are_not_taken_for_cleared():
 def test_every_rule_has_a_course_that_makes_it_fire():
     in_loops = {
         rule
-        for loops in (test_watched_loops, test_flow, test_weights_at_the_start, test_attention)
+        for loops in (
+            test_watched_loops,
+            test_flow,
+            test_losses_and_targets,
+            test_weights_at_the_start,
+            test_attention,
+        )
         for rule, _, _ in loops.FAULTS.values()
     }
     elsewhere = {
         # test_behavior_probe.py
         *("future_visible", "padding_matters", "order_not_seen", "padding_not_hidden", "noise_in_evaluation"),
         "not_as_in_checkpoint",  # test_weights_at_the_start.py, with a checkpoint
-        *("fresh_kind", "worse_than_guessing"),  # test_trained_models.py
+        *("fresh_kind", "worse_than_guessing", "zero_head"),  # test_trained_models.py
         # test_health_watch.py, with a scheduler, an evaluation and two processes
         *("schedule_out_of_step", "training_mode_in_evaluation"),
         *("replicas_differ", "gradients_not_averaged", "ranks_share_rows"),

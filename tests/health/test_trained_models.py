@@ -174,3 +174,14 @@ def test_heads_that_begin_with_zeros_are_silent():
     nn.init.zeros_(classifier.classifier.weight)
     rows = ({**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in counting(2))
     assert "zero_head" not in found(classifier, rows)
+
+
+@pytest.mark.parametrize(("rate", "named"), [(1e-3, False), (0.1, True)])
+def test_a_body_that_the_first_steps_destroy_is_named(rate, named):
+    """A fine-tuning that then predicts no better than a guess."""
+    torch.manual_seed(0)
+    classifier = BertForSequenceClassification(trained("bert").config)
+    classifier.bert.load_state_dict(trained("bert").bert.state_dict(), strict=False)
+    rows = ({**batch, "labels": torch.randint(0, 2, (ROWS,))} for batch in counting(2))
+    judge = Loop(classifier, rows, steps=14, rate=rate).run().judge
+    assert ("update_ratio_high" in {finding.rule for finding in judge.findings}) == named

@@ -30,38 +30,21 @@ def identical_inputs(history: HealthHistory, *, samples: int = 3) -> Finding | N
 
 
 @rule(
-    explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite", "padding_counts"),
-    needs="forward",
-    cause="attention_mask is all zeros: inverted (1 means hidden) or built from the wrong padding id",
-    remedy="pass 1 for tokens and 0 for padding; check pad_token_id against the tokenizer",
-)
-def fully_masked_inputs(history: HealthHistory, *, samples: int = 3, share: float = 0.5) -> Finding | None:
-    """The attention mask hides every token of more than `share` of the examples.
-
-    A padded batch may hold an empty row by mistake or on purpose; half of the batch is never meant.
-    """
-    if len(history) < samples or not (history.masked_share[-samples:] > share).all():
-        return None
-    return fully_masked_inputs.finding(
-        history,
-        value=history.masked_share[-1],
-        threshold=share,
-        seen=f"attention_mask hides all tokens of {history.masked_share[-1]:.0%} of the examples",
-    )
-
-
-@rule(
     explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite"),
     needs="forward",
     cause="the loss has the wrong sign (a log-likelihood instead of its negative), so training makes the model worse",
     remedy="negate the loss; use torch.nn.functional.cross_entropy on logits, nll_loss on log-probabilities",
 )
 def wrong_loss_sign(history: HealthHistory, *, samples: int = 3) -> Finding | None:
-    """The loss of a model with class labels is negative, which no cross-entropy is."""
+    """The loss of a model with class labels is negative, which no cross-entropy is.
+
+    Losses that are negative by design (a Dice score, mutual information) do not push rows away from their labels.
+    """
     recent = slice(-samples, None)
     if len(history) < samples or not (history.integer_labels & (history.classes > 1))[recent].all():
         return None
-    if not (history.loss[recent] < 0).all():
+    opposed = latest(history, "target_opposed", samples)
+    if not (history.loss[recent] < 0).all() or (len(opposed) and not (opposed > 0.9).all()):
         return None
     return wrong_loss_sign.finding(
         history,
@@ -81,19 +64,27 @@ _FROM_DATA = (COURSE, OUTCOME, FLOW, STEPS)
     remedy="count the labels of the training rows; print a batch of the data loader",
 )
 def constant_label(history: HealthHistory, *, samples: int = 5, examples: int = 32) -> Finding | None:
-    """Every example so far had the same class label, though the model tells several apart.
+    """Every example so far had the same class label, though the model tells several apart, or the same number.
 
     Examples of a batch that comes again and again (one learned by heart as a check) count once.
     """
     counts = history.label_counts
+    low, high = history.fact("label_low"), history.fact("label_high")
+    if len(history) >= samples and np.isfinite(low).all() and low.min() == high.max():
+        if np.nansum(history.fact("examples")) < examples:
+            return None
+        return constant_label.finding(
+            history, value=1.0, threshold=1.0, seen=f"all labels of {len(history)} samples are {low[0]:g}"
+        )
     if len(history) < samples or counts.size < 2:
         return None
     prints = history.fact("fingerprint")
     different = len(np.unique(prints)) / len(prints) if np.isfinite(prints).all() else 1.0
     if counts.sum() * different < examples:
         return None
-    if counts.max() < counts.sum():
-        return None
+    agrees = history.fact("target_agrees")
+    if counts.max() < counts.sum() or (np.isfinite(agrees).any() and np.nanmedian(agrees) < 0.5):
+        return None  # several, or the loss heeds others
     return constant_label.finding(
         history,
         value=1.0,
@@ -128,10 +119,27 @@ def labels_ignored(history: HealthHistory, *, share: float = 0.02, samples: int 
     remedy="check ignore_index, class weights and masks of the loss against the ids of the labels",
 )
 def class_never_counts(history: HealthHistory, *, samples: int = 4) -> Finding | None:
-    """Examples of one class send no gradient at all while those of the others do."""
+    """Examples of one class send no gradient at all while those of the others do.
+
+    Where the model does not get the labels: from the first step on examples are left out, and all that are not are
+    drawn to one class.
+    """
     counted = history.fact("counted_by_class")
-    if counted.ndim != 2 or len(history) < samples:
+    if len(history) < samples:
         return None
+    if counted.ndim != 2:
+        heard, top = history.fact("counted_fraction")[:samples], history.fact("target_top_share")[:samples]
+        labelled = history.fact("labelled_fraction")
+        if len(history) > samples or labelled.ndim != 1 or np.isfinite(labelled).any():
+            return None
+        if not (heard < 0.95).all() or not (top == 1.0).all():
+            return None
+        return class_never_counts.finding(
+            history,
+            value=heard[-1],
+            threshold=0.95,
+            seen=f"only {heard[-1]:.0%} of the examples send a gradient, and it draws all of them to one class",
+        )
     known = np.isfinite(counted)
     with np.errstate(invalid="ignore"):
         silent = (known.sum(axis=0) >= samples) & (np.nan_to_num(counted, nan=0.0).max(axis=0) == 0.0)
@@ -176,101 +184,6 @@ def padding_counts(history: HealthHistory, *, samples: int = 3, share: float = 0
         if len(recent) == samples and (recent > limit).all():
             return padding_counts.finding(history, value=recent[-1], threshold=limit, seen=f"{recent[-1]:.0%} {seen}")
     return None
-
-
-@rule(
-    needs="forward",
-    explains=(),
-    severity="warning",
-    cause="attention_mask is not passed to the model, or a collator or a dataset makes one of ones only",
-    remedy="pass the tokenizer's attention_mask on to the model (keep the column, return it from the collator)",
-)
-def padding_not_hidden(history: HealthHistory, *, samples: int = 3, share: float = 0.9) -> Finding | None:
-    """Padding tokens stand in the batch, and no mask hides them from an encoder that attends to all tokens.
-
-    Not judged where the padding token is the end token, nor in causal models, for which padding after a text is
-    hidden by the order.
-    """
-    config = history.settings.config
-    recent = latest(history, "padding_seen", samples)
-    if len(recent) < samples or not (recent > share).all():
-        return None
-    if not (history.settings.both_ways or config.get("is_encoder_decoder")):
-        return None
-    padded = latest(history, "padding_tokens", samples)
-    return padding_not_hidden.finding(
-        history,
-        value=recent[-1],
-        threshold=share,
-        seen=f"{recent[-1]:.0%} of the padding tokens ({padded[-1]:.0%} of all tokens) are open to attention",
-    )
-
-
-@rule(
-    needs="forward",
-    explains=(OUTCOME,),
-    severity="warning",
-    cause="the padding token is the end token, and the collator turns every padding id in the labels into -100",
-    remedy="use a padding token of its own, or keep the label of the first end token after the text",
-)
-def end_never_learned(history: HealthHistory, *, samples: int = 4) -> Finding | None:
-    """The end token stands in the inputs and is never a target, so the model will not learn to stop."""
-    present, asked = latest(history, "eos_in_inputs", samples), latest(history, "eos_in_labels", samples)
-    causal = latest(history, "target_is_next", samples)
-    if len(present) < samples or len(asked) < samples or len(causal) < samples:
-        return None
-    if not (present > 0.2).all() or (asked > 0).any() or not (causal > 0.8).all():
-        return None
-    return end_never_learned.finding(
-        history,
-        value=0.0,
-        threshold=0.0,
-        seen=f"{present[-1]:.0%} of the rows hold the end token, and no label is one",
-    )
-
-
-@rule(
-    needs="forward",
-    explains=(OUTCOME,),
-    cause="masked-LM labels without masking the inputs, or a causal model whose labels are not shifted",
-    remedy="use DataCollatorForLanguageModeling(mlm=True) for masked LM; shift labels by one for a causal loss",
-)
-def target_in_input(history: HealthHistory, *, share: float = 0.9, samples: int = 3) -> Finding | None:
-    """Nearly every target is the token that stands in the input at its own place, so copying solves the task.
-
-    Read from the gradient at the logits: the class that a row is drawn to. Masked language modeling leaves about a
-    tenth of its targets readable.
-    """
-    recent = latest(history, "target_is_input", samples)
-    following = latest(history, "target_is_next", samples)
-    if len(recent) < samples or not (recent > share).all() or (len(following) and (following > share).any()):
-        return None
-    return target_in_input.finding(
-        history,
-        value=recent[-1],
-        threshold=share,
-        seen=f"{recent[-1]:.0%} of the targets stand in the input at their own place",
-    )
-
-
-@rule(
-    needs="forward",
-    explains=(OUTCOME,),
-    cause="labels were shifted by the data and again by the model, which shifts them itself",
-    remedy="pass labels equal to input_ids; causal models of transformers shift them inside",
-)
-def target_shifted_twice(history: HealthHistory, *, share: float = 0.9, samples: int = 3) -> Finding | None:
-    """Nearly every target is the token after the next one: labels were shifted twice."""
-    recent = latest(history, "target_is_second", samples)
-    following = latest(history, "target_is_next", samples)
-    if len(recent) < samples or not (recent > share).all() or (len(following) and (following > 0.5).any()):
-        return None
-    return target_shifted_twice.finding(
-        history,
-        value=recent[-1],
-        threshold=share,
-        seen=f"{recent[-1]:.0%} of the targets are the token after the next",
-    )
 
 
 @rule(
@@ -377,12 +290,14 @@ def unknown_tokens(history: HealthHistory, *, share: float = 0.4, samples: int =
         value=recent[-1],
         threshold=share,
         seen=f"{recent[-1]:.0%} of the tokens (special ones aside) are unknown",
+        severity="error" if recent[-1] > 0.7 else "warning",
     )
 
 
 @rule(
     needs="forward",
     explains=(OUTCOME,),
+    severity="warning",
     cause="max_length cuts texts to almost nothing, the wrong column was tokenized, or texts are empty",
     remedy="raise max_length; decode a batch and read it",
 )
@@ -407,10 +322,12 @@ def texts_cut(history: HealthHistory, *, tokens: float = 1.0, samples: int = 3) 
 @rule(
     needs="forward",
     explains=(COURSE, OUTCOME, FLOW, "nonfinite"),
-    cause="inputs are raw values (pixels of 0 to 255, samples of 16 bits) or hold NaN",
+    cause="inputs are raw values (pixels of 0 to 255, samples of 16 bits), were scaled twice, or hold NaN",
     remedy="use the model's image or feature processor; scale inputs to a mean of 0 and a deviation of 1",
 )
-def input_scale(history: HealthHistory, *, largest: float = 30.0, samples: int = 3) -> Finding | None:
+def input_scale(
+    history: HealthHistory, *, largest: float = 30.0, smallest: float = 1e-3, samples: int = 3
+) -> Finding | None:
     """Float inputs have a root mean square far from one, or are not finite."""
     bad = latest(history, "float_input_nonfinite", 1)
     if len(bad) and bad[-1] > 0:
@@ -418,14 +335,14 @@ def input_scale(history: HealthHistory, *, largest: float = 30.0, samples: int =
             history, value=bad[-1], threshold=0.0, seen=f"{bad[-1]:.2%} of the inputs are NaN or infinite"
         )
     recent = latest(history, "float_input_rms", samples)
-    if len(recent) < samples or not (recent > largest).all():
+    if len(recent) < samples or not ((recent > largest).all() or ((recent > 0) & (recent < smallest)).all()):
         return None
     return input_scale.finding(
         history,
         value=recent[-1],
-        threshold=largest,
+        threshold=largest if recent[-1] > largest else smallest,
         seen=f"inputs have a root mean square of {recent[-1]:.3g}; about 1 is usual",
-        severity="error" if recent[-1] > 1000 else "warning",
+        severity="warning",
     )
 
 
@@ -447,26 +364,19 @@ def positions_constant(history: HealthHistory, *, samples: int = 3) -> Finding |
 
 @rule(
     needs="forward",
-    explains=(OUTCOME, FLOW, STEPS),
-    cause="softmax or sigmoid is applied in the model, and again in the loss, which takes logits",
-    remedy="return logits; cross_entropy and binary_cross_entropy_with_logits apply softmax and sigmoid themselves",
+    explains=(OUTCOME,),
+    severity="warning",
+    cause="rows were duplicated by a join, a map or a sampler, or a data set is repeated within an epoch",
+    remedy="drop duplicates; if rows are repeated on purpose (several views of one example), ignore this",
 )
-def outputs_not_logits(history: HealthHistory, *, samples: int = 3) -> Finding | None:
-    """What goes into the loss as logits cannot be logits: probabilities, or values of one sign with exact zeros.
-
-    Judged where the gradient of every row sums to zero, as only that of a softmax does; so the loss takes them for
-    logits. Losses that take probabilities are silent.
-    """
-    for fact, limit, seen in (
-        ("logits_sum_to_one", 0.999, "rows of the logits are probabilities: in [0, 1], with a sum of one"),
-        ("logits_squashed", 0.5, "the logits come out of a sigmoid, a softmax or a ReLU"),
-        ("logits_one_sided", 0.2, "no logit is negative, and many are exactly 0"),
-    ):
-        recent = latest(history, fact, samples)
-        row_sum = latest(history, "gradient_row_sum", samples)
-        if len(recent) < samples or not (recent > limit).all():
-            continue
-        if len(row_sum) < samples or not (row_sum < 1e-2).all():
-            continue
-        return outputs_not_logits.finding(history, value=recent[-1], threshold=limit, seen=seen)
-    return None
+def rows_repeated(history: HealthHistory, *, distinct: float = 0.4, samples: int = 4) -> Finding | None:
+    """Most rows of every batch so far are the same as another row of it."""
+    recent = history.fact("distinct_rows")
+    if len(recent) < samples or not (recent < distinct).all():  # a policy may come to say the same every time
+        return None
+    return rows_repeated.finding(
+        history,
+        value=recent[-1],
+        threshold=distinct,
+        seen=f"of the rows of a batch {recent[-1]:.0%} are different ones",
+    )

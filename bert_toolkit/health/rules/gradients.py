@@ -1,6 +1,7 @@
 """Rules on how gradients flow through the layers and from step to step."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,8 +43,9 @@ def dead_units(
     alive_above = np.cumsum(alive[::-1])[::-1] - alive > 0
     dead &= alive_above & (history.in_layer[positions] | (not history.stacks))
     # A recurrence that is read at one end, and an expert that no token takes, have no units to lose.
+    # Neither have projections of attention, whose output may go unread (global attention, a pooled first token).
     named = [history.names[p] for p in positions]
-    dead &= ~np.array(["_hh_" in name or "expert" in name for name in named], dtype=bool)
+    dead &= ~np.array([re.search(r"_hh_|expert|att(e?n|\b)", name) is not None for name in named], dtype=bool)
     if not dead.any():
         return None
     # The layer nearest the loss: those below it get no gradient through it.
@@ -223,3 +225,29 @@ def silent_units(history: HealthHistory, positions: Sequence[int] | np.ndarray) 
     bias = np.where(normalized, history.bias_of[behind], history.bias_of[positions])
     has_bias = (bias >= 0) & ~np.isnan(history.zero_share[-1, bias])
     return np.where(has_bias, np.fmin(zeros, history.zero_share[:, bias]), zeros)
+
+
+@rule(
+    group=FLOW,
+    explains=(COURSE, OUTCOME, STEPS, "dead_units", "no_gradient", "vanishing_gradients", "not_updated"),
+    needs="gradients",
+    cause="the loss does not depend on the parameters: outputs are multiplied by zero, cut off by a clamp or masked "
+    "entirely, or a gradient underflows",
+    remedy="print outputs and loss, and loss.grad_fn; look for masks, clamps and products with zero",
+)
+def all_gradients_zero(history: HealthHistory, *, samples: int = 3) -> Finding | None:
+    """Every gradient of every parameter has been exactly zero since the start, and the loss is not."""
+    if len(history) < samples:
+        return None
+    gradients, loss = history.gradient, history.loss
+    known = np.isfinite(gradients)
+    if not known.any(axis=1).all() or np.nansum(gradients) != 0.0 or history.nonfinite.any():
+        return None
+    if history.skipped.any() or not (np.isfinite(loss) & (np.abs(loss) > 1e-6)).all():
+        return None
+    return all_gradients_zero.finding(
+        history,
+        value=0.0,
+        threshold=0.0,
+        seen=f"all gradients were exactly zero in all {len(history)} samples, at a loss of {loss[-1]:.3g}",
+    )

@@ -11,6 +11,7 @@ from bert_toolkit.health.rules.questions import (
     after_warmup,
     falls,
     is_late,
+    latest,
     loss_levels,
     loss_of_frequencies,
     warmed_up,
@@ -183,4 +184,30 @@ def loss_flat(
         value=float(loss.mean()),
         threshold=float(guess.mean() - allowed),
         seen=f"the loss stays at {loss.mean():.3g}; {known} {guess.mean():.3g}",
+    )
+
+
+@rule(
+    group=OUTCOME,
+    needs="forward",
+    cause="what tells examples apart is lost on the way: pooling over the batch, weights or a normalization of zero, "
+    "inputs that are not used",
+    remedy="look where activations of two different examples become equal: print them layer by layer",
+)
+def outputs_ignore_inputs(history: HealthHistory, *, samples: int = 4, vary: float = 1e-5) -> Finding | None:
+    """Rows of one batch get the same logits, to the last digits, in every sample.
+
+    A head of zeros does so at the first step only. Judged by the largest spread of a class over the rows, relative to
+    the largest logit.
+    """
+    spread = latest(history, "logits_vary", samples)
+    if len(spread) < samples or not (spread < vary).all() or not history.rate[-samples] > 0:
+        return None
+    if history.identical_inputs[-samples:].any():
+        return None
+    return outputs_ignore_inputs.finding(
+        history,
+        value=spread[-1],
+        threshold=vary,
+        seen=f"logits of different rows differ by {spread[-1]:.1g} of the largest",
     )

@@ -20,7 +20,8 @@ def frozen_layer(history: HealthHistory, *, samples: int = 2, share: float = 0.5
     """A layer is frozen while a lower layer of the same stack trains.
 
     Freezing on purpose takes the lower layers, everything, or one kind of parameter in all layers. Frozen layers that
-    are few (at most `share` of the stack, or one) and lie above a trainable one are a hole.
+    are few (at most `share` of the stack, or one) and lie above a trainable one are a hole; a warning where they are
+    the topmost, which some train in turn or keep on purpose.
     """
     if len(history) < samples:
         return None
@@ -42,6 +43,7 @@ def frozen_layer(history: HealthHistory, *, samples: int = 2, share: float = 0.5
                     f"{', '.join(holes)} of {len(names)} layers does not require gradients, "
                     "though layers below it train"
                 ),
+                severity="error" if alive[np.flatnonzero(np.isin(names, holes))[0] :].any() else "warning",
             )
     return None
 
@@ -229,14 +231,19 @@ def _cut_off(history: HealthHistory, never: np.ndarray, ever: np.ndarray) -> tup
         for kind in stack[:, living]:
             silent = kind[never[kind] & judged[kind]]
             if len(silent) == len(kind) and len(kind) > 1:
-                warnings += silent[history.is_matrix[silent]].tolist()
-            else:
-                errors += silent.tolist()
+                # What serves an input that is optional: an encoder's states, global attention, entities.
+                part = r"cross|encoder_attn|EncDec|global|entit|e2|2e_"
+                used = np.array([p for p in silent if not re.search(part, history.names[p])], dtype=int)
+                warnings += used[history.is_matrix[used]].tolist()
+            elif silent.tolist() != [kind[-1]] or not re.search(r"att(e?n|\b)", history.names[kind[-1]]):
+                errors += silent.tolist()  # but for attention of the top layer, of which one token may be read alone
     words = np.flatnonzero(history.where("embedding"))
     if len(words) and np.isfinite(history.fact("ordinary_tokens")).any() and ever[history.in_layer].any():
         largest = words[np.argmax(history.count[words])]
         errors += [int(largest)] if never[largest] and judged[largest] else []
-        positions = [p for p in words if never[p] and judged[p] and re.search(r"position|wpe", history.names[p])]
+        positions = [
+            p for p in words if never[p] and judged[p] and re.search(r"^(?!.*entit).*(position|wpe)", history.names[p])
+        ]
         warnings += [int(p) for p in positions]
     if errors:
         return np.unique(errors), "error"

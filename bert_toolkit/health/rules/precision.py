@@ -56,7 +56,7 @@ def nonfinite(history: HealthHistory) -> Finding | None:
     Names what went bad first. Gradients go bad from the loss downwards, so the culprit is the bad parameter nearest
     to the loss; where all went bad together it is the batch or the loss itself.
     """
-    bad_weight = history.trainable & ~np.isfinite(history.weight) & ~np.isnan(history.learning_rate)
+    bad_weight = history.trainable & np.isinf(history.weight) & ~np.isnan(history.learning_rate)
     bad = history.nonfinite | bad_weight
     rows = (bad.any(axis=1) | history.loss_nonfinite) & ~history.skipped
     if not rows.any():

@@ -130,7 +130,10 @@ def _trained_tables(history: HealthHistory) -> np.ndarray:
     rows = history.count / classes
     tables = np.flatnonzero(history.where("embedding", "matrix") & ~history.in_layer & (rows >= 8) & (rows % 1 == 0))
     none = np.zeros(0, dtype=int)
+    head = np.array(history.blocks) == "head"
     if (start["loaded"] > 0).any() and not (start["loaded"][tables] > 0).all():
+        return none
+    if (start["loaded"] > 0).any() and (start["loaded"][head & history.is_matrix] == 0).any():
         return none
     std = start["std"][tables]
     # As configured, as nn.Linear draws them, or as nn.Embedding does.

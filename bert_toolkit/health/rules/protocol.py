@@ -122,6 +122,38 @@ def schedule_out_of_step(history: HealthHistory, *, factor: float = 1.4, steps: 
 
 
 @rule(
+    needs="updates",
+    explains=(OUTCOME, "update_ratio_low"),
+    severity="warning",
+    cause="a schedule that is meant for epochs is stepped with every batch (StepLR, ExponentialLR), or it was planned "
+    "for fewer steps",
+    remedy="step it once per epoch, or plan it for all steps of the run",
+)
+def rate_gone_early(history: HealthHistory, *, part: float = 0.01, share: float = 0.15) -> Finding | None:
+    """The learning rate has been below `part` of its peak for `share` of the planned steps, and the run is not over.
+
+    Usual schedules are there at their very end, and those that restart for a tenth of a cycle at most.
+    """
+    planned = history.last_step
+    if len(history) < 8 or planned <= 0 or not history.rate.max() > 0 or history.now > 0.9 * planned:
+        return None
+    high = np.flatnonzero(history.rate >= part * history.rate.max())
+    first = int(high[-1]) + 1
+    if first >= len(history) or high[0] > 0 and high[-1] == high[0]:
+        return None
+    since = int(history.step[first])
+    if history.now - since < share * planned or len(history) - first < 4:
+        return None
+    return rate_gone_early.finding(
+        history,
+        value=float(history.rate[-1] / history.rate.max()),
+        threshold=part,
+        seen=f"since step {since} of {planned} the learning rate is below {part:.0%} of its peak of "
+        f"{history.rate.max():.2g}",
+    )
+
+
+@rule(
     needs="forward",
     cause="the loss is not divided by the number of accumulated batches, or twice, or it is summed over the batch",
     remedy="divide each batch's mean loss by gradient_accumulation_steps once; for models of transformers that ignore "
@@ -189,6 +221,41 @@ def weights_replaced(
         threshold=share,
         seen=f"between steps {history.step[-2]} and {history.step[-1]} weights moved by {largest:.0%} of their norm, "
         f"more than {factor:g} times what {steps:.0f} steps can",
+    )
+
+
+@rule(
+    needs="updates",
+    explains=(COURSE, OUTCOME, STEPS),
+    cause="something puts the weights back after each step: an average of weights that is copied into the model, a "
+    "state_dict that is loaded again, a swap of weights that is never undone",
+    remedy="look for what writes to parameters after optimizer.step(); keep averaged weights in a model of their own",
+)
+def steps_undone(history: HealthHistory, *, left: float = 0.2, share: float = 0.9, samples: int = 4) -> Finding | None:
+    """Steps move the weights, and at the next sample they are where they were before.
+
+    Judged on the matrices that move: less than `left` of a step's length lies between where two samples in a row
+    begin, in `share` of the matrices and `samples` times in a row. Steps that go to and fro do not meet like that in
+    hundreds of directions.
+    """
+    progress, moved = history.fact("progress"), history.fact("moved")
+    if progress.ndim != 2 or moved.ndim != 2 or len(history) <= samples:
+        return None
+    steps, net = moved[-samples - 1 : -1], progress[-samples:]
+    looked_at = np.flatnonzero(
+        history.is_matrix & (np.nan_to_num(steps) > 0).all(axis=0) & np.isfinite(net).all(axis=0)
+    )
+    if len(looked_at) < 2:
+        return None
+    remains = net[:, looked_at] / steps[:, looked_at]
+    if not ((remains < left).mean(axis=1) > share).all():
+        return None
+    return steps_undone.finding(
+        history,
+        parameters=looked_at,
+        value=float(np.median(remains[-1])),
+        threshold=left,
+        seen=f"of what a step moves {np.median(remains[-1]):.0%} is left when the next sample begins",
     )
 
 

@@ -10,10 +10,13 @@ from bert_toolkit.health.rules.gradients import dead_units, silent_units
 from bert_toolkit.health.rules.questions import (
     after_warmup,
     falls,
+    fresh_layers,
     has_fallen,
     has_not_fallen,
     has_risen,
     is_late,
+    is_trained,
+    loss_of_frequencies,
     matrices,
     matrix_stacks,
     usable_samples,
@@ -24,6 +27,7 @@ from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rul
 # How far one step moves the matrix that moves most, relative to its norm, in the healthy trainings of the benchmark:
 # 0.003 to 0.02 in mid-run.
 USUAL_LARGEST = 5e-3
+_FEW_CLASSES = 32  # of a classifier, whose head may begin with anything
 
 
 @rule(
@@ -48,9 +52,9 @@ def initial_scale(
     A gain is the root mean square times the square root of the fan: PyTorch's default has 0.58, Glorot 1, He 1.41;
     smdebug draws the line at a variance ratio of 10 (3.2 in standard deviation), trained weights reach 5 (GPT-2).
     Fresh transformers (normalisations are exactly one) have standard deviation `usual` at any width (BERT, GPT-2,
-    Llama; `initializer_range` of their config) and may be `factor` off it. Layers of one trained model differ by up to
-    3, below `layer_factor`. Judged are linear layers where there are three, without low-rank ones: filters, state
-    matrices and what has few inputs have scales of their own.
+    Llama; `initializer_range` of their config) and may be `factor` off it, or as large as He's. Layers of one trained
+    model differ by up to 3, below `layer_factor`. Judged are linear layers where there are three, without low-rank
+    ones: filters, state matrices and what has few inputs have scales of their own.
     """
     if history.step[0] > 1 or len(history) > 12:
         return None
@@ -63,7 +67,7 @@ def initial_scale(
         smallest = largest = np.quantile(weight, 0.75)  # projections back into the stream may be smaller
         if history.initializer_range is not None and len(norms) and (np.abs(scales - 1.0) < 1e-3).all():
             low_limit = max(history.initializer_range, usual) / factor
-            high_limit = min(factor * history.initializer_range, max(factor * usual, 1.5 / side.min()))
+            high_limit = max(factor * history.initializer_range, 1.6 / side.min())
         else:
             smallest, largest = np.quantile(weight * side, 0.75), np.quantile(weight * side, 0.25)
             low_limit = low_gain if np.quantile(weight, 0.75) < usual / 1.5 else 0.0
@@ -114,6 +118,39 @@ def _full_linear_layers(history: HealthHistory, positions: np.ndarray) -> np.nda
 
 
 @rule(
+    needs="forward",
+    explains=(COURSE, OUTCOME),
+    severity="warning",
+    cause="outputs are far too large at the start: the table of words that is tied to the head has a deviation of 1 "
+    "(nn.Embedding's own), or the head or the last normalization was scaled",
+    remedy="initialize the table or the head with a deviation of 0.02, or divide logits by the root of the width",
+)
+def initial_loss_high(history: HealthHistory, *, times: float = 1.5, margin: float = 3.0) -> Finding | None:
+    """A fresh model is surer than it can be: its first loss is far above that of a guess among all classes.
+
+    Judged at the first step on a mean cross-entropy of many classes or of tokens. Trained models are told by
+    `worse_than_guessing`.
+    """
+    if len(history) != 1 or history.now != 1 or history.several_losses[0] or history.classes[0] < _FEW_CLASSES:
+        return None
+    states = fresh_layers(history).values() if history.start else ()
+    guess = math.log(history.classes[0])
+    if not states or not all(states) or not history.loss[0] > max(times * guess, guess + margin):
+        return None
+    agrees = (
+        np.nan_to_num(history.fact("target_agrees")[0]) > 0.9 or np.nan_to_num(history.fact("target_is_next")[0]) > 0.9
+    )
+    if not agrees or not history.fact("loss_weight")[0] < 1.5 or not history.fact("gradient_row_sum")[0] < 0.1:
+        return None
+    return initial_loss_high.finding(
+        history,
+        value=history.loss[0],
+        threshold=max(times * guess, guess + margin),
+        seen=f"the first loss is {history.loss[0]:.3g}, a guess among {history.classes[0]} classes scores {guess:.3g}",
+    )
+
+
+@rule(
     group=STEPS,
     explains=(COURSE, OUTCOME, FLOW, "layer_out_of_line", "nonfinite"),
     needs="updates",
@@ -131,20 +168,27 @@ def update_ratio_high(
     no longer are, did their work: then they are a fault only where the loss is higher than it was. Where hardly any
     matrix trains, or less than `part` of all, on a frozen body (a fresh head, LoRA, prompts), small weights grow by
     large parts at first, and a step must be as long as the weights themselves. A loss without a level (policies) can
-    neither have fallen nor not.
+    neither have fallen nor not. In a model whose layers are trained, first steps of `with_loss` destroy what it knows:
+    they are a fault where the loss then stays at what class frequencies score.
     """
     ratio = history.median_ratio
     trained = matrices(history)
     few = len(trained) < 3 or history.count[trained].sum() < part * history.count[history.is_matrix].sum()
     always = 1.0 if few else always
     large = 0 if few else int((ratio > with_loss).sum())
+    ruined = not few and _body_was_ruined(history, with_loss)
     lately = int((ratio[-20:] > with_loss).sum())
     useless = min(large, lately) >= 2 * samples and len(history) >= 20 and has_not_fallen(history)
+    useless &= is_late(history, 0.6)  # plateaus before learning are healthy
     learns = len(history) < 2 * samples or falls(history.step, history.loss) or has_fallen(history)
     still = ratio[-1] > always and (ratio > always).sum() >= samples
     if (ratio > 1.0).sum() >= samples or (still and not learns):
         threshold = always
-    elif (useless and (ratio[-1] > with_loss or has_risen(history))) or (large >= samples and _units_died(history)):
+    elif (
+        (useless and (ratio[-1] > with_loss or has_risen(history)))
+        or (large >= samples and _units_died(history))
+        or ruined
+    ):
         threshold = with_loss
     else:
         return None
@@ -284,6 +328,16 @@ def update_ratio_low(
             "fine-tuning, 1e-4 to 1e-3 from scratch"
         ),
     )
+
+
+def _body_was_ruined(history: HealthHistory, ratio: float, *, samples: int = 8) -> bool:
+    """Whether early steps of a trained model were large, and it now predicts no better than a guess."""
+    if len(history) < samples + 2 or not history.start or not is_trained(history) or history.several_losses.any():
+        return False
+    lately, guess = history.loss[-samples:], loss_of_frequencies(history)[-samples:]
+    if not (history.median_ratio > ratio).any() or not np.isfinite(guess).all() or not np.isfinite(lately).all():
+        return False
+    return bool(np.median(lately) >= np.median(guess))
 
 
 def _round(number: float) -> str:

@@ -251,6 +251,7 @@ def norms_out_of_scale(
         return None
     gain, spread = start["norm_gain"], start["norm_gain_std"]
     known = np.flatnonzero(np.isfinite(gain))
+    as_made = (start["mean"][known] == 1.0) & (start["std"][known] == 0.0)  # Nemotron's multiply by one plus that
     if len(known) < norms:
         return None
     even = spread[known] < 1e-4 * np.maximum(np.abs(gain[known]), 1e-4)
@@ -258,6 +259,8 @@ def norms_out_of_scale(
     value, limit, seen = common, 0.0, ""
     if (np.abs(gain[known]) + spread[known] < 1e-6).mean() >= share:
         seen = f"{len(known)} normalizations multiply by zero, so they give the same whatever comes in"
+    elif as_made.all() and not start["norm_shift"][known].any():
+        return None
     elif even.all() and (np.abs(gain[known] / common - 1) < 1e-3).all() and abs(common - 1) > off_one:
         limit, seen = 1 + off_one, f"all {len(known)} normalizations multiply by {common:.3g}"
     elif scaled := _scaled_norms(gain[known], spread[known], trained_off_one):
@@ -344,8 +347,9 @@ def table_out_of_scale(history: HealthHistory, *, factor: float = 4.0, usual: fl
     if not states or not all(states) or len(tables) < 2:
         return None
     size = np.sqrt(start["mean"][tables] ** 2 + start["std"][tables] ** 2) / history.initializer_range
+    waves = (start["largest"][tables] <= 1.0) & (np.abs(start["std"][tables] - 0.68) < 0.1)  # sinusoidal positions
     words = int(history.count[tables].argmax())
-    large = size > factor
+    large = (size > factor) & ~waves
     if not large.any() or not 1.0 / usual < size[words] < usual:
         return None
     return table_out_of_scale.finding(
@@ -421,7 +425,8 @@ def tie_broken(history: HealthHistory) -> Finding | None:
 def equal_layers(history: HealthHistory) -> Finding | None:
     """Two layers of a stack have the very same weights in all their matrices, as separate parameters.
 
-    Experts of one layer are not compared: they are often copies of one feed-forward block.
+    Experts of one layer are not compared: they are often copies of one feed-forward block. A note where all layers are
+    equal and fresh, as torch.nn.TransformerEncoder makes them.
     """
     start = history.start
     if not start or len(history) > 1:
@@ -436,8 +441,10 @@ def equal_layers(history: HealthHistory) -> Finding | None:
         for column, layer in enumerate(layers):
             others = twin[kinds[:, column]]
             if (others >= 0).all() and all(blocks[o] in layers and blocks[o] != layer for o in others):
+                cloned = (twin[kinds[:, 1:]] >= 0).all() and any("in_proj" in history.names[p] for p in kinds[:, 0])
                 return equal_layers.finding(
                     history,
+                    severity="note" if cloned else "warning",
                     parameters=kinds[:, column],
                     value=len(kinds),
                     threshold=0,
