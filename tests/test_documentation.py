@@ -151,6 +151,19 @@ def test_every_page_is_in_the_navigation():
     assert sorted(re.findall(r"[\w-]+\.md", navigation)) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
 
 
+@pytest.mark.parametrize(
+    ("address", "made"),
+    [
+        ("https://example.com/us/", "see [the table](https://example.com/us/blob/main/benchmarks/a.md#b), [x](y.md)"),
+        ("", "see the table (`benchmarks/a.md#b` in the repository), [x](y.md)"),
+    ],
+)
+def test_links_out_of_the_site_are_not_dead(address, made):
+    text = "see [the table](../benchmarks/a.md#b), [x](y.md)"
+    hook = runpy.run_path(str(ROOT / "tools" / "docs_links.py"))
+    assert hook["on_page_markdown"](text, {"repo_url": address}) == made
+
+
 @pytest.mark.slow
 def test_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs")
