@@ -136,7 +136,7 @@ def check_used(out: Path, way: str, bf16: bool, accumulation: int) -> None:
 
 
 def check_fsdp1(out: Path) -> None:
-    """Flattened parameters: one notice from each monitor, and the loop goes on."""
+    """Flattened parameters: one notice from each monitor, in one of the processes, and the loop goes on."""
     model = FullyShardedDataParallel(Classifier(), device_id=torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     notices: list[str] = []
@@ -152,7 +152,7 @@ def check_fsdp1(out: Path) -> None:
     logging.getLogger("bert_toolkit").removeHandler(handler)
     assert watching.gradient_flow.records == watching.update_ratios.records == []
     told = [notice for notice in notices if "FSDP1 flattens parameters; use FSDP2" in notice]
-    assert len(told) == len(notices) == 3, notices
+    assert len(told) == len(notices) == (3 if torch.distributed.get_rank() == 0 else 0), notices
 
 
 CHECKS = {
