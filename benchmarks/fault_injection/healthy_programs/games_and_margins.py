@@ -151,7 +151,7 @@ class Player(nn.Module):
         return self.net(inputs)
 
 
-@program(HELD_OUT)
+@program(TUNING)
 def adversarial_pair(setup: Setup) -> Ready:
     """A GAN on points of a ring, two models with an optimizer and a watch each; no loss falls for long."""
     generator = Player(mlp(8, 2))

@@ -244,7 +244,7 @@ def sparse_encoder(setup: Setup) -> Ready:
     return Ready(trainer.train, model, lambda: loss_fell(trainer, 0.8), trainer)
 
 
-@program(HELD_OUT, packages=("sentence_transformers", "setfit"))
+@program(TUNING, packages=("sentence_transformers", "setfit"))
 def setfit(setup: Setup) -> Ready:
     """SetFit: pairs of sixteen examples, then a logistic head."""
     from datasets import Dataset

@@ -217,7 +217,7 @@ def masked_autoencoder(setup: Setup) -> Ready:
     )
 
 
-@program(HELD_OUT)
+@program(TUNING)
 def segmentation(setup: Setup) -> Ready:
     """SegFormer: ink or paper for every pixel."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
