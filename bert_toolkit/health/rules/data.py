@@ -9,7 +9,7 @@ from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, 
 
 
 @rule(
-    explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite", "repeated_batch", "constant_label"),
+    explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite", "repeated_batch", "constant_label", "rows_repeated"),
     needs="forward",
     cause="the dataset, tokenization or collator gives a constant, or one example is repeated",
     remedy="print a batch of the data loader; compare the examples with the raw rows",
@@ -369,7 +369,7 @@ def positions_constant(history: HealthHistory, *, samples: int = 3) -> Finding |
     cause="rows were duplicated by a join, a map or a sampler, or a data set is repeated within an epoch",
     remedy="drop duplicates; if rows are repeated on purpose (several views of one example), ignore this",
 )
-def rows_repeated(history: HealthHistory, *, distinct: float = 0.4, samples: int = 4) -> Finding | None:
+def rows_repeated(history: HealthHistory, *, distinct: float = 0.5, samples: int = 4) -> Finding | None:
     """Most rows of every batch so far are the same as another row of it."""
     recent = history.fact("distinct_rows")
     if len(recent) < samples or not (recent < distinct).all():  # a policy may come to say the same every time

@@ -243,11 +243,12 @@ def all_gradients_zero(history: HealthHistory, *, samples: int = 3) -> Finding |
     known = np.isfinite(gradients)
     if not known.any(axis=1).all() or np.nansum(gradients) != 0.0 or history.nonfinite.any():
         return None
-    if history.skipped.any() or not (np.isfinite(loss) & (np.abs(loss) > 1e-6)).all():
+    told = loss[np.isfinite(loss)]  # what Trainer logs comes later than the first samples
+    if history.skipped.any() or not len(told) or not (np.abs(told) > 1e-6).all():
         return None
     return all_gradients_zero.finding(
         history,
         value=0.0,
         threshold=0.0,
-        seen=f"all gradients were exactly zero in all {len(history)} samples, at a loss of {loss[-1]:.3g}",
+        seen=f"all gradients were exactly zero in all {len(history)} samples, at a loss of {told[-1]:.3g}",
     )
