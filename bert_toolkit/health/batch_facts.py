@@ -77,10 +77,16 @@ def fingerprint(tensors: list[Tensor]) -> Tensor:
     total = torch.zeros((), dtype=torch.int64, device=tensors[0].device)
     for tensor in tensors:
         bits = _whole_numbers(tensor).reshape(-1)
-        weights = torch.arange(1, len(bits) + 1, device=bits.device).mul_(40_503).remainder_(65_521)
-        total = total.mul(31).add((bits.remainder(1_048_573) * weights).remainder(_FINGERPRINT_PRIME).sum())
+        total = total.mul(31).add(
+            (bits.remainder(1_048_573) * _by_place(len(bits), bits.device)).remainder(_FINGERPRINT_PRIME).sum()
+        )
         total = total.remainder(_FINGERPRINT_PRIME)
     return total.double()
+
+
+def _by_place(count: int, device: torch.device) -> Tensor:
+    """A weight for each of `count` places."""
+    return torch.arange(1, count + 1, device=device).mul_(40_503).remainder_(65_521)
 
 
 def _whole_numbers(tensor: Tensor) -> Tensor:
@@ -103,6 +109,14 @@ def _fraction(chosen: Tensor, of: Tensor) -> Tensor:
     """Share of the True entries of `of` in which `chosen` is True as well; NaN where there are none."""
     count = of.sum().double()
     return torch.where(count > 0, (chosen & of).sum().double() / count.clamp(min=1), math.nan)
+
+
+def _top_fraction(values: Tensor, counted: Tensor) -> Tensor:
+    """Share of the most frequent of the values that count, NaN where none does."""
+    # Those that do not are given values of their own, so that none of them is the most frequent.
+    others = -1000 - torch.arange(values.numel(), device=values.device).view(values.shape)
+    most = torch.where(counted, values, others).flatten().mode().values
+    return _fraction(values == most, counted)
 
 
 def _token_facts(ids: Tensor, real: Tensor | None, special: Mapping[str, int]) -> dict[str, Tensor | float]:
@@ -130,14 +144,10 @@ def _token_facts(ids: Tensor, real: Tensor | None, special: Mapping[str, int]) -
         facts["unknown_fraction"] = _fraction(ids == special["unk"], ordinary)
     if "eos" in special:
         facts["eos_in_inputs"] = ((ids == special["eos"]) & real).any(1).double().mean()
-    # The most frequent of the ordinary tokens; those that do not count are given ids of their own.
-    flat = torch.where(ordinary, ids, -1 - torch.arange(ids.numel(), device=ids.device).view(ids.shape)).flatten()
-    most = flat.mode().values
-    facts["top_token_fraction"] = _fraction(flat == most, ordinary.flatten())
+    facts["top_token_fraction"] = _top_fraction(ids, ordinary)
     facts["ordinary_tokens"] = ordinary.sum().double()
     if len(ids) >= 8:
-        places = torch.arange(1, ids.shape[1] + 1, device=ids.device).mul(40_503).remainder(65_521)
-        sums = (ids.long() * places).sum(1).sort().values
+        sums = (ids.long() * _by_place(ids.shape[1], ids.device)).sum(1).sort().values
         facts["distinct_rows"] = ((sums[1:] != sums[:-1]).sum().double() + 1.0) / len(ids)
     return facts
 
@@ -153,10 +163,7 @@ def _token_label_facts(
         # Padding that is a target: a run of it, since one padding token may serve as the end token as well.
         run = (labels[:, 1:] == special["pad"]) & (labels[:, :-1] == special["pad"])
         facts["label_pad_run"] = run.double().mean()
-    # Labels that do not count are given values of their own, so that none of them is the most frequent.
-    others = -1000 - torch.arange(labels.numel(), device=labels.device)
-    most = torch.where(counted.flatten(), labels.flatten(), others).mode().values
-    facts["top_target_fraction"] = _fraction(labels == most, counted)
+    facts["top_target_fraction"] = _top_fraction(labels, counted)
     if labels.shape != ids.shape or real is None:
         return facts
     facts["labelled_fraction"] = _fraction(counted, real)

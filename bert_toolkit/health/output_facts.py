@@ -53,10 +53,7 @@ def _last_operation(tensor: Tensor) -> str:
     for _ in range(8):
         name = type(node).__name__
         following = getattr(node, "next_functions", ())
-        if (
-            not name.startswith(("ToCopy", "View", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", "Clone"))
-            or not following
-        ):
+        if not name.startswith(_COPIES) or not following:
             return name
         node = following[0][0]
     return ""
@@ -162,10 +159,14 @@ def _squashed_before(gradient: Tensor, logits: Tensor, target: Tensor, valid: Te
         middle = torch.where(usable, weight, math.nan).nanmedian()
         return torch.where(usable, (weight / middle - 1.0).abs() + rest, math.nan).nanmean()
 
-    once, before = scatter(plain), torch.minimum(scatter(twice), scatter(gated))
-    told = torch.where((before < 0.01) & (once > 0.03), 1.0, math.nan)
-    told = torch.where((once < 0.01) & (before > 0.03), 0.0, told)
+    told = _which(scatter(plain), torch.minimum(scatter(twice), scatter(gated)))
     return torch.where(usable.sum() >= 4, told, math.nan)
+
+
+def _which(once: Tensor, before: Tensor) -> Tensor:
+    """0 where weights are equal under a loss of the logits, 1 where they are under one of what was made of them."""
+    told = torch.where((before < 0.01) & (once > 0.03), 1.0, math.nan)
+    return torch.where((once < 0.01) & (before > 0.03), 0.0, told)
 
 
 def _gated_before(gradient: Tensor, logits: Tensor) -> Tensor:
@@ -179,9 +180,7 @@ def _gated_before(gradient: Tensor, logits: Tensor) -> Tensor:
         weight = torch.where(usable, gradient / expected, math.nan)
         return (weight / weight.nanmedian() - 1.0).abs().nanmean()
 
-    once, before = scatter(gate - wanted), scatter(gate * (1.0 - gate) * (gate.sigmoid() - wanted))
-    told = torch.where((before < 0.01) & (once > 0.03), 1.0, math.nan)
-    told = torch.where((once < 0.01) & (before > 0.03), 0.0, told)
+    told = _which(scatter(gate - wanted), scatter(gate * (1.0 - gate) * (gate.sigmoid() - wanted)))
     return torch.where(usable.sum() >= 8, told, math.nan)
 
 

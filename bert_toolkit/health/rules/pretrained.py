@@ -8,10 +8,9 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import is_trained
+from bert_toolkit.health.rules.questions import VOCABULARY, is_trained
 from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, STEPS, rule
 
-_VOCABULARY = 100  # classes from which on a class is taken for a token
 _FEW_TARGETS = 0.05  # share of the tokens; a word or two as an answer may be one that the model does not expect
 _UNIFORM = -1.0  # excess kurtosis; uniform values have -1.2, Gaussian ones 0, learned ones more
 
@@ -67,7 +66,7 @@ def zero_head(history: HealthHistory, *, fraction: float = 0.05) -> Finding | No
         return None
     tables = history.count[history.where("embedding")]
     with np.errstate(invalid="ignore"):
-        of_tokens = np.isin(history.count, tables) & (history.count / start["fan_in"] >= _VOCABULARY)
+        of_tokens = np.isin(history.count, tables) & (history.count / start["fan_in"] >= VOCABULARY)
     head = history.where("matrix") & ~history.in_layer & of_tokens
     zero = np.where(head, np.nan_to_num(start["zero_rows"]), 0.0)
     positions = np.flatnonzero(zero >= fraction)
@@ -102,7 +101,7 @@ def worse_than_guessing(history: HealthHistory, *, margin: float = 0.05) -> Find
     """
     if not history.start or len(history) != 1 or history.now != 1 or history.several_losses[0]:
         return None
-    if history.classes[0] < _VOCABULARY or not is_trained(history):
+    if history.classes[0] < VOCABULARY or not is_trained(history):
         return None
     limit = math.log(history.classes[0]) + margin
     if not history.loss[0] > limit:

@@ -10,6 +10,9 @@ from bert_toolkit.health.history import HealthHistory
 HEEDLESS = ("Ada", "Lion", "Lamb", "LAMB", "Muon", "Prodigy", "RMSprop", "SOAP")
 """Parts of names of optimizers whose steps do not depend on the size of the gradients."""
 
+VOCABULARY = 100
+"""Classes from which on a class is taken for a token."""
+
 
 def after_warmup(history: HealthHistory) -> np.ndarray:
     """Mask of samples whose learning rate is at least half of the largest so far.

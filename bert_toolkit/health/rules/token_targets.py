@@ -4,10 +4,8 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import latest
+from bert_toolkit.health.rules.questions import VOCABULARY, latest
 from bert_toolkit.health.rules.registry import OUTCOME, rule
-
-_VOCABULARY = 100  # classes from which on a class is taken for a token
 
 
 @rule(
@@ -144,7 +142,7 @@ def one_token_asked(history: HealthHistory, *, samples: int = 4) -> Finding | No
     top, texts = latest(history, "top_target_fraction", samples), np.nansum(history.fact("examples"))
     if len(top) < samples or not (top == 1.0).all():
         return None
-    if history.classes[-1] < _VOCABULARY and (texts < 64 or (history.fact("top_target_fraction") < 1.0).any()):
+    if history.classes[-1] < VOCABULARY and (texts < 64 or (history.fact("top_target_fraction") < 1.0).any()):
         return None
     return one_token_asked.finding(
         history, value=1.0, threshold=1.0, seen=f"in {samples} samples in a row all labels that count are the same"
@@ -179,7 +177,7 @@ def labels_one_place_off(history: HealthHistory, *, samples: int = 4) -> Finding
     Judged for classes of tokens, where the tokenizer begins and ends a text with tokens of its own.
     """
     first, last = latest(history, "first_labelled", samples), latest(history, "last_labelled", samples)
-    if len(first) < samples or len(last) < samples or history.classes[-1] >= _VOCABULARY:
+    if len(first) < samples or len(last) < samples or history.classes[-1] >= VOCABULARY:
         return None
     if not history.settings.both_ways or history.classes[-1] == history.settings.config.get("vocab_size"):
         return None
