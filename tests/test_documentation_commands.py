@@ -84,7 +84,7 @@ def shown(page: Path) -> tuple[list[str], list[str]]:
 
 
 def sets_up(command: str) -> bool:
-    return command.startswith(("python3 -m venv", ".venv/bin/"))
+    return command.startswith(("python3 -m venv", ".venv/bin/", "pip install -c"))
 
 
 def runnable() -> dict[str, list[str]]:
