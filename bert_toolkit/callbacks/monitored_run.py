@@ -94,3 +94,17 @@ def length_of(loader: Any) -> int | None:
         return len(loader) or None
     except TypeError:
         return None
+
+
+def tokenizer_of(processing_class: Any, loader: Any) -> Any:
+    """Return what knows the special tokens of the data: Trainer's processing class, or else its collator's tokenizer.
+
+    Args:
+        processing_class: `Trainer.processing_class`.
+        loader: The data loader of training, None where there is none.
+    """
+    if processing_class is not None:
+        return processing_class
+    collate = getattr(loader, "collate_fn", None)
+    collate = getattr(collate, "data_collator", collate)  # Trainer's own wrapper removes columns
+    return getattr(collate, "tokenizer", None)

@@ -15,7 +15,7 @@ from transformers.trainer_callback import (
 from transformers.training_args import TrainingArguments
 
 from bert_toolkit.callbacks.live_figure import LiveFigure
-from bert_toolkit.callbacks.monitored_run import MonitoredRun, length_of, trained_module
+from bert_toolkit.callbacks.monitored_run import MonitoredRun, length_of, tokenizer_of, trained_module
 from bert_toolkit.callbacks.monitoring_output import MonitoringOutput, SubRun
 from bert_toolkit.callbacks.record_views import RecordViews
 from bert_toolkit.callbacks.safe_outputs import SafeOutputs
@@ -409,7 +409,7 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
                 wandb="wandb" in (args.report_to or ()),
                 reporter=None if self._trainer is None else self._report,
                 schedule=kwargs.get("lr_scheduler"),
-                tokenizer=kwargs.get("processing_class"),
+                tokenizer=tokenizer_of(kwargs.get("processing_class"), kwargs.get("train_dataloader")),
                 arguments=args,
                 batches_per_epoch=length_of(kwargs.get("train_dataloader")),
                 log_history=state.log_history,

@@ -111,6 +111,17 @@ def _fraction(chosen: Tensor, of: Tensor) -> Tensor:
     return torch.where(count > 0, (chosen & of).sum().double() / count.clamp(min=1), math.nan)
 
 
+def _if_at_an_end(padding: Tensor, value: Tensor, special: Mapping[str, int]) -> Tensor:
+    """The value, NaN where only the model names the padding token and it is not at one end of each row of (B, T).
+
+    Data of another vocabulary may use its id for a word.
+    """
+    if len(special) > 1:
+        return value
+    changes = (padding[:, 1:] != padding[:, :-1]).sum(1)
+    return torch.where((changes <= 1).all(), value, math.nan)
+
+
 def _top_fraction(values: Tensor, counted: Tensor) -> Tensor:
     """Share of the most frequent of the values that count, NaN where none does."""
     # Those that do not are given values of their own, so that none of them is the most frequent.
@@ -134,9 +145,9 @@ def _token_facts(ids: Tensor, real: Tensor | None, special: Mapping[str, int]) -
     ordinary = real & words
     if "pad" in special and special["pad"] not in (special.get("eos"), special.get("bos"), special.get("unk")):
         padding = ids == special["pad"]
-        facts["padding_seen"] = _fraction(real, padding)
+        facts["padding_seen"] = _if_at_an_end(padding, _fraction(real, padding), special)
         facts["padding_tokens"] = padding.double().mean()
-        facts["words_hidden"] = _fraction(~real, words)
+        facts["words_hidden"] = _if_at_an_end(padding, _fraction(~real, words), special)
     if "mask" in special:
         masked = (ids == special["mask"]) & real
         facts["mask_fraction"] = _fraction(masked, (ordinary | masked))
@@ -161,8 +172,9 @@ def _token_label_facts(
     facts: dict[str, Tensor | float] = {"labelled_fraction": counted.double().mean()}
     if "pad" in special and labels.shape[1] > 1:
         # Padding that is a target: a run of it, since one padding token may serve as the end token as well.
-        run = (labels[:, 1:] == special["pad"]) & (labels[:, :-1] == special["pad"])
-        facts["label_pad_run"] = run.double().mean()
+        padding = labels == special["pad"]
+        run = (padding[:, 1:] & padding[:, :-1]).double().mean()
+        facts["label_pad_run"] = _if_at_an_end(padding | ~counted, run, special)
     facts["top_target_fraction"] = _top_fraction(labels, counted)
     if labels.shape != ids.shape or real is None:
         return facts

@@ -52,7 +52,8 @@ class RunSettings:
         activations: Activation module that is not as configured -> what is there; see `changed_activations`.
         adapter_scaling: Adapter module -> factor of its output.
         config: Settings of the model's config that are numbers, strings or booleans.
-        special_tokens: `pad`, `unk`, `cls`, `sep`, `bos`, `eos`, `mask` -> id, as far as a tokenizer has them.
+        special_tokens: `pad`, `unk`, `cls`, `sep`, `bos`, `eos`, `mask` -> id, as far as a tokenizer has them;
+            `pad` alone where there is no tokenizer and the model knows one.
         name_or_path: Where the config came from; empty for one made in the script.
         model_class: Class name of the model.
         tied: Whether input and output embeddings are one parameter where the config says so; None where it does not,
@@ -114,7 +115,7 @@ class RunSettings:
             activations=changed_activations(inner),
             adapter_scaling=_adapter_scaling(inner),
             config=_plain_config(config),
-            special_tokens=special_tokens_of(tokenizer),
+            special_tokens=special_tokens_of(tokenizer) or _padding_of(inner, config),
             name_or_path=str(getattr(config, "_name_or_path", "") or ""),
             model_class=type(inner).__name__,
             tied=_tied(inner, config),
@@ -171,6 +172,20 @@ def special_tokens_of(tokenizer: Any) -> dict[str, int]:
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL}
     return {name: number for name, number in ids.items() if isinstance(number, int)}
+
+
+def _padding_of(model: nn.Module, config: Any) -> dict[str, int]:
+    """The padding token where the model itself gives it another treatment, for data of which no tokenizer is known.
+
+    The decoder of an encoder-decoder fills in `config.pad_token_id` for labels of -100, and a table of embeddings
+    never trains the row of its `padding_idx`.
+    """
+    padding = getattr(config, "pad_token_id", None)
+    if not isinstance(padding, int) or isinstance(padding, bool):
+        return {}
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding))
+    special = getattr(config, "is_encoder_decoder", False) or any(table.padding_idx == padding for table in tables)
+    return {"pad": padding} if special else {}
 
 
 def _numbers(group: Mapping[str, Any]) -> dict[str, float]:

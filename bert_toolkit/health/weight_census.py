@@ -15,6 +15,7 @@ _LINES = 256  # rows, and columns, that are looked at in each matrix, at equal d
 _NAMES = (
     *("zero_rows", "zero_columns", "same_rows", "fan_in"),
     *("norm_gain", "norm_gain_std", "norm_shift", "norm_shift_std"),
+    "as_made",
 )
 
 
@@ -29,8 +30,8 @@ def weight_census(model: nn.Module, names: tuple[str, ...]) -> dict[str, np.ndar
     Returns:
         Each (parameters), NaN where it does not apply: of weights of linear layers and embeddings `zero_rows` (the
         fraction of units, or of tokens beside the padding, whose weights are all zero), `zero_columns` (of inputs of
-        a linear layer without any weight), `same_rows` (of units that equal the first one), `fan_in` (of linear
-        layers); of weights of normalizations the mean and the standard deviation of what they multiply by
+        a linear layer without any weight), `same_rows` (of units that equal the first one), `fan_in`, `as_made`
+        (1 where it may be a fresh one, else 0; see `_may_be_fresh`) of linear layers; of weights of normalizations the mean and the standard deviation of what they multiply by
         (`norm_gain`, `norm_gain_std`), and likewise of what they add (`norm_shift`), whatever formula they use.
     """
     place = {name: i for i, name in enumerate(names)}
@@ -73,6 +74,7 @@ def _facts_of(module: nn.Module, weight: Tensor) -> Iterator[tuple[int, Tensor |
         if len(units) >= 4 and by_unit.shape[1] > 1:
             yield 2, (units[1:] == units[:1]).all(1).float().mean()
         yield 3, float(by_unit.shape[1])
+        yield 8, _may_be_fresh(by_unit, getattr(module, "bias", None))
     elif weight.ndim == 1 and len(weight) > 1 and "norm" in type(module).__name__.lower():
         effect = _effect_of_norm(module, weight)
         if effect is not None:
@@ -86,6 +88,19 @@ def _without(padding: int | None, length: int) -> list[int]:
 
 def _zero_fraction(lines: Tensor, dim: int) -> Tensor:
     return (lines.abs().amax(dim) == 0).float().mean()
+
+
+def _may_be_fresh(by_unit: Tensor, bias: Tensor | None) -> Tensor | float:
+    """1 where no step can be seen in a linear layer: its bias is zero, or all lies as PyTorch spreads it by default.
+
+    That is evenly up to the inverse root of the inputs, which the first steps of a training already leave.
+    """
+    if bias is None:
+        return 1.0
+    bound = by_unit.shape[1] ** -0.5
+    largest = torch.stack([by_unit.abs().amax(), bias.detach().abs().amax().to(by_unit.device)]).float()
+    spread = (largest <= bound * 1.0001).all() & (largest[0] > 0.9 * bound)
+    return ((largest[1] == 0) | spread).float()
 
 
 def _effect_of_norm(module: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -289,7 +289,7 @@ def test_every_rule_has_a_course_that_makes_it_fire():
         # test_behavior_probe.py
         *("future_visible", "padding_matters", "order_not_seen", "padding_not_hidden", "noise_in_evaluation"),
         "not_as_in_checkpoint",  # test_weights_at_the_start.py, with a checkpoint
-        *("fresh_kind", "worse_than_guessing", "zero_head"),  # test_trained_models.py
+        *("fresh_head_frozen", "fresh_kind", "worse_than_guessing", "zero_head"),  # test_trained_models.py
         # test_health_watch.py, with a scheduler, an evaluation and two processes
         *("schedule_out_of_step", "training_mode_in_evaluation"),
         *("replicas_differ", "gradients_not_averaged", "ranks_share_rows"),

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 
+import peft
 import pytest
 import torch
 from plain_loop import Loop, changed
@@ -13,12 +14,14 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 TOKENS, LENGTH, ROWS = 120, 12, 16
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -185,3 +188,64 @@ def test_a_body_that_the_first_steps_destroy_is_named(rate, named):
     rows = ({**batch, "labels": torch.randint(0, 2, (ROWS,))} for batch in counting(2))
     judge = Loop(classifier, rows, steps=14, rate=rate).run().judge
     assert ("update_ratio_high" in {finding.rule for finding in judge.findings}) == named
+
+
+def without_task(model: nn.Module) -> nn.Module:
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["query", "value"]))
+
+
+def with_task(model: nn.Module) -> nn.Module:
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["query", "value"], task_type="SEQ_CLS"))
+
+
+def head_off(model: nn.Module) -> nn.Module:
+    model.classifier.requires_grad_(False)
+    return model
+
+
+def body_off(model: nn.Module) -> nn.Module:
+    model.bert.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("prepare", "again", "named"),
+    [
+        (head_off, False, True),
+        (without_task, False, True),
+        (with_task, False, False),
+        (body_off, False, False),
+        (head_off, True, False),  # it was saved with its head: that was trained, as far as anybody can tell
+    ],
+)
+def test_a_fresh_head_that_is_frozen_is_named(tmp_path, prepare, again, named):
+    trained("bert").save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model = BertForSequenceClassification.from_pretrained(tmp_path)
+    if again:
+        model.save_pretrained(tmp_path / "again")
+        model = BertForSequenceClassification.from_pretrained(tmp_path / "again")
+    rows = ({**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in counting(2))
+    findings = Loop(prepare(model), rows, steps=3).run().judge.findings
+    assert ("fresh_head_frozen" in {finding.rule for finding in findings}) == named
+    assert all("classifier" in finding.parameters[0] for finding in findings if finding.rule == "fresh_head_frozen")
+
+
+def test_a_fresh_pooler_that_nobody_reads_may_be_frozen(tmp_path):
+    trained("bert").save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    body = BertModel.from_pretrained(tmp_path)
+    body.pooler.requires_grad_(False)
+
+    class MeanOfWords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(32, 2)
+            self.body = body
+
+        def forward(self, input_ids, attention_mask, labels):
+            logits = self.head(self.body(input_ids, attention_mask).last_hidden_state.mean(1))
+            return SequenceClassifierOutput(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
+
+    rows = ({**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in counting(2))
+    assert "fresh_head_frozen" not in found(MeanOfWords(), rows)

@@ -85,6 +85,40 @@ def frozen_kind(history: HealthHistory, *, samples: int = 2, share: float = 0.5)
 
 
 @rule(
+    explains=(OUTCOME, FLOW),
+    needs="gradients",
+    cause="requires_grad was switched off for all parameters and not on again for the head, or an adapter library froze "
+    "it because it was not told the task (task_type, modules_to_save)",
+    remedy="call requires_grad_(True) on the head; with PEFT pass task_type or modules_to_save",
+)
+def fresh_head_frozen(history: HealthHistory, *, samples: int = 2) -> Finding | None:
+    """The last matrix of a model whose body comes from a checkpoint is frozen, was not read from there, and is fresh.
+
+    A bias of zero, or weights and bias as PyTorch spreads them, says so. Something else trains, so the body has to
+    learn to suit random outputs.
+    """
+    start, trainable = history.start, history.trainable[-1]
+    if "as_made" not in start or len(history) < samples or not trainable.any() or not (start["loaded"] > 0).any():
+        return None
+    # PEFT trains a copy of the original module; of a pooler many read nothing.
+    no_head = np.array([bool(re.search(r"original_module|pooler", name)) for name in history.names])
+    matrices = np.flatnonzero(history.is_matrix & ~history.where("adapter") & ~no_head)
+    last = matrices[-1] if len(matrices) else -1
+    if last < 0 or history.blocks[last] != "head" or trainable[last] or start["loaded"][last] > 0:
+        return None
+    bias = history.bias_of[last]
+    if start["as_made"][last] != 1.0 or (bias >= 0 and (trainable[bias] or start["loaded"][bias] > 0)):
+        return None
+    return fresh_head_frozen.finding(
+        history,
+        parameters=[last] if bias < 0 else [last, bias],
+        value=1,
+        threshold=0,
+        seen=f"{history.names[last]} was not read from the checkpoint that the body comes from, and does not train",
+    )
+
+
+@rule(
     explains=(COURSE, OUTCOME, "vanishing_gradients", "layer_out_of_line"),
     needs="updates",
     cause="the optimizer was built before the parameter was added or from a filtered list, a parameter group with "
