@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator, set_seed
 
 from bert_toolkit import InputError, TrainingHealthCallback
 from bert_toolkit.health.history import HealthHistory
@@ -308,3 +309,20 @@ def test_all_ranks_stop_at_the_same_step(tmp_path):
     assert answers[0]["rules"] == ["loss_diverging"]
     assert answers[0]["step"] < answers[0]["planned"]
     assert (tmp_path / f"checkpoint-{answers[0]['step']}").exists()
+
+
+@pytest.mark.parametrize("remove_unused_columns", [True, False])
+def test_special_tokens_are_known_by_the_collators_tokenizer(tmp_path, remove_unused_columns):
+    """Where Trainer was not given a processing class."""
+
+    class Collator:
+        tokenizer = SimpleNamespace(pad_token_id=7, mask_token_id=9)
+
+        def __call__(self, features):
+            return default_data_collator(features)
+
+    health = TrainingHealthCallback(every_n_steps=2)
+    trainer = make_trainer(tmp_path, health, max_steps=2, remove_unused_columns=remove_unused_columns)
+    trainer.data_collator = Collator()
+    trainer.train()
+    assert health.history.settings.special_tokens == {"pad": 7, "mask": 9}

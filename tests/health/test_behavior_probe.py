@@ -220,3 +220,22 @@ def test_batches_without_a_mask(model, make, found):
 
     assert Tokenizer.pad_token_id == 0
     assert Loop(model(), batches(unmasked), steps=6).rules() == found
+
+
+def without_mask(batch):
+    return {name: value for name, value in batch.items() if name != "attention_mask"}
+
+
+def words_of_id_0(batch):
+    """The same id inside of texts: then it is a word, whatever the config has for padding by default."""
+    batch["input_ids"][:, 2] = 0
+    batch["input_ids"][:, 3] = 7
+    return without_mask(batch)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"), [(without_mask, {"padding_not_hidden"}), (words_of_id_0, set())], ids=["padding", "a word"]
+)
+def test_without_a_tokenizer_the_model_knows_its_padding(change, found):
+    data = (change(batch) for batch in batches(texts))
+    assert Loop(data=data, steps=6, settings={"tokenizer": None}).rules() == found
