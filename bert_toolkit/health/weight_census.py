@@ -30,9 +30,10 @@ def weight_census(model: nn.Module, names: tuple[str, ...]) -> dict[str, np.ndar
     Returns:
         Each (parameters), NaN where it does not apply: of weights of linear layers and embeddings `zero_rows` (the
         fraction of units, or of tokens beside the padding, whose weights are all zero), `zero_columns` (of inputs of
-        a linear layer without any weight), `same_rows` (of units that equal the first one), `fan_in`, `as_made`
-        (1 where it may be a fresh one, else 0; see `_may_be_fresh`) of linear layers; of weights of normalizations the mean and the standard deviation of what they multiply by
-        (`norm_gain`, `norm_gain_std`), and likewise of what they add (`norm_shift`), whatever formula they use.
+        a linear layer without any weight), `same_rows` (of units that equal the first one), `fan_in` and `as_made`
+        (1 where it may be a fresh one, else 0; see `_may_be_fresh`) of linear layers; of weights of normalizations
+        the mean and the standard deviation of what they multiply by (`norm_gain`, `norm_gain_std`), and likewise of
+        what they add (`norm_shift`), whatever formula they use.
     """
     place = {name: i for i, name in enumerate(names)}
     known = {id(parameter): name for name, parameter in named_unique_parameters(model)}

@@ -114,7 +114,8 @@ class Loop:
             if self.optimizer
             else torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=self.rate)
         )
-        watch = HealthWatch(self.model, self.optim, last_step=self.steps, **{"tokenizer": Tokenizer(), **self.settings})
+        settings = {"tokenizer": Tokenizer(), "last_step": self.steps, **self.settings}
+        watch = HealthWatch(self.model, self.optim, **settings)
         watch.begin()
         flow, ratios = GradientFlowMonitor(self.model), UpdateRatioMonitor(self.model, mode="sampled")
         data = iter(self.data)

@@ -87,8 +87,8 @@ def frozen_kind(history: HealthHistory, *, samples: int = 2, share: float = 0.5)
 @rule(
     explains=(OUTCOME, FLOW),
     needs="gradients",
-    cause="requires_grad was switched off for all parameters and not on again for the head, or an adapter library froze "
-    "it because it was not told the task (task_type, modules_to_save)",
+    cause="requires_grad was switched off for all parameters and not on again for the head, or an adapter library "
+    "froze it because it was not told the task (task_type, modules_to_save)",
     remedy="call requires_grad_(True) on the head; with PEFT pass task_type or modules_to_save",
 )
 def fresh_head_frozen(history: HealthHistory, *, samples: int = 2) -> Finding | None:
