@@ -51,6 +51,11 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
     # what is wrong: (rule, latest sample at which it must be named, loop)
     "values_zero": ("constant_weights", 0, lambda: Loop(changed(classifier(), r"value\.weight", nn.init.zeros_))),
     "keys_zero": ("constant_weights", 0, lambda: Loop(changed(classifier(), r"key\.weight", nn.init.zeros_))),
+    "words_zero": (
+        "constant_weights",
+        0,
+        lambda: words(changed(masked_lm(), "word_embeddings", nn.init.zeros_)),
+    ),
     "feed_forward_zero": (
         "constant_weights",
         0,

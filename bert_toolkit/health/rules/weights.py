@@ -106,7 +106,8 @@ def constant_weights(history: HealthHistory) -> Finding | None:
 
     A single matrix of zeros is a usual choice (LoRA's B, gates, output heads, residual branches, queries) and silent.
     Zeros are judged where no gradient passes: most matrices of a layer, both of a feed-forward part, all keys or all
-    values; and, where the weights come from a checkpoint, all of one kind of these.
+    values, the embeddings of words below layers; and, where the weights come from a checkpoint, all of one kind of
+    these.
     """
     start = history.start
     if not start or len(history) > 1:
@@ -148,6 +149,11 @@ def _zeros_that_block(history: HealthHistory, zeros: np.ndarray) -> np.ndarray:
             if loaded or part in (KEY, VALUE) or (partner is not None and empty[partner]):
                 for kind in kinds:
                     found[kind] = True
+    tables = np.flatnonzero(history.where("embedding"))
+    words = tables[history.count[tables].argmax()] if len(tables) and history.stacks else -1
+    # Positions that are added may begin with zeros; words that are all alike tell nothing.
+    if words >= 0 and (history.start["std"][words], history.start["mean"][words]) == (0.0, 0.0):
+        found[words] = not re.search(r"position|wpe|type", history.names[words])
     return np.flatnonzero(found)
 
 
