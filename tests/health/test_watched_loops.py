@@ -462,3 +462,17 @@ def test_planted_fault_is_named(name):
     assert rule in found, found
     assert found[rule] <= latest
     assert set(found) <= {rule, "update_ratio_high", "loss_diverging"}
+
+
+def transposed_loss(loop, output, batch):
+    logits = output.logits.transpose(0, 1)
+    return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch["labels"].reshape(-1))
+
+
+def test_padding_that_counts_though_its_labels_are_ignored_has_another_cause():
+    loop = Loop(causal_lm(), batches(sentences_to_continue), steps=6, loss_of=transposed_loss)
+    named = {finding.rule: finding for finding in loop.run().judge.findings}
+    assert "places" in named["padding_counts"].cause and "-100" in named["padding_counts"].seen
+    loop = Loop(causal_lm(), changed(labels_everywhere), steps=6)
+    named = {finding.rule: finding for finding in loop.run().judge.findings}
+    assert "are not -100" in named["padding_counts"].cause

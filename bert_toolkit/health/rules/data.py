@@ -182,7 +182,22 @@ def padding_counts(history: HealthHistory, *, samples: int = 3, share: float = 0
         recent = latest(history, fact, samples)
         limit = 0.2 if fact == "label_pad_run" else share
         if len(recent) == samples and (recent > limit).all():
-            return padding_counts.finding(history, value=recent[-1], threshold=limit, seen=f"{recent[-1]:.0%} {seen}")
+            labelled = latest(history, "labels_on_padding", samples)
+            ignored = fact == "counted_padding" and len(labelled) == samples and not labelled.any()
+            return padding_counts.finding(
+                history,
+                value=recent[-1],
+                threshold=limit,
+                seen=f"{recent[-1]:.0%} {seen}" + (", and their labels are -100" if ignored else ""),
+                cause="the loss does not heed -100, or compares outputs with labels of other places: reshaped in "
+                "another order, shifted past the end of a row"
+                if ignored
+                else None,
+                remedy="flatten both in the same order, logits.reshape(-1, classes) with labels.reshape(-1), and use "
+                "cross_entropy with ignore_index=-100"
+                if ignored
+                else None,
+            )
     return None
 
 
