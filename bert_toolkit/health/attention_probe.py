@@ -164,7 +164,8 @@ def _attention_modules(model: nn.Module, config: Any) -> Iterator[_Layer]:
 
 def _makes_three(projection: nn.Module | None) -> bool:
     """Whether a projection makes queries, keys and values of the width of its input."""
-    shape = tuple(getattr(getattr(projection, "weight", None), "shape", ()))
+    weight = None if projection is None else projection._parameters.get("weight")
+    shape = () if weight is None else tuple(weight.shape)
     return len(shape) == 2 and max(shape) == 3 * min(shape)
 
 

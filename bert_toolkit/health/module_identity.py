@@ -50,7 +50,7 @@ class ModuleIdentity:
         self._modules = _spread_over(unwrap(model))
         names = tuple(clean_name(name) for name, _ in self._modules)
         known = {id(parameter): name for name, parameter in named_unique_parameters(model)}
-        weights = tuple(known.get(id(getattr(module, "weight", None)), "") for _, module in self._modules)
+        weights = tuple(known.get(id(module._parameters.get("weight")), "") for _, module in self._modules)
         self.places = {"identity_error": names, "identity_gain": names, "identity_weight": weights}
         self.guard = GuardedHooks()
         self._handles: list[Any] = []

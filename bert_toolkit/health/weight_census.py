@@ -39,7 +39,7 @@ def weight_census(model: nn.Module, names: tuple[str, ...]) -> dict[str, np.ndar
     known = {id(parameter): name for name, parameter in named_unique_parameters(model)}
     found: dict[int, list[tuple[int, Tensor | float]]] = {}
     for module in unwrap(model).modules():
-        weight = getattr(module, "weight", None)
+        weight = module._parameters.get("weight")  # asking for one that is computed would step its power iteration
         if not isinstance(weight, nn.Parameter) or id(weight) not in known or not _is_here(weight):
             continue
         position = place.get(known[id(weight)])

@@ -106,10 +106,10 @@ def ready(trainer: Trainer) -> Ready:
 
 
 def run_glue(setup: Setup) -> Ready:
-    """Sentence pairs and a label."""
+    """Sentence pairs and a label: whether the second sentence holds a certain word."""
     rows = [
-        {"sentence1": one, "sentence2": two, "label": int(abs(first - second) < 50)}
-        for (first, one), (second, two) in zip(spoken()[:160], spoken()[160:320], strict=True)
+        {"sentence1": one, "sentence2": two, "label": int(" the " in two)}
+        for (_, one), (_, two) in zip(spoken()[:160], spoken()[160:320], strict=True)
     ]
     tokenizer = word_tokenizer()
     data = files(setup, rows).map(

@@ -9,16 +9,22 @@ from benchmarks.fault_injection.healthy_programs.program import MissingError
 QUICK = {
     "accelerated_loop",
     "adversarial_pair",
+    "alternating_tasks",
     "bf16_autocast",
     "bidirectional_lstm_last_step",
+    "closure_of_lbfgs",
     "convnet_with_batch_norm",
     "gpt2_accumulated",
     "mixtral",
+    "normalized_weights",
     "reward_model",
     "t5",
     "vit",
 }
 HOW = {name: ("watch", "callbacks")[number % 2] for number, name in enumerate(PROGRAMS)}
+HOW["setfit"] = "callbacks"  # its trainer is none of transformers'
+# Its gradients arise inside the optimizer's step, after the oracle has looked; test_loops.py compares such values.
+INSIDE_THE_STEP = {"closure_of_lbfgs"}
 
 
 @pytest.mark.parametrize(
@@ -36,7 +42,8 @@ def test_program(name, tmp_path):
     assert outcome.watched, "nothing was watched"
     assert not outcome.complaints
     for watched in outcome.watched:
-        watched.check()
+        if name not in INSIDE_THE_STEP:
+            watched.check()
         watched.check_silence()
 
 

@@ -25,16 +25,21 @@ from bert_toolkit import GradientFlowCallback, TrainingHealthCallback, UpdateRat
 SEED = 5
 
 
-def values(model: nn.Module) -> dict[str, Tensor]:
+def trained(model: Any) -> nn.Module:
+    """What the optimizer holds; SetFit hands its callbacks a class of its own around that."""
+    return model if isinstance(model, nn.Module) else model.model_body
+
+
+def values(model: Any) -> dict[str, Tensor]:
     """Copies of all parameters, a tied one once."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {name: parameter.detach().clone() for name, parameter in trained(model).named_parameters()}
 
 
-def gradients(model: nn.Module) -> dict[str, Tensor]:
+def gradients(model: Any) -> dict[str, Tensor]:
     """Copies of all gradients."""
     return {
         name: (parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad).detach().clone()
-        for name, parameter in model.named_parameters()
+        for name, parameter in trained(model).named_parameters()
         if parameter.grad is not None
     }
 

@@ -69,13 +69,13 @@ def optimizer_state_lost(history: HealthHistory) -> Finding | None:
 
     Adam and its kin count the steps of every parameter; the count grows with training.
     """
-    counts = history.fact("optimizer_steps")
+    counts, in_all = history.fact("optimizer_steps"), history.fact("optimizer_steps_in_all")
     known = np.flatnonzero(np.isfinite(counts))
     if len(known) >= 2:
         before, now = known[-2], known[-1]
         steps = float(history.step[now] - history.step[before])
         # Steps that a loss scaler skipped are not counted, so only a count that does not grow is judged.
-        gained = counts[now] - counts[before]
+        gained = in_all[now] - in_all[before]
         skipped = history.skipped[before] or history.skipped[now]
         restarted = counts[now] < counts[before] or (gained == 0 and steps >= 1 and not skipped)
         if now == len(history) - 1 and restarted and counts[before] >= 1:
