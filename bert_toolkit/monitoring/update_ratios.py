@@ -83,8 +83,10 @@ def update_ratio_scalars(
     Returns:
         `update_ratio/<block>`: the ratio of the block's weights taken as one vector (its biases and norms only
         where it has nothing else), and `update_ratio/all/{largest,median}` of these. Values that are not finite are
-        left out; a skipped step gives none.
+        left out; a skipped step gives none, and neither does one with a learning rate of 0.
     """
+    if record.learning_rate == 0:
+        return {}
     if per_parameter:
         groups = {name: np.array([i]) for i, name in enumerate(record.names)}
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -170,29 +170,28 @@ def draw_confusion_matrix(matrix: np.ndarray, label_names: Sequence[str], title:
     return figure
 
 
-def save_figures(figures: Mapping[str, Figure], output_dir: str | Path, step: int) -> list[Path]:
-    """Writes figures as PNG below `output_dir/figures` and as images into a TensorBoard run beside the training's.
-
-    The TensorBoard run is a folder of its own, because two writers in one folder lose points while a server reads.
+def save_figures(figures: Mapping[str, Figure], output_dir: str | Path, step: int, writer: Any = None) -> list[Path]:
+    """Writes figures as PNG below `output_dir/figures` and as images into the TensorBoard run of the training.
 
     Args:
         figures: Name to `matplotlib.figure.Figure`.
         output_dir: Output directory of the run.
         step: Step at which TensorBoard shows them.
+        writer: Open `SummaryWriter` of the training, None for no images.
 
     Returns:
         The PNG files.
     """
-    from torch.utils.tensorboard import SummaryWriter
-
     folder = Path(output_dir) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    with SummaryWriter(str(Path(output_dir) / "runs" / "results")) as writer:
-        for name, figure in figures.items():
-            paths.append(folder / f"{name}.png")
-            figure.savefig(paths[-1], dpi=130)
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=130)
+        if writer is not None:
             writer.add_figure(name, figure, global_step=step)
+    if writer is not None:
+        writer.flush()
     return paths
 
 

@@ -6,6 +6,7 @@ import os
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +21,9 @@ from transformers import (
 
 from bert_toolkit.callbacks import TrainingHealthCallback, watch_loop
 from bert_toolkit.callbacks.run_report import page_unless_it_fails
+from bert_toolkit.callbacks.trainer_reporters import trainers_writer
 from bert_toolkit.data.corpus_splits import Origin
+from bert_toolkit.model.configuration_toolkit_bert import ToolkitBertConfig
 from bert_toolkit.reporting import figures, overview, results
 from bert_toolkit.reporting.hub_push import push
 from bert_toolkit.reporting.hyperparameters import write_hyperparameters
@@ -103,6 +106,10 @@ class FinishedTraining(ABC):
         summary = f"{self.summary} {told}".rstrip()
         return replace(self, summary=summary, facts={**self.facts, "remarks": told}, origin=origin or self.origin)
 
+    @abstractmethod
+    def summary_writer(self) -> AbstractContextManager[Any]:
+        """The writer of the training's TensorBoard run; None where there is no such run."""
+
     def loss_figures(self, loss: str = "loss (nats)") -> dict[str, Figure]:
         """The loss of each batch as a figure, none where it was not kept.
 
@@ -158,6 +165,10 @@ class FinishedRun(FinishedTraining):
     def name(self) -> str:
         """Of the model, on the hub or as its folder is called."""
         return (self.trainer.hub_model_id or super().name).split("/")[-1]
+
+    def summary_writer(self) -> AbstractContextManager[Any]:
+        """Trainer's TensorBoard writer, which stays open; None where Trainer has none."""
+        return nullcontext(trainers_writer(self.trainer))
 
     def loss_figures(self, loss: str = "loss (nats)") -> dict[str, Figure]:
         """The loss of each batch as a figure, none where it was not kept.
@@ -232,6 +243,12 @@ class FinishedLoop(FinishedTraining):
         """Folder or hub name of the model that training began with."""
         return self.began_with
 
+    def summary_writer(self) -> AbstractContextManager[Any]:
+        """A TensorBoard writer in the folder in which Accelerate's tracker, closed by now, has written."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(Path(self.output_dir) / "runs"))
+
 
 def write_report(
     run: FinishedTraining, task: str, figures_of_task: Mapping[str, Figure], results_of_task: Mapping[str, Any]
@@ -245,7 +262,8 @@ def write_report(
         results_of_task: What else `results.json` is to hold.
     """
     facts = run.all_facts()
-    figures.save_figures({**figures_of_task, **run.drawn}, run.output_dir, run.steps)
+    with run.summary_writer() as writer:
+        figures.save_figures({**figures_of_task, **run.drawn}, run.output_dir, run.steps, writer)
     if isinstance(run, FinishedRun):  # a loop has no writer of Trainer's
         write_hyperparameters(run.trainer, facts, run.numbers)
     findings = run.health.report["findings"] if run.health else []
@@ -303,14 +321,17 @@ def tell_what_is_there(output_dir: str, auto_class: Any, is_main: bool = True) -
         return
     folder = shlex.quote(output_dir)
     events = shlex.quote(os.environ.get("TENSORBOARD_LOGGING_DIR") or str(Path(output_dir) / "runs"))
-    load = f"{auto_class.__name__}.from_pretrained({output_dir!r})"
+    config = read_json(Path(output_dir) / "config.json")
+    # Without the import a model of this package is one of unknown code to transformers.
+    known = "import bert_toolkit; " if config.get("model_type") == ToolkitBertConfig.model_type else ""
+    load = f"{known}{auto_class.__name__}.from_pretrained({output_dir!r})"
     if auto_class is AutoModelForSequenceClassification:
         use = f"label new texts: python -m bert_toolkit.predict --model_name_or_path {folder} --data new.csv"
         use += " --output labeled.tsv"
-        if "text_columns" not in read_json(Path(output_dir) / "config.json"):  # as the model was trained
+        if "text_columns" not in config:  # as the model was trained
             use += " --text_columns text"
     elif auto_class is AutoModelForTokenClassification:
-        use = f"tag new texts: pipeline('token-classification', {output_dir!r}, aggregation_strategy='simple')"
+        use = f"tag new texts: {known}pipeline('token-classification', {output_dir!r}, aggregation_strategy='simple')"
     elif auto_class is AutoModelForQuestionAnswering:
         use = f"answer new questions: {folder}/README.md shows how"
     else:

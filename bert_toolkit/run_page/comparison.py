@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -122,8 +123,28 @@ def _order(step: float | None) -> float:
 def _settings(run: RunFiles) -> dict[str, str]:
     facts = {name: value for name, value in run.results.items() if isinstance(value, str) and name not in OUTCOMES}
     versions = {f"version of {package}": version for package, version in run.versions.items()}
-    told = {**facts, **_flat(run.record.settings), **_flat(run.seen, "seen: "), **versions}
+    arguments = _flat(run.record.settings)
+    # A recipe's own flags are no arguments of Trainer's; the command has those that were given.
+    flags = {name: value for name, value in _flags(run.record.command).items() if name not in arguments}
+    told = {**facts, **arguments, **flags, **_flat(run.seen, "seen: "), **versions}
     return {name: _short(str(value)) for name, value in told.items()}
+
+
+def _flags(command: str) -> dict[str, str]:
+    """The flags of a command line with their values, an empty one where a flag stands alone."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # cut or edited
+        return {}
+    flags: dict[str, str] = {}
+    name = ""
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            flags[name] = value
+        elif name:
+            flags[name] = f"{flags[name]} {word}".strip()
+    return {flag: value for flag, value in flags.items() if flag not in OF_EVERY_RUN}
 
 
 def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:

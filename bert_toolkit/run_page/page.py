@@ -147,6 +147,9 @@ def _header(names: str, runs: Sequence[RunFiles]) -> str:
             kind = "bad" if faults else "good"
             verdict = run.findings.verdict or f"Training health: the run goes on; {len(faults)} faults so far."
         parts.append(f'<p class="verdict {kind}">{whose}{escape(verdict)}</p>')
+        if run.predictions is not None and (label := run.predictions.only_class) is not None:
+            learned = f"Every row was predicted as {label!r}: the model has learned nothing."
+            parts.append(f'<p class="verdict bad">{whose}{escape(learned)}</p>')
         parts += [f'<p class="verdict bad">Not shown: {escape(line)}</p>' for line in run.unread]
     return "\n".join(parts)
 
@@ -158,7 +161,7 @@ def _findings(runs: Sequence[RunFiles]) -> str:
             "<code>TrainingHealthCallback()</code> does.</p>"
         )
     blocks = ["".join(_finding(case, run.all_cases) for case in run.cases) for run in runs]
-    return _pair([block or "<p>No fault was found.</p>" for block in blocks], runs)
+    return _pair([block or "<p>No fault was found in the training.</p>" for block in blocks], runs)
 
 
 def _finding(case: Case, others: Sequence[Case]) -> str:
@@ -174,12 +177,16 @@ def _comparison(runs: Sequence[RunFiles]) -> str:
     differing = [(escape(name), *map(escape, values)) for name, values in differing_settings(one, other).items()]
     settings = _table(["", *heads], differing) if differing else "<p>No setting differs that the runs tell.</p>"
     rows = []
-    for item in partings(one, other):
+    found = partings(one, other)
+    equal = [escape(item.name) for item in found if item.first is None]
+    for item in (item for item in found if item.first is not None):
         steps = ["never" if step is None else f"{step:g}" for step in (item.first, item.clearly)]
         values = ["", ""] if item.values is None else [f"{value:.6g}" for value in item.values]
         rows.append((escape(item.name), *steps, *values))
     columns = ["number", "differs from step", f"by more than {CLEARLY:.0%} from step", *heads]
-    parted = _table(columns, rows, numbers_from=1) if rows else "<p>No number was logged at the same step of both.</p>"
+    parted = _table(columns, rows, numbers_from=1) if rows else ""
+    parted += f"<p>Never: {', '.join(equal)}.</p>" if equal else ""
+    parted = parted or "<p>No number was logged at the same step of both.</p>"
     return f"<h3>Settings that differ</h3>{settings}<h3>Where the numbers part</h3>{parted}"
 
 

@@ -32,6 +32,12 @@ class Predictions:
     worst: Sequence[Mapping[str, str]]
     order: str
 
+    @property
+    def only_class(self) -> str | None:
+        """The class that every row was predicted as though their labels differ; None where there is no such class."""
+        predicted = {prediction for _, prediction in self.counts}
+        return predicted.pop() if len(predicted) == 1 and len(self.counts) > 1 else None
+
 
 def read_predictions(path: Path) -> Predictions:
     """Read the predictions that a recipe has written.

@@ -109,10 +109,13 @@ def read_run(folder: Path) -> RunFiles:
     run.updates = part(monitoring / "update_ratio.npz", _updates, {})
     run.predictions = part(folder / "predictions.tsv", read_predictions, None)
     run.logged = _series(_log_history(run, part))
-    no_loss: Series = []
-    sampled_loss = part(monitoring / "training_health.npz", _sampled_loss, no_loss)
+    nothing: Series = []
+    sampled_loss = part(monitoring / "training_health.npz", _sampled_loss, nothing)
+    rates = part(monitoring / "update_ratio.npz", _rates, nothing)
     if sampled_loss and "loss" not in run.logged:
         run.logged = {"loss": sampled_loss, **run.logged}
+    if len(rates) > len(run.logged.get("learning_rate", [])):
+        run.logged["learning_rate"] = rates
     if not any((run.record.command, run.results, run.findings, run.logged, run.gradients, run.updates)):
         damaged = f"; {'; '.join(run.unread)}" if run.unread else ""
         raise InputError(
@@ -155,10 +158,16 @@ def _gradients(path: Path) -> dict[str, Series]:
 
 def _updates(path: Path) -> dict[str, Series]:
     parameters = _parameters(path)
-    records = load_records(path, UpdateRatioRecord)
+    records = [record for record in load_records(path, UpdateRatioRecord) if record.learning_rate != 0]
     return _by_block(
         ((record.step, update_ratio_scalars(record, parameters)) for record in records), UPDATES, parameters
     )
+
+
+def _rates(path: Path) -> Series:
+    """The learning rate of each sampled step; short runs log few."""
+    records = load_records(path, UpdateRatioRecord)
+    return [(record.step, record.learning_rate) for record in records if np.isfinite(record.learning_rate)]
 
 
 def _by_block(

@@ -14,6 +14,7 @@ def train(tmp_path, tiny_bert_dir):
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_pretrained(tiny_bert_dir, num_labels=2)
         rows = Dataset.from_dict({"input_ids": [[2, 5 + i % 7, 3] for i in range(24)], "labels": [0, 1] * 12})
+        checkpoint = settings.pop("checkpoint", None)
         arguments = TrainingArguments(
             tmp_path,
             per_device_train_batch_size=4,
@@ -26,7 +27,7 @@ def train(tmp_path, tiny_bert_dir):
         )
         losses = BatchLossCallback()
         trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, callbacks=[losses])
-        trainer.train()
+        trainer.train(resume_from_checkpoint=checkpoint and str(tmp_path / f"checkpoint-{checkpoint}"))
         return losses, trainer
 
     return run
@@ -51,3 +52,19 @@ def test_evaluation_is_left_out_and_micro_batches_count(train):
 def test_loss_that_the_model_does_not_compute_is_left_out(train):
     losses, _ = train(label_smoothing_factor=0.1)
     assert losses.losses == []
+
+
+def test_a_resumed_run_has_the_losses_before(train):
+    whole = train(save_steps=3)[0].losses
+    for step in (3, 6):
+        resumed, _ = train(save_steps=3, checkpoint=step)
+        assert resumed.losses == pytest.approx(whole, rel=1e-6) and len(whole) == 6
+        assert resumed.first_batch == 0
+
+
+def test_damaged_losses_are_left_out_with_a_warning(train, tmp_path, caplog):
+    train(save_steps=3)
+    (tmp_path / "checkpoint-3" / "batch_losses.npz").write_bytes(b"PK no more")
+    resumed, _ = train(save_steps=3, checkpoint=3)
+    assert (len(resumed.losses), resumed.first_batch) == (3, 3)
+    assert "left out of the figure" in caplog.text and "damaged" in caplog.text

@@ -112,14 +112,11 @@ def test_everything_promised_is_written(finished):
 
 def test_tensorboard_reads_scalars_and_figures(finished):
     output_dir, _ = finished
-    tags = {"scalars": set(), "images": set()}
-    for folder in {path.parent for path in (output_dir / "runs").rglob("events*")}:
-        events = EventAccumulator(str(folder)).Reload()
-        tags["scalars"] |= set(events.Tags()["scalars"])
-        tags["images"] |= set(events.Tags()["images"])
-    assert {"train/loss", "train/learning_rate", "eval/matthews_correlation", "eval/loss"} <= tags["scalars"]
-    assert {"gradient_flow/mean/layer.0", "update_ratio/layer.1"} <= tags["scalars"]
-    assert {"learning_curves", "confusion_matrix", "matthews_correlation_by_batch"} <= tags["images"]
+    (folder,) = {path.parent for path in (output_dir / "runs").rglob("events*")}  # one run per training
+    tags = EventAccumulator(str(folder)).Reload().Tags()
+    assert {"train/loss", "train/learning_rate", "eval/matthews_correlation", "eval/loss"} <= set(tags["scalars"])
+    assert {"gradient_flow/mean/layer.0", "update_ratio/layer.1"} <= set(tags["scalars"])
+    assert {"learning_curves", "confusion_matrix", "matthews_correlation_by_batch"} <= set(tags["images"])
 
 
 def test_overview_is_printed_once(finished):
@@ -143,7 +140,9 @@ def test_last_lines_lead_to_report_curves_and_model(finished, tmp_path):
     )
     assert inspected.returncode == 0 and "first_step" in inspected.stdout, inspected.stderr[-2000:]
     command = use[1].removeprefix("label new texts: ")
-    model = eval(load[1], {"AutoModelForSequenceClassification": AutoModelForSequenceClassification})
+    done = {"AutoModelForSequenceClassification": AutoModelForSequenceClassification}
+    exec(load[1].replace("AutoModel", "model = AutoModel", 1), done)
+    model = done["model"]
     assert model.config.label2id["acceptable"] == 1
     (tmp_path / "new.csv").write_text("text\nthe dog sleeps today .\nsleeps the dog today .\n")
     python, *arguments = shlex.split(command)

@@ -1,7 +1,9 @@
 """The toy of a book chapter: four sentences, a vocabulary of words, pre-training, and a classifier of feelings."""
 
 import json
+import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,6 +60,9 @@ def test_four_sentences_are_learned_and_feelings_told_apart(toy, tmp_path, monke
     judged = {pair["follows"]: pair["probability"] for pair in results["examples"]["next sentence"]}
     assert judged[True] > 0.5 > judged[False]
     assert "Training words and the model's five guesses" in printed and "Training pairs" in printed
+    line = re.search(r"^model +(.*)$", printed, re.MULTILINE).group(1)
+    load = f"from transformers import AutoModelForPreTraining\n{line}"
+    subprocess.run([sys.executable, "-c", load], check=True, stdin=subprocess.DEVNULL, capture_output=True)
     guesses = pipeline("fill-mask", model=str(tmp_path / "toy"))("The cat sits on the [MASK].")
     assert guesses[0]["token_str"] in ("mat", "park") and len(guesses) == 5
 

@@ -57,6 +57,11 @@ def train(folder, without_layer_1, **settings):
 
 
 @pytest.fixture(scope="session")
+def trained():
+    return train
+
+
+@pytest.fixture(scope="session")
 def faulty_run(tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs") / "faulty", True, learning_rate=1e-3)
 

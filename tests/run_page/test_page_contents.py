@@ -246,3 +246,34 @@ def test_an_output_that_cannot_be_written_is_one_clear_line(faulty_run, tmp_path
 def test_health_is_the_same_command(faulty_run, capsys):
     assert main(["health", str(faulty_run)]) == 1
     assert "not updated" in capsys.readouterr().out
+
+
+def test_flags_of_a_recipe_are_compared_and_equal_numbers_folded(tmp_path, healthy_run):
+    pages = []
+    for rows in (256, 128):
+        run = tmp_path / f"rows-{rows}"
+        shutil.copytree(healthy_run, run)
+        record = json.loads((run / "monitoring" / "run.json").read_text())
+        record["command"] = f"python recipes/cola.py --max_train_samples {rows} --output_dir {run}"
+        (run / "monitoring" / "run.json").write_text(json.dumps(record))
+        pages.append(run)
+    page = Page(write_run_page(*pages, tmp_path / "both.html").read_text(encoding="utf-8"))
+    assert ["max_train_samples", "256", "128"] in page.tables[0]
+    assert not [row for row in page.tables[0] if row[0] == "output_dir"]
+    assert "Never: " in page.text and "update ratio layer.1" in page.text
+
+
+def test_a_model_that_predicts_one_class_is_told(tmp_path, healthy_run):
+    run = tmp_path / "run"
+    shutil.copytree(healthy_run, run)
+    (run / "predictions.tsv").write_text("label\tprediction\tprobability\ngood\tbad\t0.6\nbad\tbad\t0.7\n")
+    page = Page(write_run_page(run).read_text(encoding="utf-8"))
+    assert "Every row was predicted as 'bad': the model has learned nothing." in page.text
+
+
+def test_steps_of_rate_zero_are_left_out_and_the_rate_is_drawn(tmp_path, trained):
+    trained(tmp_path / "run", False, warmup_steps=4, logging_strategy="no")
+    page = Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    gradients, ratios = (chart["data"][0]["x"] for chart in page.charts if chart["data"][0]["type"] == "heatmap")
+    assert 1 in gradients and 1 not in ratios and 2 in ratios
+    assert any(chart["layout"]["yaxis"]["title"]["text"] == "learning rate" for chart in page.charts)
