@@ -19,8 +19,8 @@ class BatchLossCallback(TrainerCallback):
     outside the model and nothing is recorded. A resumed run has the batches since it was resumed. It logs nothing.
 
     Attributes:
-        losses: loss of each batch of one process, the mean over the processes if there are several.
-        first_batch: number of the first batch among all of the training, 0 unless resumed.
+        losses: Loss of each batch of one process, the mean over the processes if there are several.
+        first_batch: Number of the first batch among all of the training, 0 unless resumed.
     """
 
     def __init__(self) -> None:

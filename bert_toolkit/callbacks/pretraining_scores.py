@@ -37,7 +37,7 @@ class PreTrainingScoresCallback(TrainerCallback):
     | `mfu` | model FLOPs utilization, if a peak is given |
 
     Args:
-        peak_flops: peak of one device in FLOP per second, the denominator of `mfu`.
+        peak_flops: Peak of one device in FLOP per second, the denominator of `mfu`.
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
@@ -54,7 +54,7 @@ class PreTrainingScoresCallback(TrainerCallback):
         It comes after the trainer's first callback, which decides whether a step logs, evaluates and saves.
 
         Args:
-            trainer: the trainer to join.
+            trainer: The trainer to join.
         """
         trainer.callback_handler.callbacks.insert(1, self)
 

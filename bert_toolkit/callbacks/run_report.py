@@ -25,7 +25,7 @@ class ReportCallback(TrainerCallback):
     in one warning. `bert-toolkit report RUN` writes the same page later, or while the run goes on.
 
     Raises:
-        InputError: if plotly is not installed.
+        InputError: If plotly is not installed.
 
     Examples:
         >>> trainer = make_trainer(callbacks=[bert_toolkit.TrainingHealthCallback(), bert_toolkit.ReportCallback()])
@@ -56,7 +56,7 @@ def page_unless_it_fails(output_dir: Path) -> Path | None:
     """Write the page of a run.
 
     Args:
-        output_dir: output directory of the run.
+        output_dir: Output directory of the run.
 
     Returns:
         The file; None where it could not be written, which one warning tells.

@@ -20,9 +20,9 @@ class TokenCounterCallback(TrainerCallback):
     Evaluation time is not counted. It logs nothing.
 
     Attributes:
-        tokens: tokens that are not padding, of all processes.
-        padded_tokens: tokens with padding, of all processes.
-        seconds: seconds of training without evaluation and saving.
+        tokens: Tokens that are not padding, of all processes.
+        padded_tokens: Tokens with padding, of all processes.
+        seconds: Seconds of training without evaluation and saving.
     """
 
     def __init__(self) -> None:

@@ -15,9 +15,9 @@ def finding_html(finding: Finding, explains: Sequence[str] = (), last_step: int 
     """Where, what, why, and what to change; everything that a run has written is shown as text.
 
     Args:
-        finding: what was found.
-        explains: rules whose findings it explains.
-        last_step: step at which it was last seen, None where that is not known.
+        finding: What was found.
+        explains: Rules whose findings it explains.
+        last_step: Step at which it was last seen, None where that is not known.
 
     Returns:
         An element.
@@ -48,8 +48,8 @@ def findings_html(verdict: str, findings: Sequence[str]) -> str:
     """A verdict and the findings behind it.
 
     Args:
-        verdict: one line on the run.
-        findings: elements of `finding_html`.
+        verdict: One line on the run.
+        findings: Elements of `finding_html`.
 
     Returns:
         An element.

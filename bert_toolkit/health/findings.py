@@ -68,8 +68,8 @@ def message(finding: Finding, symptoms: Sequence[Finding] = ()) -> str:
     """The block of lines that a person reads in the log.
 
     Args:
-        finding: what was found.
-        symptoms: findings that it explains.
+        finding: What was found.
+        symptoms: Findings that it explains.
     """
     lines = [
         f"Training health, step {finding.step}: {finding.rule.replace('_', ' ')}",

@@ -18,10 +18,10 @@ class Case:
     """A fault that was found: the finding, kept up to date, and what it explains.
 
     Args:
-        finding: as the rule last saw it, with the step at which it was first seen.
-        samples: number of samples that had been taken when it was first seen.
-        last_step: step at which it was last seen.
-        symptom_of: rule that explains it, None where it stands on its own.
+        finding: As the rule last saw it, with the step at which it was first seen.
+        samples: Number of samples that had been taken when it was first seen.
+        last_step: Step at which it was last seen.
+        symptom_of: Rule that explains it, None where it stands on its own.
     """
 
     finding: Finding

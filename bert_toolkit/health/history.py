@@ -29,12 +29,12 @@ class HealthSample:
     """One sampled optimizer step.
 
     Args:
-        gradients: its gradient statistics.
-        updates: its update ratios.
-        learning_rates: parameter name -> learning rate of this step, for parameters that the optimizer holds.
-        forward: its forward passes.
-        logged_loss: the loss that the training loop reported last, for models that return none; NaN if none.
-        facts: further numbers of this step by name, beside those of `forward`: scalars, or vectors whose entries
+        gradients: Its gradient statistics.
+        updates: Its update ratios.
+        learning_rates: Parameter name -> learning rate of this step, for parameters that the optimizer holds.
+        forward: Its forward passes.
+        logged_loss: The loss that the training loop reported last, for models that return none; NaN if none.
+        facts: Further numbers of this step by name, beside those of `forward`: scalars, or vectors whose entries
             belong to `HealthHistory.places`.
     """
 
@@ -67,33 +67,33 @@ class HealthHistory:
     part stays dense and the beginning stays in view.
 
     Args:
-        model: the module that is trained; only names, shapes and roles are kept.
-        last_step: the optimizer step at which the run will end.
+        model: The module that is trained; only names, shapes and roles are kept.
+        last_step: The optimizer step at which the run will end.
 
     Attributes:
-        names, roles, blocks: of all parameters, in the model's order; tuples of the same length.
-        count, fan, item_size: elements of each parameter, geometric mean of its two sides (1 where it is not a
+        names, roles, blocks: Of all parameters, in the model's order; tuples of the same length.
+        count, fan, item_size: Elements of each parameter, geometric mean of its two sides (1 where it is not a
             matrix), bytes per element; shape `(parameters,)`.
-        is_matrix, in_layer: it is a matrix of more than a few elements, it is in a layer of a stack.
-        bias_of: position of the bias that belongs to a weight, -1 where there is none.
-        stacks: for each stack of layers the positions of its parameters, shape `(kinds, layers)`, lowest layer first;
+        is_matrix, in_layer: It is a matrix of more than a few elements, it is in a layer of a stack.
+        bias_of: Position of the bias that belongs to a weight, -1 where there is none.
+        stacks: For each stack of layers the positions of its parameters, shape `(kinds, layers)`, lowest layer first;
             a kind is what does the same and has the same shape in every layer.
-        initializer_range: standard deviation that the model's config names for fresh weights, None where it does not.
-        step: optimizer step. clip_coefficient: what clipping multiplied gradients by. skipped: the loss scaler
+        initializer_range: Standard deviation that the model's config names for fresh weights, None where it does not.
+        step: Optimizer step. clip_coefficient: what clipping multiplied gradients by. skipped: the loss scaler
             skipped the step. loss, loss_nonfinite, classes, top_share, identical_inputs, masked_share,
             integer_labels, several_losses: see `ForwardStatistics`. prior_loss: entropy in nats of the labels, what a
             model that knows nothing but their frequencies would score, estimated from those so far; NaN where labels
             are not one class per example.
-        gradient: root mean square before clipping, NaN where there is no gradient. zero_share: of its elements.
+        gradient: Root mean square before clipping, NaN where there is no gradient. zero_share: of its elements.
         ratio, weight, changed_share: ||update|| / ||parameter||, root mean square of the parameter before the step,
             share of elements that changed; NaN where frozen. learning_rate: NaN where the optimizer does not hold
             the parameter. trainable, missing, nonfinite: it requires a gradient, has none, has a bad one.
-        rate, gradient_norm: largest learning rate, norm of all gradients before clipping (NaN where one was not
+        rate, gradient_norm: Largest learning rate, norm of all gradients before clipping (NaN where one was not
             finite). median_ratio, largest_ratio: of the matrices that move, NaN where none does.
-        settings: how the run was set up, see `RunSettings`.
-        start: what the weights were like before the first step, name of a statistic -> `(parameters,)`; empty where
+        settings: How the run was set up, see `RunSettings`.
+        start: What the weights were like before the first step, name of a statistic -> `(parameters,)`; empty where
             they were not looked at.
-        places: name of a fact that is a vector -> what its entries belong to (layers, heads, classes).
+        places: Name of a fact that is a vector -> what its entries belong to (layers, heads, classes).
     """
 
     step = _Column(dtype=np.int64)
@@ -284,7 +284,7 @@ class HealthHistory:
         """Take over the samples of a file up to `last_step`; refuse (False) those of another model.
 
         Raises:
-            InputError: no such file, or a damaged one; the history is then as it was.
+            InputError: No such file, or a damaged one; the history is then as it was.
         """
         arrays = read_arrays(path)
         if tuple(arrays.get("names", np.array([])).ravel().tolist()) != self.names:

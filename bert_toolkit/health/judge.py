@@ -15,7 +15,7 @@ class HealthJudge:
     """Apply rules to a growing history and keep one case per rule.
 
     Args:
-        rules: causes before symptoms.
+        rules: Causes before symptoms.
     """
 
     def __init__(self, rules: Sequence[Rule] = RULES):
@@ -43,7 +43,7 @@ class HealthJudge:
         """Look at what is known before the first step: settings, and weights as they are.
 
         Args:
-            history: without samples.
+            history: Without samples.
 
         Returns:
             Findings that are new and that nothing else explains.
@@ -54,7 +54,7 @@ class HealthJudge:
         """Look at the newest sample.
 
         Args:
-            history: all samples so far.
+            history: All samples so far.
 
         Returns:
             Findings that are new and that nothing else explains.

@@ -63,7 +63,7 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
     """Facts of the gradient that arrives at the logits.
 
     Args:
-        gradient: dL/dlogits, shaped as the logits.
+        gradient: Derivative of the loss with respect to the logits, in their shape.
         logits: `(..., C)`, or `(B, T)` with one logit per token, of which only `counted_padding` is told.
         inputs: Keyword arguments of the model.
 

@@ -32,7 +32,7 @@ def cpu_absolute_rows(values: list[Tensor]) -> Tensor:
     """Return the rows of |x|: (tensors, 5), float64.
 
     Args:
-        values: flat values of each tensor.
+        values: Flat values of each tensor.
     """
     return _cpu_rows(_small_absolute_rows, _large_absolute_row, values)
 
@@ -41,8 +41,8 @@ def cpu_update_rows(after: list[Tensor], before: list[Tensor]) -> Tensor:
     """Return the rows of an update: (tensors, 4), float64.
 
     Args:
-        after: flat values of each tensor after the step.
-        before: the same values before the step.
+        after: Flat values of each tensor after the step.
+        before: The same values before the step.
     """
     return _cpu_rows(_small_update_rows, _large_update_row, after, before)
 
@@ -51,7 +51,7 @@ def cpu_norms(values: list[Tensor]) -> Tensor:
     """Return the Euclidean norm of each tensor: (tensors), float64.
 
     Args:
-        values: flat values of each tensor.
+        values: Flat values of each tensor.
     """
     return _cpu_rows(_small_norm_rows, _large_norm_row, values)[:, 0]
 
@@ -60,7 +60,7 @@ def positions_by(keys: Sequence) -> dict[Any, list[int]]:
     """Return where each key stands.
 
     Args:
-        keys: anything that can be a key of a dict.
+        keys: Anything that can be a key of a dict.
     """
     positions: dict[Any, list[int]] = {}
     for position, key in enumerate(keys):

@@ -36,17 +36,17 @@ class GradientFlowRecord:
     """Statistics of |gradient| of one optimizer step, after clipping and with any loss scale removed.
 
     Args:
-        step: the optimizer step that used these gradients, 1 for the first (as Trainer logs it).
-        names: parameters with a gradient, in the model's order; the arrays below align with it.
-        count: number of elements of each parameter.
-        mean, max, std: of |gradient|, population standard deviation; arrays of shape `(len(names),)`.
-        zero_share: share of elements whose gradient is exactly zero.
-        clip_coefficient: what clipping multiplied every gradient by (<= 1), so before clipping each value was
+        step: The optimizer step that used these gradients, 1 for the first (as Trainer logs it).
+        names: Parameters with a gradient, in the model's order; the arrays below align with it.
+        count: Number of elements of each parameter.
+        mean, max, std: Of |gradient|, population standard deviation; arrays of shape `(len(names),)`.
+        zero_share: Share of elements whose gradient is exactly zero.
+        clip_coefficient: What clipping multiplied every gradient by (<= 1), so before clipping each value was
             `value / clip_coefficient`; NaN where it could not be known.
-        nonfinite: parameters whose gradient held a NaN or an infinity; seen before clipping where the monitor
+        nonfinite: Parameters whose gradient held a NaN or an infinity; seen before clipping where the monitor
             watched the backward pass, since clipping by a NaN norm spreads it over all parameters.
-        missing: trainable parameters without a gradient.
-        skipped: the loss scaler skipped this step because gradients overflowed.
+        missing: Trainable parameters without a gradient.
+        skipped: The loss scaler skipped this step because gradients overflowed.
     """
 
     step: int
@@ -79,9 +79,9 @@ def gradient_flow_scalars(
     """Scalars of one record for a tracker.
 
     Args:
-        record: what to report.
-        parameters: from the monitor that made the record.
-        per_parameter: report each parameter instead of each block.
+        record: What to report.
+        parameters: From the monitor that made the record.
+        per_parameter: Report each parameter instead of each block.
 
     Returns:
         `gradient_flow/{mean,max,std,zero_share}/<block>` over all elements of the block's weights (its biases and
@@ -121,10 +121,10 @@ class GradientFlowMonitor:
     collective where gradients are sharded (so call it on every rank). Nothing is held between observations.
 
     Args:
-        model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
+        model: The module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
 
     Raises:
-        InputError: if no parameter of the model is trainable.
+        InputError: If no parameter of the model is trainable.
 
     Examples:
         >>> model, inputs = torch.nn.Linear(4, 2), torch.ones(3, 4)
@@ -181,18 +181,18 @@ class GradientFlowMonitor:
         """Read the gradients of this step.
 
         Args:
-            step: number to record, counting from 1.
-            total_norm: what `clip_grad_norm_` returned, the norm before clipping.
-            max_norm: the limit that was given to it. Without both, and without `watch_backward`, the gradients
+            step: Number to record, counting from 1.
+            total_norm: What `clip_grad_norm_` returned, the norm before clipping.
+            max_norm: The limit that was given to it. Without both, and without `watch_backward`, the gradients
                 are taken as not clipped.
-            loss_scale: by how much gradients are still multiplied: `scaler.get_scale()` in an fp16 loop that does
+            loss_scale: By how much gradients are still multiplied: `scaler.get_scale()` in an fp16 loop that does
                 not unscale before this call, otherwise 1.
 
         Returns:
             The record of this step.
 
         Raises:
-            InputError: if no parameter has a gradient, e.g. when called after `zero_grad()`.
+            InputError: If no parameter has a gradient, e.g. when called after `zero_grad()`.
         """
         pending = self.start(total_norm=total_norm, max_norm=max_norm, loss_scale=loss_scale)
         if pending is None:
@@ -214,10 +214,10 @@ class GradientFlowMonitor:
         """Queue the work of an observation on the device without waiting for it.
 
         Args:
-            total_norm: as for `observe`.
-            max_norm: as for `observe`; 0 where gradients may have been clipped to a limit that is not known.
-            loss_scale: as for `observe`.
-            backward_scale: the loss scale that was active during the watched backward pass, as a tensor
+            total_norm: As for `observe`.
+            max_norm: As for `observe`; 0 where gradients may have been clipped to a limit that is not known.
+            loss_scale: As for `observe`.
+            backward_scale: The loss scale that was active during the watched backward pass, as a tensor
                 (`scaler.scale(torch.ones(()))`).
 
         Returns:

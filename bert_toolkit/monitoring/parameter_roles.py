@@ -24,11 +24,11 @@ class ParameterInfo:
     """One parameter as a person knows it.
 
     Args:
-        name: path of the parameter in the unwrapped model, e.g. `bert.encoder.layer.3.output.dense.weight`.
-        role: what it is for.
+        name: Path of the parameter in the unwrapped model, e.g. `bert.encoder.layer.3.output.dense.weight`.
+        role: What it is for.
         block: `embeddings`, `layer.0` ..., `head`, or the name of a top-level module in a model without a stack.
-        kind: short name inside the block, the same in every layer: `query`, `attention.output.dense`.
-        trainable: whether it required a gradient when it was described.
+        kind: Short name inside the block, the same in every layer: `query`, `attention.output.dense`.
+        trainable: Whether it required a gradient when it was described.
     """
 
     name: str
@@ -70,7 +70,7 @@ def whole_shape(parameter: torch.Tensor) -> torch.Size:
     """Return the shape of a parameter, also where DeepSpeed's ZeRO 3 leaves an empty tensor in its place.
 
     Args:
-        parameter: of a model.
+        parameter: Of a model.
     """
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
@@ -79,8 +79,8 @@ def learning_rates(model: nn.Module, optimizer: Any) -> dict[str, float]:
     """Return the learning rate of every parameter that an optimizer holds.
 
     Args:
-        model: the module that is trained.
-        optimizer: a torch optimizer or a wrapper of one; anything without parameter groups gives none.
+        model: The module that is trained.
+        optimizer: A torch optimizer or a wrapper of one; anything without parameter groups gives none.
 
     Returns:
         Parameter name -> learning rate; NaN where the optimizer finds its rate by itself (Adafactor).
@@ -113,10 +113,10 @@ def describe_parameters(model: nn.Module) -> dict[str, ParameterInfo]:
     `decoder.layer.0`.
 
     Args:
-        model: any module; `torch.compile`, DDP and FSDP2 wrappers are seen through.
+        model: Any module; `torch.compile`, DDP and FSDP2 wrappers are seen through.
 
     Returns:
-        name -> `ParameterInfo`, in the model's order, tied parameters once.
+        Name -> `ParameterInfo`, in the model's order, tied parameters once.
     """
     model = unwrap(model)
     roles: dict[int, Role] = {}
@@ -149,15 +149,15 @@ class WatchedParameters:
     """The trainable parameters of a model, with their descriptions, as they come and go during training.
 
     Args:
-        model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
-        purpose: what they are watched for, for the error, e.g. `gradient flow`.
+        model: The module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
+        purpose: What they are watched for, for the error, e.g. `gradient flow`.
 
     Attributes:
-        described: name -> `ParameterInfo` of all parameters in the model's order, then of those that were removed
+        described: Name -> `ParameterInfo` of all parameters in the model's order, then of those that were removed
             while they were watched.
 
     Raises:
-        InputError: if no parameter is trainable.
+        InputError: If no parameter is trainable.
     """
 
     def __init__(self, model: nn.Module, purpose: str):
@@ -190,11 +190,11 @@ def positions_by_block(names: Sequence[str], parameters: dict[str, ParameterInfo
     that has nothing else.
 
     Args:
-        names: parameter names.
-        parameters: description of at least these parameters.
+        names: Parameter names.
+        parameters: Description of at least these parameters.
 
     Returns:
-        block -> positions in `names`, blocks in the model's order.
+        Block -> positions in `names`, blocks in the model's order.
     """
     weights: dict[str, list[int]] = {}
     everything: dict[str, list[int]] = {}

@@ -93,6 +93,6 @@ def join_labels(chosen: np.ndarray, label_names: Sequence[str]) -> list[str]:
         label_names: Name of each class.
 
     Returns:
-        n strings, with `LABEL_SEPARATOR` between the names.
+        `n` strings, with `LABEL_SEPARATOR` between the names.
     """
     return [LABEL_SEPARATOR.join(label_names[i] for i in row.nonzero()[0]) for row in chosen]
