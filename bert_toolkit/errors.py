@@ -11,7 +11,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        """Makes `message` one line."""
+        """Make `message` one line."""
         super().__init__(one_line(message))
 
 

@@ -11,7 +11,7 @@ SPLIT_NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation"
 
 
 def read_class_folders(folder: str | Path, encoding: str = "utf-8") -> dict[str, Table]:
-    """Reads every file of every class; the whole text of a file is one row.
+    """Read every file of every class; the whole text of a file is one row.
 
     `folder/CLASS/FILE`, or `folder/train/CLASS/FILE` with `validation` (`valid`, `val`, `dev`) and `test` beside it
     where they exist. Hidden files, what systems and editors leave, and files beside the class folders are passed over.

@@ -112,7 +112,7 @@ def validation_count(count: int, fraction: float, what: str) -> int:
 def split_off_validation(
     texts: Sequence[str], labels: Sequence[int], fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Chooses rows for validation, the same fraction of every class.
+    """Choose rows for validation, the same fraction of every class.
 
     Within a class the rows with the smallest hash of (seed, text) are taken: the choice depends neither on the order
     of the rows nor on any library's random numbers.

@@ -52,7 +52,7 @@ SENTENCE_RULE = hashlib.blake2b((ABBREVIATIONS + _SENTENCE_END.pattern).encode()
 
 
 def split_sentences(text: str) -> list[str]:
-    """Splits text of any language into sentences by fixed rules, without a model.
+    """Split text of any language into sentences by fixed rules, without a model.
 
     A line break always ends a sentence. Within a line the rules are those of Unicode (Standard Annex 29, SB6 to
     SB11): a sentence ends at a mark such as `.`, `!`, `。`, `؟` or `।` with the quotes and brackets that close it.
@@ -135,7 +135,7 @@ def corpus_files(path: str | Path) -> list[Path]:
 
 
 def left_out_files(path: str | Path) -> str:
-    """Says which files of a folder are no documents to `corpus_files`.
+    """Say which files of a folder are no documents to `corpus_files`.
 
     Args:
         path: File or folder, as `corpus_files` takes it.
@@ -187,7 +187,7 @@ class DocumentFiles:
     """
 
     def __init__(self, files: Sequence[Path], documents_split: str | None = None, text_column: str = "text") -> None:
-        """Reads nothing yet."""
+        """Read nothing yet."""
         self.files = list(files)
         self.text_column = text_column
         self.documents_split = documents_split or ("file" if len(self.files) > 1 else "blank_line")
@@ -201,7 +201,7 @@ class DocumentFiles:
             self.sentences_per_document = int(self.documents_split)
 
     def __iter__(self) -> Iterator[str | list[str]]:
-        """Yields each document, a text or a list of sentences."""
+        """Yield each document, a text or a list of sentences."""
         for file in self.files:
             is_json = ending_of(file) in JSON_ENDINGS
             texts = self._of_json(file) if is_json else self._of_text(file)
@@ -303,13 +303,13 @@ class HeldOut:
     """
 
     def __init__(self, documents: Iterable[Any], count: int, held_out: int, training: bool) -> None:
-        """Reads nothing yet."""
+        """Read nothing yet."""
         self.documents = documents
         self.held_out = {(2 * i + 1) * count // (2 * held_out) for i in range(held_out)}
         self.training = training
 
     def __iter__(self) -> Iterator[Any]:
-        """Yields the documents of this part."""
+        """Yield the documents of this part."""
         number = 0
         for document in self.documents:
             counts = holds_text(document)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_hub_tables(name: str, config: str | None = None) -> tuple[dict[str, Table], list[str]]:
-    """Downloads a dataset, or takes it from the cache of the datasets library. No code of the dataset is run.
+    """Download a dataset, or take it from the cache of the datasets library. No code of the dataset is run.
 
     Args:
         name: Such as `nyu-mll/glue`.

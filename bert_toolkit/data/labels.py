@@ -141,7 +141,7 @@ class LabelScheme:
 def learn_labels(
     table: Table, columns: Sequence[str], problem_type: str = "auto", separator: str | None = None
 ) -> LabelScheme:
-    """Finds out what the labels of the training rows mean, and refuses those from which nothing can be learned.
+    """Find out what the labels of the training rows mean, and refuse those from which nothing can be learned.
 
     Several columns, a separator and lists mean several labels at once; numbers of which some have decimals mean
     regression; anything else is one class per row. Lists hold labels (names or numbers, each once) or, where all are
@@ -236,7 +236,7 @@ def _guess_problem_type(table: Table, columns: Sequence[str], separator: str | N
 
 
 def _refuse_written_lists(table: Table, column: str, separator: str | None) -> None:
-    """Refuses text that is a list to people and would be one name to a program."""
+    """Refuse text that is a list to people and would be one name to a program."""
     values = table.values(column)
     texts = [unicodedata.normalize("NFKC", value).strip() if isinstance(value, str) else "" for value in values]
     comma = separator is None and 2 * sum(map(bool, map(_DECIMAL_COMMA.fullmatch, texts))) > len(texts)

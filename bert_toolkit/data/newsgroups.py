@@ -39,7 +39,7 @@ def load_newsgroups(
     validation_fraction: float | None = 0.1,
     seed: int = 42,
 ) -> CorpusSplits:
-    """Loads posts to be sorted into newsgroups; the test posts were written after the training posts.
+    """Load posts to be sorted into newsgroups; the test posts were written after the training posts.
 
     Args:
         source: `auto` (scikit-learn's cache if it holds readable files, otherwise the hub), `scikit-learn`, or `hub`
@@ -164,7 +164,7 @@ def _read_folder(folder: Path) -> Iterator[Post]:
 
 
 def _read_archive(path: Path) -> Iterator[Post]:
-    """Reads members in memory: nothing is written, so a member's path can do no harm."""
+    """Read members in memory: nothing is written, so a member's path can do no harm."""
     splits = {folder: split for split, folder in FOLDERS.items()}
     try:
         with tarfile.open(path) as archive:

@@ -59,7 +59,7 @@ class Table:
         return len(next(iter(self.columns.values())))
 
     def require(self, names: Iterable[str]) -> None:
-        """Raises InputError for the names that are no columns."""
+        """Raise InputError for the names that are no columns."""
         absent = [name for name in names if name not in self.columns]
         if absent:
             raise InputError(f"{self.place(0)} has no column {shown(absent)}: there are {shown(list(self.columns))}")
@@ -91,7 +91,7 @@ class Table:
         return Table(columns, lambda row: self.place(rows[row]), self.class_names)
 
     def refuse_empty(self, column: str, rows: Sequence[int], what: str = "nothing") -> None:
-        """Raises InputError if there are `rows`, those with nothing (or `what` means nothing) in `column`."""
+        """Raise InputError if there are `rows`, those with nothing (or `what` means nothing) in `column`."""
         if rows:
             more = f"{'nor' if what == 'nothing' else 'so'} have {len(rows) - 1} later rows"
             others = f" ({more})" if len(rows) > 1 else ""
@@ -108,7 +108,7 @@ def read_table(
     encoding: str = "utf-8",
     column_names: Sequence[str] | None = None,
 ) -> Table:
-    """Reads a file of rows; its ending says how.
+    """Read a file of rows; its ending says how.
 
     `.csv` and `.tsv` begin with a header and hold strings only. In `.csv` a field in double quotes may contain
     delimiters, line breaks and doubled quotes (RFC 4180); in `.tsv` quotes are text and a line is a row. A line
@@ -196,7 +196,7 @@ def _read_delimited(
 
 
 def json_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Reads JSON that has a row on each line, or one list of all rows, whatever the ending of the file.
+    """Read JSON that has a row on each line, or one list of all rows, whatever the ending of the file.
 
     Args:
         path: The file, for messages.
@@ -362,7 +362,7 @@ def _checked_names(source: str | Path, names: Iterable[str]) -> list[str]:
 
 
 def check_new_file(path: Path, overwrite: bool) -> None:
-    """Refuses, before any work is done, a file that `write_table` could not or should not write.
+    """Refuse, before any work is done, a file that `write_table` could not or should not write.
 
     Args:
         path: The file; its ending must be one of `WRITTEN_ENDINGS`.
@@ -380,7 +380,7 @@ def check_new_file(path: Path, overwrite: bool) -> None:
 
 
 def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Writes a table that `read_table` reads, whole or not at all.
+    """Write a table that `read_table` reads, whole or not at all.
 
     In `.tsv` tabs and line breaks become spaces. What a format cannot hold as it is (lists in `.tsv` and `.csv`, times
     in `.jsonl`, a column of several types in `.parquet`) is written as JSON.

@@ -54,7 +54,7 @@ def is_clutter(path: Path) -> bool:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Makes what can go wrong while a file is read the toolkit's error.
+    """Make what can go wrong while a file is read the toolkit's error.
 
     Args:
         path: The file, for the message.
@@ -73,7 +73,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """Reads a whole text file, which may be packed with gzip, bzip2 or xz.
+    """Read a whole text file, which may be packed with gzip, bzip2 or xz.
 
     Args:
         path: A regular file.
@@ -100,7 +100,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Reads the lines of a UTF-8 file one after another, so that it need not fit into memory.
+    """Read the lines of a UTF-8 file one after another, so that it need not fit into memory.
 
     Args:
         path: A regular file, which may be packed. UTF-16 and UTF-32 with their mark are taken too, and read whole.

@@ -150,7 +150,7 @@ class ClassificationMetrics:
     """
 
     def __init__(self) -> None:
-        """Starts with no batch."""
+        """Start with no batch."""
         self.counts = ClassificationCounts()
 
     def __call__(self, eval_prediction: "EvalPrediction", compute_result: bool = False) -> dict[str, float]:

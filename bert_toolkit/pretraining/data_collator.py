@@ -71,7 +71,7 @@ class DataCollatorForPreTraining:
         next_sentence_labels: bool = True,
         token_type_ids: bool = True,
     ) -> None:
-        """Looks up the tokenizer's vocabulary; see the class for the arguments."""
+        """Look up the tokenizer's vocabulary; see the class for the arguments."""
         if not 0 < mlm_probability < 1:
             raise InputError(f"`mlm_probability` must lie in (0, 1), got {mlm_probability}")
         require_fractions(mask_replace_prob=mask_replace_prob, random_replace_prob=random_replace_prob)

@@ -57,7 +57,7 @@ class Pair(Mapping[str, Any]):
     _KEYS = ("input_ids", "token_type_ids", "attention_mask", "next_sentence_label")
 
     def __init__(self, batch: PairBatch, row: int) -> None:
-        """Points at a row.
+        """Point at a row.
 
         Args:
             batch: The pairs that were made together.
@@ -155,7 +155,7 @@ class NextSentencePairs(torch.utils.data.Dataset[Pair]):
         seed: int = 0,
         group_size: int = 1,
     ) -> None:
-        """Tokenizes the documents if they are text, and plans epoch 0; see the class for the arguments."""
+        """Tokenize the documents if they are text, and plan epoch 0; see the class for the arguments."""
         if max_length < MINIMUM_LENGTH:
             raise InputError(
                 f"`max_length` must be at least {MINIMUM_LENGTH} tokens (three are special), got {max_length}"

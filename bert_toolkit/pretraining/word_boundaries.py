@@ -50,7 +50,7 @@ class WordBoundaries(NamedTuple):
 
 
 def word_boundaries(tokenizer: PreTrainedTokenizerBase) -> WordBoundaries | None:
-    """Reads from a vocabulary where words begin and end.
+    """Read from a vocabulary where words begin and end.
 
     - WordPiece: what has the continuing prefix (`##`) continues a word.
     - Whole words: nothing continues.
@@ -109,7 +109,7 @@ def _stands_alone(character: str) -> bool:
 
 
 def _byte_decoder() -> Callable[[str], bytes]:
-    """Turns tokens of a byte-level vocabulary into the bytes that they stand for."""
+    """Turn tokens of a byte-level vocabulary into the bytes that they stand for."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     # visible characters of Latin-1 stand for themselves, the others follow in the order of their bytes
     byte_of = {character: ord(character) for character in alphabet if ord(character) < 256}

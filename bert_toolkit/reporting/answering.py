@@ -103,7 +103,7 @@ class AnswerMetrics:
 def predict_answers(
     trainer: Trainer, validation: AnswerMetrics, test: AnswerMetrics
 ) -> tuple[list[Answer], dict[str, float]]:
-    """Evaluates on the validation questions and answers the test questions; the same questions only once.
+    """Evaluate on the validation questions and answer the test questions; the same questions only once.
 
     Args:
         trainer: Has finished training; its `compute_metrics` is `validation`.
@@ -132,7 +132,7 @@ def finish_answerer(
     answers: Sequence[Answer],
     trust_remote_code: bool = False,
 ) -> None:
-    """Prints the result tables, writes all files of a finished run, and checks that the saved model reloads.
+    """Print the result tables, write all files of a finished run, and check that the saved model reloads.
 
     Every process calls it; the main one prints and writes. The corpus' remarks go to card and results.
 

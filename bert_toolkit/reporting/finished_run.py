@@ -236,7 +236,7 @@ class FinishedLoop(FinishedTraining):
 def write_report(
     run: FinishedTraining, task: str, figures_of_task: Mapping[str, Figure], results_of_task: Mapping[str, Any]
 ) -> None:
-    """Writes figures, model card and `results.json`.
+    """Write figures, model card and `results.json`.
 
     Args:
         run: The run.
@@ -267,7 +267,7 @@ def write_report(
 def close_run(
     run: FinishedRun, write: Callable[[], None], auto_class: Any, rows: Any, trust_remote_code: bool = False
 ) -> None:
-    """Reports on the main process, then has every process check that the saved model predicts as the trained one.
+    """Report on the main process, then have every process check that the saved model predicts as the trained one.
 
     Args:
         run: The run.
@@ -290,7 +290,7 @@ def close_run(
 
 
 def tell_what_is_there(output_dir: str, auto_class: Any, is_main: bool = True) -> None:
-    """Writes the page of a run that has ended, and says where it is, how to see curves, and how to use the model.
+    """Write the page of a run that has ended, and say where it is, how to see curves, and how to use the model.
 
     A page that cannot be written is told in one warning.
 

@@ -58,7 +58,7 @@ def write_model_card(
     origin: Origin | None = None,
     parent: str | None = None,
 ) -> Path:
-    """Writes the card, with the metadata that the hub reads: results, data, model that it was made from.
+    """Write the card, with the metadata that the hub reads: results, data, model that it was made from.
 
     License and language are those of the model that training began with, where its card says them; the language of
     data that are known goes first.

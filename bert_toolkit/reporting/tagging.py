@@ -90,7 +90,7 @@ class TagMetrics:
 
 
 def predict_tags(trainer: Trainer, corpus: TaggedSplits) -> TaggedPredictions:
-    """Evaluates on the validation sentences and predicts the test sentences; the same sentences only once.
+    """Evaluate on the validation sentences and predict the test sentences; the same sentences only once.
 
     Args:
         trainer: Has finished training.
@@ -111,7 +111,7 @@ def predict_tags(trainer: Trainer, corpus: TaggedSplits) -> TaggedPredictions:
 def finish_tagger(
     run: FinishedRun, corpus: TaggedSplits, predictions: TaggedPredictions, trust_remote_code: bool = False
 ) -> None:
-    """Prints the result tables, writes all files of a finished run, and checks that the saved model reloads.
+    """Print the result tables, write all files of a finished run, and check that the saved model reloads.
 
     Every process calls it; the main one prints and writes. The corpus' remarks go to card and results.
 

@@ -49,7 +49,7 @@ def longest_first(rows: Dataset, drop_last: bool = False) -> Dataset:
 
 
 def predict_splits(trainer: Trainer, corpus: CorpusSplits) -> FinalPredictions:
-    """Evaluates on the validation rows, which `trainer` has, and predicts the test rows; the same rows only once.
+    """Evaluate on the validation rows, which `trainer` has, and predict the test rows; the same rows only once.
 
     Args:
         trainer: Has finished training.
@@ -87,7 +87,7 @@ def rows_in_order(array: Any, rows: Dataset) -> np.ndarray:
 
 @contextmanager
 def plain_prediction(trainer: Trainer) -> Iterator[None]:
-    """Makes `predict` return all rows in one array and in the order of the dataset, whatever flags the run has.
+    """Make `predict` return all rows in one array and in the order of the dataset, whatever flags the run has.
 
     Args:
         trainer: Its arguments are changed for as long as the context lasts.

@@ -11,7 +11,7 @@ from bert_toolkit.errors import InputError
 
 
 def use_layer_wise_learning_rates(trainer: Trainer, decay: float) -> None:
-    """Has a Trainer make its optimizer with the groups of `layer_wise_parameter_groups`.
+    """Have a Trainer make its optimizer with the groups of `layer_wise_parameter_groups`.
 
     Args:
         trainer: Before training.

@@ -38,7 +38,7 @@ class LengthGroupedRows(Dataset):
     """
 
     def __init__(self, rows: Any, lengths: Sequence[int], group_size: int, seed: int = 0) -> None:
-        """Makes the order of the first epoch."""
+        """Make the order of the first epoch."""
         if len(lengths) != len(rows):
             raise ValueError(f"lengths must be given for all {len(rows)} rows, got {len(lengths)}")
         if group_size < 1:
@@ -73,7 +73,7 @@ class LengthGroupedRows(Dataset):
         return fetch(places) if fetch else [self.rows[place] for place in places]
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch; workers that are already running follow.
+        """Choose the epoch; workers that are already running follow.
 
         Args:
             epoch: Number of the epoch, from 0.

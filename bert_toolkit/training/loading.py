@@ -145,7 +145,7 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False, of_words:
 
 
 def check_vocabulary(tokenizer: Any, name_or_path: str) -> None:
-    """Refuses a tokenizer that transformers made of nothing, as it does for a folder with weights alone.
+    """Refuse a tokenizer that transformers made of nothing, as it does for a folder with weights alone.
 
     Args:
         tokenizer: As loaded.

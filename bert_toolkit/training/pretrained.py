@@ -31,7 +31,7 @@ class ModelChoice(NamedTuple):
 
 
 def choose_model(model_name_or_path: str | None = None) -> ModelChoice:
-    """Decides which pre-trained weights to use and checks that they are there, without loading them.
+    """Decide which pre-trained weights to use and check that they are there, without loading them.
 
     A choice that was made is never replaced by another: where it is not available, that is an error. Only weights in
     safetensors are accepted, as the older formats run code when they are read.
@@ -109,7 +109,7 @@ def offline_weights() -> Path:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Checks that `from_pretrained` will find a configuration and whole safetensors weights in a folder.
+    """Check that `from_pretrained` will find a configuration and whole safetensors weights in a folder.
 
     Args:
         folder: What `save_pretrained` wrote.

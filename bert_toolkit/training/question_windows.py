@@ -89,7 +89,7 @@ def tokenize_questions(
 def windows_of(
     rows: dict[str, list[Any]], numbers: list[int], tokenizer: Any, max_length: int, doc_stride: int
 ) -> dict[str, list[Any]]:
-    """Cuts questions with long texts into windows that overlap.
+    """Cut questions with long texts into windows that overlap.
 
     Args:
         rows: `question`, `context`, `answers` and `begins`, lists.

@@ -18,7 +18,7 @@ from bert_toolkit.metrics.classification import IGNORED_LABEL
 def tokenize_sentences(
     corpus: TaggedSplits, tokenizer: Any, max_length: int, seed: int, max_train_samples: int | None = None
 ) -> TaggedSplits:
-    """Tokenizes the three splits; every process calls it, and one tokenizes for all of a machine.
+    """Tokenize the three splits; every process calls it, and one tokenizes for all of a machine.
 
     Args:
         corpus: Sentences.
@@ -50,7 +50,7 @@ def tokenize_sentences(
 
 
 def tokenize_words(rows: dict[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-    """Tokenizes a batch of sentences.
+    """Tokenize a batch of sentences.
 
     Args:
         rows: `words` and `tags`, lists of lists.
