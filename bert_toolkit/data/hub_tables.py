@@ -49,7 +49,7 @@ def _table(source: str, rows: "datasets.Dataset") -> Table:
 
 
 def download(what: str, remedy: str, *dataset: str) -> Any:
-    """`datasets.load_dataset`, with its errors in one line.
+    """Call `datasets.load_dataset`, with its errors in one line.
 
     Args:
         what: What could not be loaded, for the message.

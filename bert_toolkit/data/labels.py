@@ -54,7 +54,7 @@ class LabelScheme:
     remarks: list[str] = field(default_factory=list)
 
     def encode(self, table: Table) -> list[Any]:
-        """Labels as the model takes them.
+        """Return labels as the model takes them.
 
         Args:
             table: Any rows with these columns.
@@ -92,7 +92,7 @@ class LabelScheme:
         return encoded.tolist()
 
     def cells(self, table: Table) -> list[list[Any]]:
-        """The labels of each row as they stand in the file."""
+        """Return the labels of each row as they stand in the file."""
         (column,) = self.columns
         values = table.values(column)
         wanted, form = (list, "a list of labels") if self.separator is None else (str, "labels in a string")
@@ -109,7 +109,7 @@ class LabelScheme:
         return cells
 
     def names_of_rows(self, table: Table) -> list[list[str]]:
-        """Names of the classes of each row: one, or any number if several at once."""
+        """Return the names of the classes of each row: one, or any number if several at once."""
         (column,) = self.columns
         cells = self.cells(table)
         first_rows: dict[Any, int] = {}

@@ -59,20 +59,20 @@ class Table:
         return len(next(iter(self.columns.values())))
 
     def require(self, names: Iterable[str]) -> None:
-        """Raise InputError for the names that are no columns."""
+        """Refuse names that are no columns."""
         absent = [name for name in names if name not in self.columns]
         if absent:
             raise InputError(f"{self.place(0)} has no column {shown(absent)}: there are {shown(list(self.columns))}")
 
     def values(self, column: str) -> Sequence[Any]:
-        """The values of a column; raises InputError if it is not there or a row has nothing in it."""
+        """Return the values of a column in which no row is empty."""
         self.require([column])
         values = self.columns[column]
         self.refuse_empty(column, [row for row, value in enumerate(values) if value is None])
         return values
 
     def texts(self, column: str) -> list[str]:
-        """The values of a column; raises InputError unless each is a string with more than white space."""
+        """Return the values of a column of strings, each with more than white space."""
         values = self.values(column)
         for row, value in enumerate(values):
             if not isinstance(value, str):
@@ -81,7 +81,7 @@ class Table:
         return list(values)
 
     def select(self, rows: Sequence[int]) -> "Table":
-        """The table of these rows alone."""
+        """Return the table of these rows alone."""
 
         def read(name: str) -> list[Any]:
             values = self.columns[name]
@@ -91,7 +91,7 @@ class Table:
         return Table(columns, lambda row: self.place(rows[row]), self.class_names)
 
     def refuse_empty(self, column: str, rows: Sequence[int], what: str = "nothing") -> None:
-        """Raise InputError if there are `rows`, those with nothing (or `what` means nothing) in `column`."""
+        """Refuse rows with nothing in a column, if there are any."""
         if rows:
             more = f"{'nor' if what == 'nothing' else 'so'} have {len(rows) - 1} later rows"
             others = f" ({more})" if len(rows) > 1 else ""
@@ -226,7 +226,7 @@ def json_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def parse_json(place: str, text: str) -> Any:
-    """What a JSON text holds.
+    """Return what a JSON text holds.
 
     Args:
         place: Where it stands, for messages.
@@ -329,7 +329,7 @@ class _ColumnsWhenAskedFor(Mapping[str, Sequence[Any]]):
 def table_of_features(
     source: str, names: Sequence[str], read: Callable[[str], Sequence[Any]], features: "datasets.Features"
 ) -> Table:
-    """A table whose columns are read when they are asked for.
+    """Return a table whose columns are read when they are asked for.
 
     Args:
         source: Where it comes from, for messages.
@@ -432,19 +432,19 @@ def _json(value: Any) -> str:
 
 
 def shown(names: Sequence[str], at_most: int = 12) -> str:
-    """Names for a message of one line, whatever characters they hold."""
+    """Return the names for a message of one line, whatever characters they hold."""
     others = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(map(brief, names[:at_most])) + others
 
 
 def brief(value: object, at_most: int = 60) -> str:
-    """A value for a message of one line, whatever characters it holds and however long it is."""
+    """Return a value for a message of one line, whatever characters it holds and however long it is."""
     text = repr(value)
     return text if len(text) <= at_most else text[: at_most - 1] + "…"
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in a message: `a string`, `a number` and so on."""
+    """Return what a value is, in a message: `a string`, `a number` and so on."""
     if isinstance(value, bool):
         return "a truth value"
     if isinstance(value, int | float | Decimal):

@@ -120,7 +120,7 @@ def load_tagged_sentences(
 
 
 def scheme_of(tags: list[str]) -> str:
-    """The scheme by which tags mark entities, from their prefixes; empty where they do not.
+    """Return the scheme by which tags mark entities, from their prefixes; empty where they do not.
 
     Args:
         tags: Names of tags.

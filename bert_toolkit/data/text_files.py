@@ -41,12 +41,12 @@ _MARKS = {
 
 
 def ending_of(path: Path) -> str:
-    """The ending that says what a file holds, in lower case: `.csv` of `a.CSV` and of `a.csv.gz`."""
+    """Return the ending that says what a file holds, in lower case: `.csv` of `a.CSV` and of `a.csv.gz`."""
     return Path(path.stem if path.suffix.lower() in PACKED_ENDINGS else path.name).suffix.lower()
 
 
 def is_clutter(path: Path) -> bool:
-    """Whether a system or a program left this beside the data: hidden files, thumbnails, locks, backups."""
+    """Return whether a system or a program left this beside the data: hidden files, thumbnails, locks, backups."""
     name = path.name.lower()
     left = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "icon\r")
     return name.startswith((".", "~$")) or name.endswith("~") or name[:1] == name[-1:] == "#" or name in left
@@ -141,7 +141,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def encoding_of(content: bytes, named: str) -> str:
-    """The encoding that a byte order mark tells, otherwise the named one.
+    """Return the encoding that a byte order mark tells, otherwise the named one.
 
     Args:
         content: At least the first four bytes of a file.

@@ -98,7 +98,7 @@ class BehaviorProbe:
 
 
 def attends_both_ways(model: nn.Module) -> bool:
-    """Whether a model has attention that is not causal, as far as its modules tell.
+    """Return whether a model has attention that is not causal, as far as its modules tell.
 
     Modules of transformers say so in `is_causal`, and a causal classifier of transformers finds the last token of a
     row by the id of the padding. Of other models one that has attention and does not say is taken for an encoder.

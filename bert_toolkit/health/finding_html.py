@@ -12,7 +12,7 @@ PARAMETERS_SHOWN = 50
 
 
 def finding_html(finding: Finding, explains: Sequence[str] = (), last_step: int | None = None) -> str:
-    """Where, what, why, and what to change; everything that a run has written is shown as text.
+    """Return where, what, why, and what to change; everything that a run has written is shown as text.
 
     Args:
         finding: What was found.
@@ -45,7 +45,7 @@ def finding_html(finding: Finding, explains: Sequence[str] = (), last_step: int 
 
 
 def findings_html(verdict: str, findings: Sequence[str]) -> str:
-    """A verdict and the findings behind it.
+    """Return a verdict and the findings behind it as HTML.
 
     Args:
         verdict: One line on the run.

@@ -53,7 +53,7 @@ class Finding:
 
 
 def as_json(finding: Finding) -> dict[str, Any]:
-    """The finding with lists for tuples and None for numbers that JSON has no word for."""
+    """Return the finding with lists for tuples and None for numbers that JSON has no word for."""
     return {
         key: list(value)
         if isinstance(value, tuple)
@@ -65,7 +65,7 @@ def as_json(finding: Finding) -> dict[str, Any]:
 
 
 def message(finding: Finding, symptoms: Sequence[Finding] = ()) -> str:
-    """The block of lines that a person reads in the log.
+    """Return the block of lines that a person reads in the log.
 
     Args:
         finding: What was found.

@@ -30,7 +30,7 @@ class Case:
     symptom_of: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The case as a line of the file holds it, without its kind of event."""
+        """Return the case as a line of the file holds it, without its kind of event."""
         return {
             **as_json(self.finding),
             "samples": self.samples,

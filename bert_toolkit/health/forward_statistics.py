@@ -186,7 +186,7 @@ class ForwardWatch:
 
 
 def mode_facts(model: nn.Module) -> dict[str, Tensor | float]:
-    """Training mode of the model and of those of its modules whose mode matters, in parts that train.
+    """Return the training mode of the model and of those of its modules whose mode matters, in parts that train.
 
     Returns:
         `training_mode` (0 or 1); `modes_that_matter`, the number of dropout modules with a rate above zero and of

@@ -165,7 +165,7 @@ class HealthHistory:
         return int(self.step[-1]) if len(self) else 0
 
     def where(self, *roles: str) -> np.ndarray:
-        """Mask over parameters of these roles, shape `(parameters,)`."""
+        """Return a mask over parameters of these roles, shape `(parameters,)`."""
         return np.array([role in roles for role in self.roles])
 
     def add(self, sample: HealthSample) -> None:
@@ -237,7 +237,7 @@ class HealthHistory:
         return self._stored["label_counts"][: len(self)]
 
     def fact(self, name: str) -> np.ndarray:
-        """A fact of every sample, `(samples,)` or `(samples, places)`; NaN in samples that do not have it."""
+        """Return a fact of every sample, `(samples,)` or `(samples, places)`; NaN in samples that do not have it."""
         if name not in self._facts:
             return np.full(len(self), np.nan)
         return self._facts[name][: len(self)]

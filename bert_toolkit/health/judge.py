@@ -36,7 +36,7 @@ class HealthJudge:
         return [case.finding for case in self.cases.values() if case.finding.severity == "note"]
 
     def symptoms(self, rule: str) -> list[Finding]:
-        """What the finding of `rule` explains."""
+        """Return what the finding of `rule` explains."""
         return [case.finding for case in self.cases.values() if case.symptom_of == rule]
 
     def judge_start(self, history: HealthHistory) -> list[Finding]:
@@ -92,7 +92,7 @@ class HealthJudge:
         return [case.finding for case in told if case.symptom_of is None and case.finding.severity != "note"]
 
     def verdict(self, history: HealthHistory) -> str:
-        """One line on the run so far."""
+        """Return one line on the run so far."""
         seen = (
             f"{len(history)} sample{'s' * (len(history) != 1)} up to step {int(history.step[-1])}"
             if len(history)
@@ -104,7 +104,7 @@ class HealthJudge:
         return f"Training health: {len(self.findings)} fault{'s' * (len(self.findings) > 1)} in {seen}: {faults}."
 
     def report(self) -> list[dict[str, Any]]:
-        """Everything that was found, symptoms and notes included, as JSON can hold it."""
+        """Return everything that was found, symptoms and notes included, as JSON can hold it."""
         return [case.as_json() for case in self.cases.values()]
 
     def load(self, path: Path, last_step: int) -> None:

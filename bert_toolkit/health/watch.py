@@ -28,7 +28,7 @@ from bert_toolkit.monitoring.update_ratios import UpdateRatioRecord
 
 
 def is_probed(times: int, *, second: int = 4) -> bool:
-    """Whether a model's behavior is probed at this sample, counted from when this process began to watch.
+    """Return whether a model's behavior is probed at this sample, counted from when this process began to watch.
 
     The first finds what is wrong from the start. A model whose layers begin as the identity shows only later that it
     sees order; and what fails now and then, or begins to fail, is met by one of ever rarer samples.

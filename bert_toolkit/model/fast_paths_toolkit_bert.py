@@ -36,7 +36,7 @@ class ToolkitBertDropout(nn.Dropout):
 
 
 def is_plain(table: nn.Module) -> bool:
-    """Whether calling an embedding does nothing but look up rows of its weight, so that they may be sliced instead.
+    """Return whether calling an embedding only looks up rows of its weight, so that they may be sliced instead.
 
     It does more with a hook, an adapter, a parametrization or another module in its place, and where accelerate or
     DeepSpeed keep the weight elsewhere until the call.
@@ -85,7 +85,7 @@ class Packing(NamedTuple):
 
 
 def can_pack(attention_mask: Tensor, model: Any) -> bool:
-    """Whether padding can be left out altogether: on CUDA, in half precision, without attention dropout.
+    """Return whether padding can be left out altogether: on CUDA, in half precision, without attention dropout.
 
     PyTorch's kernel for packed sequences further asks for a GPU of compute capability 8 and a head size that is a
     multiple of 8, at most 256.
@@ -156,7 +156,7 @@ def attention_mask_of_sdpa(attention_mask: Tensor | None) -> Tensor | None:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Packing | None, dropout: nn.Dropout, explicit: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Softmax(QKᵀ / √D) V by the kernel that fits.
+    """Compute softmax(QKᵀ / √D) V by the kernel that fits.
 
     Args:
         query: (B, T, N, D); packed (real tokens, N, D).

@@ -540,7 +540,7 @@ def mean_of(total: Tensor, count: Tensor | int) -> Tensor:
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-    """Mean cross-entropy in nats over the items that are not labeled -100.
+    """Return the mean cross-entropy in nats over the items that are not labeled -100.
 
     Args:
         logits: (…, C), in half precision summed in single.
@@ -558,7 +558,7 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int |
 
 
 def labeled_positions(labels: Tensor, max_per_sequence: int | None) -> Tensor:
-    """Flat indices of the labeled tokens, in reading order.
+    """Return the flat indices of the labeled tokens, in reading order.
 
     With `max_per_sequence` their number is B x max_per_sequence whatever the labels: unlabeled tokens, which the loss
     ignores, fill the rest.
@@ -677,7 +677,7 @@ class ToolkitBertMaskedLMBase(ToolkitBertPreTrainedModel):
         self.cls.predictions.bias = new_embeddings.bias
 
     def sparse_positions(self, labels: Tensor | None, output_hidden_states: bool | None) -> Tensor | None:
-        """The positions to compute, flat, or None for all: sparse in training, where only the loss is wanted."""
+        """Return the flat positions to compute, None for all: sparse in training, where only the loss is wanted."""
         verbose = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if labels is None or not self.training or not self.config.sparse_prediction or verbose:
             return None

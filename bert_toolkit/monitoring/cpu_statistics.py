@@ -91,7 +91,7 @@ def _cpu_rows(small: Callable[..., Tensor], large: Callable[..., Sequence[float]
 
 @contextmanager
 def threads_that_run() -> Iterator[None]:
-    """One thread inside while other work holds the cores, then as many as before.
+    """Run one thread inside while other work holds the cores, then as many as before.
 
     Each operation on a chunk ends when the slowest thread has come to run, so where they wait for a core, several take
     a multiple of the time of one.

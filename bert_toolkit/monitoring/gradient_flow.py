@@ -63,7 +63,7 @@ class GradientFlowRecord:
 
     @classmethod
     def empty(cls, step: int) -> "GradientFlowRecord":
-        """The record of a step whose gradients could not be seen."""
+        """Return the record of a step whose gradients could not be seen."""
         none = np.zeros(0)
         return cls(step, (), none, none, none, none, none)
 
@@ -76,7 +76,7 @@ class GradientFlowRecord:
 def gradient_flow_scalars(
     record: GradientFlowRecord, parameters: dict[str, ParameterInfo], per_parameter: bool = False
 ) -> dict[str, float]:
-    """Scalars of one record for a tracker.
+    """Return the scalars of one record for a tracker.
 
     Args:
         record: What to report.

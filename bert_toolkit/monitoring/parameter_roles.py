@@ -175,7 +175,7 @@ class WatchedParameters:
         return tuple(name for name, info in self.described.items() if not info.trainable)
 
     def now(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters that are trainable now, in the model's order; new ones are described first."""
+        """Return names and parameters that are trainable now, in the model's order; new ones are described first."""
         named = [(name, p) for name, p in named_unique_parameters(self._model) if p.requires_grad]
         if any(name not in self.described for name, _ in named):
             found = describe_parameters(self._model)
@@ -184,7 +184,7 @@ class WatchedParameters:
 
 
 def positions_by_block(names: Sequence[str], parameters: dict[str, ParameterInfo]) -> dict[str, np.ndarray]:
-    """Where the weights of each block are in `names`.
+    """Return where the weights of each block are in `names`.
 
     Biases and norms stand aside, since their gradients and updates live on other scales; they stand in for a block
     that has nothing else.

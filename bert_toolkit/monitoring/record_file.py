@@ -97,7 +97,7 @@ def load_records(path: Path, kind: type[Record], last_step: int | None = None) -
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of an npz file, by name; nothing is unpickled.
+    """Return the arrays of an npz file, by name; nothing is unpickled.
 
     Raises:
         InputError: No such file, or it is no whole npz file.

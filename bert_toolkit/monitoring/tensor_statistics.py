@@ -122,7 +122,7 @@ def absolute_rows(
 
 
 def local_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Norms of the values that this rank holds, left on the device; not finite where a value is not."""
+    """Return the norms of the values that this rank holds, left on the device; not finite where a value is not."""
     values = [local_tensor(tensor) for tensor in tensors]
     norms: list[Tensor] = [torch.empty(0)] * len(values)
     for positions in positions_by([v.device for v in values]).values():

@@ -73,7 +73,7 @@ class UpdateRatioRecord:
 def update_ratio_scalars(
     record: UpdateRatioRecord, parameters: dict[str, ParameterInfo], per_parameter: bool = False
 ) -> dict[str, float]:
-    """Scalars of one record for a tracker.
+    """Return the scalars of one record for a tracker.
 
     Args:
         record: What to report.

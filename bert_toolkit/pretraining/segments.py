@@ -71,7 +71,7 @@ class SegmentCutter:
     seed: int
 
     def chunks(self, sentence: np.ndarray, epoch: int) -> Chunks:
-        """The chunk that starts at each sentence.
+        """Return the chunk that starts at each sentence.
 
         Args:
             sentence: (B,) int64.
@@ -97,7 +97,7 @@ class SegmentCutter:
         return Chunks(begin, split, end)
 
     def segments(self, sentence: np.ndarray, random_next: np.ndarray, epoch: int) -> Segments:
-        """The segments of the pair that is made of the chunk at each sentence.
+        """Return the segments of the pair that is made of the chunk at each sentence.
 
         Args:
             sentence: (B,) int64.

@@ -164,7 +164,7 @@ class SentenceEncoder:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest of all that decides the ids of a sentence: vocabulary, normalizer and pre-tokenizer.
+    """Return a digest of all that decides the ids of a sentence: vocabulary, normalizer and pre-tokenizer.
 
     Args:
         tokenizer: A tokenizer with a fast backend.
@@ -181,7 +181,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """Where stretches of these lengths begin when they follow one another.
+    """Return where stretches of these lengths begin when they follow one another.
 
     Args:
         lengths: (n,) integers.

@@ -235,7 +235,7 @@ class NextSentencePairs(torch.utils.data.Dataset[Pair]):
         return corpus_remarks(self.documents, self.max_length, self.random_next_probability > 0)
 
     def lengths(self) -> np.ndarray:
-        """Tokens of every pair of the present epoch.
+        """Return how many tokens each pair of the present epoch has.
 
         Returns:
             (len(self),) int64 in the order of the pairs, special tokens included.

@@ -97,7 +97,7 @@ class TokenizedDocuments:
         return TokenizedDocuments, (*arrays, self.tokenizer_fingerprint, None, self.losses)
 
     def bounds_of_document(self, sentence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The document that a sentence belongs to.
+        """Return the document that a sentence belongs to.
 
         Args:
             sentence: (n,) int64 numbers of sentences.

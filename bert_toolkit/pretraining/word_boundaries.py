@@ -35,7 +35,7 @@ class WordBoundaries(NamedTuple):
     ends: np.ndarray | None
 
     def continues_word(self, input_ids: np.ndarray) -> np.ndarray:
-        """Where a token belongs to the word of the token before it.
+        """Return where a token belongs to the word of the token before it.
 
         Args:
             input_ids: (batch_size, sequence_length) int64.

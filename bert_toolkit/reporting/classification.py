@@ -19,7 +19,7 @@ from bert_toolkit.training.evaluation import FinalPredictions
 
 
 def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts of true class (rows) against predicted class (columns).
+    """Return counts of true class (rows) against predicted class (columns).
 
     Args:
         labels: True class ids (n,).

@@ -93,7 +93,7 @@ class FinishedTraining(ABC):
         }
 
     def with_remarks(self, remarks: Sequence[str], origin: Origin | None = None) -> Self:
-        """The run with what a reader of card and results must know of its data.
+        """Return the run with what a reader of card and results must know of its data.
 
         Args:
             remarks: Sentences on them.
@@ -104,7 +104,7 @@ class FinishedTraining(ABC):
         return replace(self, summary=summary, facts={**self.facts, "remarks": told}, origin=origin or self.origin)
 
     def loss_figures(self, loss: str = "loss (nats)") -> dict[str, Figure]:
-        """The loss of each batch as a figure, none where it was not kept.
+        """Return the loss of each batch as a figure, none where it was not kept.
 
         Args:
             loss: What is on the axis.
@@ -112,7 +112,7 @@ class FinishedTraining(ABC):
         return {}
 
     def all_facts(self) -> dict[str, object]:
-        """The recipe's facts, then those of every run."""
+        """Return the recipe's facts, then those of every run."""
         verdict = self.health.verdict.removeprefix("Training health: ") if self.health else "not watched"
         return {**self.facts, "steps": self.steps, "training health": verdict}
 
@@ -160,7 +160,7 @@ class FinishedRun(FinishedTraining):
         return (self.trainer.hub_model_id or super().name).split("/")[-1]
 
     def loss_figures(self, loss: str = "loss (nats)") -> dict[str, Figure]:
-        """The loss of each batch as a figure, none where it was not kept.
+        """Return the loss of each batch as a figure, none where it was not kept.
 
         Args:
             loss: What is on the axis.
@@ -171,7 +171,7 @@ class FinishedRun(FinishedTraining):
         return {"training_loss_by_batch": figures.draw_batch_losses(kept.losses, kept.first_batch, self.title, loss)}
 
     def all_facts(self) -> dict[str, object]:
-        """The recipe's facts, then those of every run."""
+        """Return the recipe's facts, then those of every run."""
         tokens = self.callbacks.tokens
         utilization = [entry["mfu"] for entry in self.trainer.state.log_history if "mfu" in entry]
         of_every_run = super().all_facts()

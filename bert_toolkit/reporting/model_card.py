@@ -112,7 +112,7 @@ def write_model_card(
 
 
 def ancestors_of(parent: str | None) -> dict[str, Any]:
-    """What the card of a model that was trained further says of the one that training began with.
+    """Return what the card of a model that was trained further says of the one that training began with.
 
     Args:
         parent: Folder or hub name; None or "" for none.

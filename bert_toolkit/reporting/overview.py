@@ -22,7 +22,7 @@ CLASSES_SHOWN = 40
 
 
 def describe_device(training_arguments: TrainingArguments) -> str:
-    """One line on device, processes, threads and precision of a run.
+    """Return one line on device, processes, threads and precision of a run.
 
     Args:
         training_arguments: After the process group has started.
@@ -35,7 +35,7 @@ def describe_device(training_arguments: TrainingArguments) -> str:
 
 
 def device_in_words(device: torch.device, processes: int, precision: str) -> str:
-    """One line on device, processes, threads and precision.
+    """Return one line on device, processes, threads and precision.
 
     Args:
         device: Of this process.
@@ -56,7 +56,7 @@ def device_in_words(device: torch.device, processes: int, precision: str) -> str
 
 
 def slow_in_bf16(arguments: TrainingArguments) -> bool:
-    """Whether a run on the CPU asks for bf16 of a processor that has no instructions for it.
+    """Return whether a run on the CPU asks for bf16 of a processor that has no instructions for it.
 
     Without AVX-512 PyTorch converts values to fp32 and back, which takes several times as long as fp32 alone.
 
@@ -226,7 +226,7 @@ def print_token_lengths(lengths: Sequence[int] | np.ndarray, max_length: int, tr
 
 
 def parameter_groups(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Counts parameters by embedding, layer and head.
+    """Count parameters by embedding, layer and head.
 
     A parameter belongs to its numbered layer if its name has a number, and to the module below the base model
     otherwise. A tied parameter is counted once.

@@ -103,7 +103,7 @@ def _in_place_of_its_own(trainer: Trainer, auto_class: Any, trust_remote_code: b
 
 
 def rows_to_check(rows: Any) -> Any:
-    """At most `ROWS_CHECKED` rows, evenly spread over a dataset.
+    """Return at most `ROWS_CHECKED` rows, evenly spread over a dataset.
 
     Args:
         rows: A `datasets.Dataset`.

@@ -52,7 +52,7 @@ def write_predictions(output_dir: str | Path, columns: Mapping[str, Sequence[Any
 
 
 def as_cell(value: object) -> str:
-    """A value as one line of a table.
+    """Return a value as one line of a table.
 
     Args:
         value: Numbers are shown with six digits.

@@ -99,7 +99,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def numbers_logged(log_history: object) -> list[dict[str, float]]:
-    """The numbers of a log history, whatever else it holds.
+    """Return the numbers of a log history, whatever else it holds.
 
     Args:
         log_history: Of a file; anything.

@@ -153,7 +153,7 @@ def parse_arguments(
 def help_text(
     dataclass_types: Sequence[Any], defaults: Mapping[str, Any], in_full: bool = False, width: int | None = None
 ) -> str:
-    """What `--help` prints: what the recipe is, then its flags under the first sentence of their dataclass.
+    """Return what `--help` prints: what the recipe is, then its flags under the first sentence of their dataclass.
 
     Args:
         dataclass_types: As for `parse_arguments`.

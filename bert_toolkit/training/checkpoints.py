@@ -28,7 +28,7 @@ STOPPED_STATUS = 128 + signal.SIGTERM  # 143, what a shell reports for a process
 
 
 def resume_callbacks() -> list[TrainerCallback]:
-    """What makes a run that was stopped go on exactly where it was.
+    """Return what makes a run that was stopped go on exactly where it was.
 
     Returns:
         Callbacks, to be given to Trainer last and in this order.
@@ -196,7 +196,7 @@ class StopOnSigtermCallback(TrainerCallback):
 
 
 def is_whole_checkpoint(folder: str | Path) -> bool:
-    """Whether every file that `CheckpointMarkerCallback` listed in a checkpoint is there with its full size.
+    """Return whether every file that `CheckpointMarkerCallback` listed in a checkpoint is there with its full size.
 
     Args:
         folder: The checkpoint.
@@ -213,7 +213,7 @@ def is_whole_checkpoint(folder: str | Path) -> bool:
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """The whole checkpoint with the highest step.
+    """Return the whole checkpoint with the highest step.
 
     Args:
         output_dir: Output directory of a run.
@@ -225,7 +225,7 @@ def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def checkpoints_of(output_dir: str | Path) -> list[Path]:
-    """All checkpoints of a run, whole or not.
+    """Return all checkpoints of a run, whole or not.
 
     Args:
         output_dir: Output directory of the run.

@@ -35,7 +35,7 @@ class FinalPredictions:
 
 
 def longest_first(rows: Dataset, drop_last: bool = False) -> Dataset:
-    """Rows with a column `length`, the longest first, so that an evaluation computes little padding.
+    """Return rows with a column `length`, the longest first, so that an evaluation computes little padding.
 
     Args:
         rows: Tokenized rows.
@@ -71,7 +71,7 @@ def predict_splits(trainer: Trainer, corpus: CorpusSplits) -> FinalPredictions:
 
 
 def rows_in_order(array: Any, rows: Dataset) -> np.ndarray:
-    """What was predicted of `longest_first(rows)`, in the order of the rows.
+    """Return what was predicted of `longest_first(rows)`, in the order of the rows.
 
     Args:
         array: One entry per row, (n, ...).
@@ -111,7 +111,7 @@ def plain_prediction(trainer: Trainer) -> Iterator[None]:
 
 
 def class_logits(outputs: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
-    """The logits among a model's outputs, for `Trainer(preprocess_logits_for_metrics=)`.
+    """Return the logits among a model's outputs, for `Trainer(preprocess_logits_for_metrics=)`.
 
     Args:
         outputs: Logits (B, classes), or a tuple that begins with them: encoder-decoders give hidden states too.

@@ -81,7 +81,7 @@ def choose_model(model_name_or_path: str | None = None) -> ModelChoice:
 
 
 def offline_weights() -> Path:
-    """Folder of the pre-trained weights that the `offline` extra installs, checked.
+    """Return the folder of the pre-trained weights that the `offline` extra installs, checked.
 
     Returns:
         A folder with `config.json`, tokenizer and `model.safetensors` (91 MB; the check reads it once).

@@ -94,7 +94,7 @@ def open_documents(
     text_column: str = "text",
     documents_split: str | None = None,
 ) -> Documents:
-    """Documents of files, or of a dataset on the hub.
+    """Open documents of files, or of a dataset on the hub.
 
     Args:
         train_file: A text or JSONL file, or a folder of them; None for the State of the Union speeches.
@@ -165,7 +165,7 @@ def hold_out(documents: Documents, fraction: float, max_train_samples: int | Non
 
 
 def first_pairs(pairs: Any, count: int) -> Subset[Any]:
-    """The first of some sentence pairs; a part of a dataset has no epoch, so that every evaluation sees the same.
+    """Return the first of some sentence pairs, without an epoch, so that every evaluation sees the same.
 
     Args:
         pairs: The pairs.

@@ -28,7 +28,7 @@ _TABLES = {"input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
 
 
 def longest_input(tokenizer: Any, model: PreTrainedModel) -> int | None:
-    """How many tokens a model takes.
+    """Return how many tokens a model takes.
 
     Args:
         tokenizer: Its `model_max_length` counts too.

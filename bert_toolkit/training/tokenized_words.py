@@ -79,7 +79,7 @@ def tokenize_words(rows: dict[str, list[Any]], tokenizer: Any, max_length: int) 
 def tags_of_words(
     predicted: np.ndarray, labels: np.ndarray, tag_names: Sequence[str]
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """True and predicted tags of the words that a model has seen, sentence by sentence.
+    """Return true and predicted tags of the words that a model has seen, sentence by sentence.
 
     Args:
         predicted: Tag ids of the tokens, (n, T).
