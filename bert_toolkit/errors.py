@@ -8,6 +8,9 @@ class InputError(ValueError):
 
     The message is one line that names what was wrong, what is accepted, what came, and what to do. It may hold text
     of the input or of another library's error: `one_line` makes any text fit to be printed.
+
+    Args:
+        message: Anything that says what is wrong; it becomes one line.
     """
 
     def __init__(self, message: str) -> None:

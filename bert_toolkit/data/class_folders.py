@@ -48,7 +48,11 @@ def read_class_folders(folder: str | Path, encoding: str = "utf-8") -> dict[str,
 
 
 def files_beside_classes(folder: str | Path) -> int:
-    """Return how many files `read_class_folders` passes over, clutter aside, as they lie in no folder of a class."""
+    """Return how many files `read_class_folders` passes over, clutter aside, as they lie in no folder of a class.
+
+    Args:
+        folder: The folder above the classes.
+    """
     return sum(path.is_file() for path in _visible(Path(folder)))
 
 

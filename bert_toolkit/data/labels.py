@@ -92,7 +92,17 @@ class LabelScheme:
         return encoded.tolist()
 
     def cells(self, table: Table) -> list[list[Any]]:
-        """Return the labels of each row as they stand in the file."""
+        """Return the labels of each row as they stand in the file.
+
+        Args:
+            table: Any rows with the label column.
+
+        Returns:
+            A list per row: its label, or for several at once all of them, empty where there is none.
+
+        Raises:
+            InputError: A row has no label, or one of another kind than expected, with its place.
+        """
         (column,) = self.columns
         values = table.values(column)
         wanted, form = (list, "a list of labels") if self.separator is None else (str, "labels in a string")
@@ -109,7 +119,17 @@ class LabelScheme:
         return cells
 
     def names_of_rows(self, table: Table) -> list[list[str]]:
-        """Return the names of the classes of each row: one, or any number if several at once."""
+        """Return the names of the classes of each row: one, or any number if several at once.
+
+        Args:
+            table: Any rows with the label column.
+
+        Returns:
+            A list of names per row.
+
+        Raises:
+            InputError: As `cells`; or a label is what programs write where one is missing, or a number of no class.
+        """
         (column,) = self.columns
         cells = self.cells(table)
         first_rows: dict[Any, int] = {}

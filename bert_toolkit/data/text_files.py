@@ -41,12 +41,20 @@ _MARKS = {
 
 
 def ending_of(path: Path) -> str:
-    """Return the ending that says what a file holds, in lower case: `.csv` of `a.CSV` and of `a.csv.gz`."""
+    """Return the ending that says what a file holds, in lower case: `.csv` of `a.CSV` and of `a.csv.gz`.
+
+    Args:
+        path: The file, which may be packed.
+    """
     return Path(path.stem if path.suffix.lower() in PACKED_ENDINGS else path.name).suffix.lower()
 
 
 def is_clutter(path: Path) -> bool:
-    """Return whether a system or a program left this beside the data: hidden files, thumbnails, locks, backups."""
+    """Return whether a system or a program left this beside the data: hidden files, thumbnails, locks, backups.
+
+    Args:
+        path: A file or a folder; only its name is looked at.
+    """
     name = path.name.lower()
     left = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "icon\r")
     return name.startswith((".", "~$")) or name.endswith("~") or name[:1] == name[-1:] == "#" or name in left

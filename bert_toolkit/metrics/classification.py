@@ -224,18 +224,26 @@ class ClassificationCounts:
 
     @property
     def total(self) -> int:
-        """Number of labeled positions."""
+        """The number of labeled positions."""
         return sum(self.actual.values())
 
     @property
     def accuracy(self) -> float:
-        """Fraction of labeled positions that are predicted right; `InputError` if nothing is labeled."""
+        """The fraction of labeled positions that are predicted right, from 0 to 1.
+
+        Raises:
+            InputError: Nothing is labeled.
+        """
         _require_labeled(self.total)
         return self.correct / self.total
 
     @property
     def matthews_correlation(self) -> float:
-        """As the function of this name; `InputError` if nothing is labeled."""
+        """The Matthews correlation, from -1 to 1; 0 where the predictions or the labels are all of one class.
+
+        Raises:
+            InputError: Nothing is labeled.
+        """
         _require_labeled(self.total)
         # Python integers: exact at any number of examples
         n = self.total

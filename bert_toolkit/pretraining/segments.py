@@ -50,7 +50,7 @@ class Segments(NamedTuple):
 
     @property
     def pair_length(self) -> np.ndarray:
-        """Tokens of the pair, special tokens included: (B,) int64."""
+        """The number of tokens of the pair, special tokens included: (B,) int64."""
         return self.a_length + self.b_length + np.where(self.b_length > 0, SPECIAL_TOKENS, SPECIAL_TOKENS - 1)
 
 
