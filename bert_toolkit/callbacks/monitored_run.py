@@ -57,7 +57,7 @@ class MonitoredRun:
 
     @property
     def folder(self) -> Path:
-        """Where files of the monitoring go."""
+        """The folder to which files of the monitoring go."""
         return self.output_dir / "monitoring"
 
     def any_rank(self, flag: bool) -> bool:

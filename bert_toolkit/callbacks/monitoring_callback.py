@@ -173,6 +173,9 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
 
         Returns:
             The record to keep, or None for no record.
+
+        Raises:
+            NotImplementedError: A subclass does not define it.
         """
         raise NotImplementedError(f"{type(self).__name__} must define measure(reading)")
 

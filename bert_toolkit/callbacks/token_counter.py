@@ -35,12 +35,12 @@ class TokenCounterCallback(TrainerCallback):
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens that are not padding, per second of training."""
+        """The number of tokens that are not padding, per second of training; 0 before its end."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def padding_share(self) -> float:
-        """Fraction of padding among the tokens that the model computed."""
+        """The fraction of padding among the tokens that the model computed, from 0 to 1."""
         return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
 
     def on_train_begin(

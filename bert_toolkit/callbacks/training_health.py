@@ -111,12 +111,12 @@ class TrainingHealthCallback(MonitoringCallback[None]):
 
     @property
     def history(self) -> HealthHistory | None:
-        """What was seen so far; None before training and where nothing can be observed."""
+        """The history of what was seen so far; None before training and where nothing can be observed."""
         return None if self._watch is None else self._watch.history
 
     @property
     def findings(self) -> list[Finding]:
-        """Errors and warnings that nothing else explains, oldest first."""
+        """The errors and warnings that nothing else explains, oldest first."""
         return self.judge.findings
 
     @property
@@ -350,7 +350,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
 
     @property
     def verdict(self) -> str:
-        """One line on the run so far."""
+        """A line on the run so far."""
         if self.history is None:
             return "Training health: not watched."
         return self.judge.verdict(self.history)
@@ -374,7 +374,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
 
     @property
     def report(self) -> dict[str, Any]:
-        """Verdict and everything that was found, symptoms included, as JSON can hold it."""
+        """The verdict and everything that was found, symptoms included, as JSON can hold it."""
         return {"verdict": self.verdict, "findings": self.judge.report()}
 
     @property

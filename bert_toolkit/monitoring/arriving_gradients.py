@@ -65,7 +65,8 @@ class ArrivingGradients:
         self._handles: list[Any] = [p.register_hook(hook) for (_, p), hook in zip(named, hooks, strict=False)]
 
     @property
-    def batches(self) -> int:  # noqa: D102
+    def batches(self) -> int:
+        """The number of backward passes that brought a gradient, of the parameter to which most came."""
         return max(self._came, default=0)
 
     def close(self) -> None:

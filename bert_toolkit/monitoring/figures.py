@@ -37,7 +37,7 @@ def drawn_names(
     skip_probability: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
-    """Choose what a figure shows.
+    """Return the names of the parameters that a figure shows, in the order in which they are described.
 
     Args:
         parameters: Description of the model's parameters.

@@ -63,13 +63,17 @@ class GradientFlowRecord:
 
     @classmethod
     def empty(cls, step: int) -> "GradientFlowRecord":
-        """Return the record of a step whose gradients could not be seen."""
+        """Return the record of a step whose gradients could not be seen.
+
+        Args:
+            step: Number of the optimizer step.
+        """
         none = np.zeros(0)
         return cls(step, (), none, none, none, none, none)
 
     @property
     def norm(self) -> np.ndarray:
-        """Euclidean norm of each gradient, shape `(len(names),)`."""
+        """The Euclidean norm of each gradient, shape `(len(names),)`."""
         return np.sqrt(self.count * (self.mean**2 + self.std**2))
 
 
@@ -146,12 +150,12 @@ class GradientFlowMonitor:
 
     @property
     def parameters(self) -> dict[str, ParameterInfo]:
-        """Description of every parameter by name, those included that were added or removed since the first step."""
+        """The description of every parameter by name, those included that were added or removed since the first step."""
         return self._watched.described
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Names of the parameters that do not require a gradient."""
+        """The names of the parameters that do not require a gradient."""
         return self._watched.frozen
 
     def watch_backward(self) -> None:
@@ -250,7 +254,18 @@ class GradientFlowMonitor:
 
 @dataclass(eq=False)
 class PendingGradientFlow:
-    """An observation whose numbers may still be on their way from the device."""
+    """An observation whose numbers may still be on their way from the device.
+
+    Args:
+        names: Trainable parameters, in the model's order.
+        rows: Their numbers, those of `absolute_rows`; with a last column, the norms before clipping, where `watched`.
+        watched: Whether the backward passes were watched.
+        total_norm: Norm of all gradients before clipping, as clipping has returned it; None where unknown.
+        max_norm: Norm to which gradients were clipped, as for `GradientFlowMonitor.start`.
+        loss_scale: Factor by which the gradients that were read are still multiplied.
+        backward_scale: Scale of the loss in the backward pass, None without a loss scaler.
+        measured_coefficient: Gives what clipping multiplied gradients by, where it was measured.
+    """
 
     names: tuple[str, ...]
     rows: PendingRows
@@ -262,7 +277,14 @@ class PendingGradientFlow:
     measured_coefficient: Callable[[], float] | None = None
 
     def finish(self, step: int) -> GradientFlowRecord:
-        """Wait for the numbers and record them under `step`."""
+        """Wait for the numbers and record them under `step`.
+
+        Args:
+            step: Number of the optimizer step.
+
+        Returns:
+            The record; parameters without a gradient are `missing`.
+        """
         rows = self.rows.read()
         present = rows[..., 0].max(0) > 0
         rows = rows[:, present]

@@ -39,12 +39,16 @@ class ParameterInfo:
 
     @property
     def label(self) -> str:
-        """Short and still clear: `layer.3 query`."""
+        """A name that is short and still clear: `layer.3 query`."""
         return f"{self.block} {self.kind}"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside `DistributedDataParallel`, `DataParallel` and `torch.compile` wrappers."""
+    """Return the model inside `DistributedDataParallel`, `DataParallel` and `torch.compile` wrappers.
+
+    Args:
+        model: A module, in any number of wrappers.
+    """
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
@@ -56,12 +60,23 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @lru_cache(maxsize=2**16)
 def clean_name(name: str) -> str:
-    """Remove from a parameter's path the parts that wrappers inserted."""
+    """Remove from a parameter's path the parts that wrappers inserted.
+
+    Args:
+        name: Path of the parameter, such as `module._orig_mod.layer.0.weight`.
+
+    Returns:
+        The path in the unwrapped model, such as `layer.0.weight`.
+    """
     return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)
 
 
 def named_unique_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield (clean name, parameter) in the model's order; a tied parameter comes once, under its first name."""
+    """Yield (clean name, parameter) in the model's order; a tied parameter comes once, under its first name.
+
+    Args:
+        model: The module that is trained, in wrappers or not.
+    """
     for name, parameter in unwrap(model).named_parameters():
         yield clean_name(name), parameter
 
@@ -171,7 +186,7 @@ class WatchedParameters:
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Names of the parameters that did not require a gradient when they were described."""
+        """The names of the parameters that did not require a gradient when they were described."""
         return tuple(name for name, info in self.described.items() if not info.trainable)
 
     def now(self) -> list[tuple[str, nn.Parameter]]:

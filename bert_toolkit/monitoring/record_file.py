@@ -99,6 +99,9 @@ def load_records(path: Path, kind: type[Record], last_step: int | None = None) -
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an npz file, by name; nothing is unpickled.
 
+    Args:
+        path: The file.
+
     Raises:
         InputError: No such file, or it is no whole npz file.
     """

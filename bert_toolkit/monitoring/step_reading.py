@@ -83,7 +83,7 @@ class StepReader:
 
     @property
     def parameters(self) -> dict[str, ParameterInfo]:
-        """Description of every parameter by name, those included that were added or removed while training."""
+        """The description of every parameter by name, those included that were added or removed while training."""
         return self.gradient_flow.parameters
 
     def begin(self, step: int, optimizer: Any = None) -> "StepReading":
@@ -337,7 +337,7 @@ class StepReading:
 
     @property
     def gradients(self) -> GradientFlowRecord | None:
-        """Statistics of the gradients, once the device has sent them; None where no parameter had a gradient."""
+        """The statistics of the gradients, once the device has sent them; None where no parameter had a gradient."""
         self.check(gradients=True, updates=False)
         if self._pending is not None:
             self._gradients, self._pending = self._pending.finish(self.step), None

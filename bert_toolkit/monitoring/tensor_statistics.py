@@ -106,6 +106,9 @@ def absolute_rows(
         tensors: Tell where the values belong (plain or sharded).
         values: Flat values that this rank holds of each, possibly none.
         extra: One number per tensor that this rank found before, to travel as a last column.
+
+    Returns:
+        The rows, (ranks, tensors, 5), or 6 columns with `extra`.
     """
     zeros = [
         tensor.numel() - len(held) if tensor.is_sparse else 0 for tensor, held in zip(tensors, values, strict=True)
@@ -122,7 +125,14 @@ def absolute_rows(
 
 
 def local_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the norms of the values that this rank holds, left on the device; not finite where a value is not."""
+    """Return the norms of the values that this rank holds, left on the device; not finite where a value is not.
+
+    Args:
+        tensors: Plain or sharded.
+
+    Returns:
+        A scalar for each tensor.
+    """
     values = [local_tensor(tensor) for tensor in tensors]
     norms: list[Tensor] = [torch.empty(0)] * len(values)
     for positions in positions_by([v.device for v in values]).values():
@@ -139,6 +149,9 @@ def update_rows(tensors: Sequence[Tensor], after: Sequence[Tensor], before: Sequ
         tensors: Tell where the values belong (plain or sharded).
         after: Flat values that this rank holds of each, all of them or a sample, after the step.
         before: The same values before the step.
+
+    Returns:
+        The rows, (ranks, tensors, 4).
     """
     return _collect(tensors, local_update_rows, after, before)
 
@@ -148,6 +161,9 @@ def absolute_statistics(rows: np.ndarray) -> AbsoluteStatistics:
 
     Args:
         rows: (ranks, tensors, 5 or more) from `absolute_rows(...).read()`.
+
+    Returns:
+        Statistics of |x|, each of shape (tensors,); NaN for a tensor without elements.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         counts, sums, squares, largest, nonzero = np.moveaxis(rows[..., :5], -1, 0)
@@ -165,6 +181,9 @@ def update_statistics(rows: np.ndarray) -> UpdateStatistics:
 
     Args:
         rows: (ranks, tensors, 4) from `update_rows(...).read()`.
+
+    Returns:
+        Norm of the update, norm of the parameter before it, and share of elements that changed, each (tensors,).
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         count, changed, update, parameter = np.moveaxis(rows, -1, 0).sum(1)
@@ -184,6 +203,9 @@ def summed(tensor: Tensor) -> Tensor:
 
 def local_tensor(tensor: Tensor) -> Tensor:
     """Return the flat values that this rank holds, a view where memory allows it; of a sparse tensor those stored.
+
+    Args:
+        tensor: Plain, sharded or sparse.
 
     Raises:
         TypeError: If the values are no real numbers.

@@ -154,12 +154,12 @@ class UpdateRatioMonitor:
 
     @property
     def parameters(self) -> dict[str, ParameterInfo]:
-        """Description of every parameter by name, those included that were added or removed since the first step."""
+        """The description of every parameter by name, those included that were added or removed since the first step."""
         return self._watched.described
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Names of the parameters that do not require a gradient."""
+        """The names of the parameters that do not require a gradient."""
         return self._watched.frozen
 
     @torch.no_grad()
