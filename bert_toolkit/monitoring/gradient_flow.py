@@ -150,7 +150,7 @@ class GradientFlowMonitor:
 
     @property
     def parameters(self) -> dict[str, ParameterInfo]:
-        """The description of every parameter by name, those included that were added or removed since the first step."""
+        """The description of every parameter by name, with those that were added or removed since the first step."""
         return self._watched.described
 
     @property
