@@ -73,6 +73,12 @@ def fingerprint(tensors: list[Tensor]) -> Tensor:
     """Return a number that is the same for the same batch and, but for a chance of about 1e-9, for no other.
 
     Values are weighted by their place, so the order of rows counts.
+
+    Args:
+        tensors: The batch; one tensor at least, all on one device.
+
+    Returns:
+        A whole number as a float64 scalar, left on the device.
     """
     total = torch.zeros((), dtype=torch.int64, device=tensors[0].device)
     for tensor in tensors:

@@ -53,7 +53,11 @@ class Finding:
 
 
 def as_json(finding: Finding) -> dict[str, Any]:
-    """Return the finding with lists for tuples and None for numbers that JSON has no word for."""
+    """Return the finding with lists for tuples and None for numbers that JSON has no word for.
+
+    Args:
+        finding: The finding.
+    """
     return {
         key: list(value)
         if isinstance(value, tuple)

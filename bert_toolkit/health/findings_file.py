@@ -59,6 +59,9 @@ class FindingsFile:
             path: The file.
             last_step: Leave out what was found later; None for everything.
 
+        Returns:
+            The cases and the verdict.
+
         Raises:
             InputError: No such file, or a damaged one.
         """

@@ -161,15 +161,23 @@ class HealthHistory:
 
     @property
     def now(self) -> int:
-        """Optimizer step of the newest sample, 0 before the first."""
+        """The optimizer step of the newest sample, 0 before the first."""
         return int(self.step[-1]) if len(self) else 0
 
     def where(self, *roles: str) -> np.ndarray:
-        """Return a mask over parameters of these roles, shape `(parameters,)`."""
+        """Return a mask over parameters of these roles, shape `(parameters,)`.
+
+        Args:
+            *roles: Any of `matrix`, `embedding`, `norm`, `bias`, `adapter`, `other`.
+        """
         return np.array([role in roles for role in self.roles])
 
     def add(self, sample: HealthSample) -> None:
-        """Append one sampled step."""
+        """Append one sampled step.
+
+        Args:
+            sample: The step, later than those before.
+        """
         if self._length == LONGEST:
             kept = np.r_[0 : LONGEST // 2 : 2, LONGEST // 2 : LONGEST]
             for array in (*self._stored.values(), *self._facts.values()):
@@ -228,16 +236,20 @@ class HealthHistory:
 
     @property
     def label_counts(self) -> np.ndarray:
-        """How often each class was the label so far, `(classes,)`; empty where labels are no classes."""
+        """The count of each class among the labels so far, `(classes,)`; empty where labels are no classes."""
         return self.label_counts_so_far[-1] if len(self) else np.zeros(0)
 
     @property
     def label_counts_so_far(self) -> np.ndarray:
-        """How often each class had been the label up to each sample, `(samples, classes)`."""
+        """The count of each class among the labels up to each sample, `(samples, classes)`."""
         return self._stored["label_counts"][: len(self)]
 
     def fact(self, name: str) -> np.ndarray:
-        """Return a fact of every sample, `(samples,)` or `(samples, places)`; NaN in samples that do not have it."""
+        """Return a fact of every sample, `(samples,)` or `(samples, places)`; NaN in samples that do not have it.
+
+        Args:
+            name: Name of the fact.
+        """
         if name not in self._facts:
             return np.full(len(self), np.nan)
         return self._facts[name][: len(self)]
@@ -264,11 +276,19 @@ class HealthHistory:
         return before + counts if len(counts) else np.zeros(self._stored["label_counts"].shape[1]) + before
 
     def shorten(self, length: int) -> None:
-        """Show only the first `length` of the samples that are stored."""
+        """Show only the first `length` of the samples that are stored.
+
+        Args:
+            length: Number of samples.
+        """
         self._length = length
 
     def save(self, path: Path) -> None:
-        """Write the samples to a compressed npz file, replacing it in one move."""
+        """Write the samples to a compressed npz file, replacing it in one move.
+
+        Args:
+            path: The file; its folder is made.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         arrays = {name: array[: self._length] for name, array in self._stored.items()}
@@ -281,7 +301,14 @@ class HealthHistory:
         partial.replace(path)
 
     def load(self, path: Path, last_step: int) -> bool:
-        """Take over the samples of a file up to `last_step`; refuse (False) those of another model.
+        """Take over the samples of a file, unless they are those of another model.
+
+        Args:
+            path: The file that `save` wrote.
+            last_step: The last optimizer step that is taken over.
+
+        Returns:
+            Whether the file belongs to a model with these parameters.
 
         Raises:
             InputError: No such file, or a damaged one; the history is then as it was.

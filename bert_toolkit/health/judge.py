@@ -25,18 +25,22 @@ class HealthJudge:
 
     @property
     def findings(self) -> list[Finding]:
-        """Errors and warnings that nothing else explains, oldest first."""
+        """The errors and warnings that nothing else explains, oldest first."""
         return [
             case.finding for case in self.cases.values() if case.symptom_of is None and case.finding.severity != "note"
         ]
 
     @property
     def notes(self) -> list[Finding]:
-        """What is often meant and worth knowing: in the file and the report, never in the verdict."""
+        """The notes on what is often meant and worth knowing: in the file and the report, never in the verdict."""
         return [case.finding for case in self.cases.values() if case.finding.severity == "note"]
 
     def symptoms(self, rule: str) -> list[Finding]:
-        """Return what the finding of `rule` explains."""
+        """Return what the finding of `rule` explains.
+
+        Args:
+            rule: Name of the rule.
+        """
         return [case.finding for case in self.cases.values() if case.symptom_of == rule]
 
     def judge_start(self, history: HealthHistory) -> list[Finding]:
@@ -92,7 +96,11 @@ class HealthJudge:
         return [case.finding for case in told if case.symptom_of is None and case.finding.severity != "note"]
 
     def verdict(self, history: HealthHistory) -> str:
-        """Return one line on the run so far."""
+        """Return one line on the run so far.
+
+        Args:
+            history: All samples so far.
+        """
         seen = (
             f"{len(history)} sample{'s' * (len(history) != 1)} up to step {int(history.step[-1])}"
             if len(history)

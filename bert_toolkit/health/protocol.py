@@ -88,6 +88,9 @@ class ProtocolWatch:
     def facts(self, optimizer: Any) -> dict[str, Tensor | float]:
         """Return what was seen, and the optimizer's own count of its steps; call it right before the optimizer's step.
 
+        Args:
+            optimizer: A torch optimizer or a wrapper of one.
+
         Returns:
             `stale_gradient`: what the gradients held before the first backward pass, relative to what it brought.
             `cleared_gradient`: share of the watched parameters whose gradient arrived and is gone.
