@@ -229,8 +229,8 @@ class PendingForward:
     """Statistics of forward passes whose numbers may still be on their way from the device.
 
     Args:
-        passes: Five numbers of each pass (there is a loss, the loss, `top_share`, identical inputs, `masked_share`), and
-            how often each class was the label, None where unknown.
+        passes: Five numbers of each pass (there is a loss, the loss, `top_share`, identical inputs, `masked_share`),
+            and how often each class was the label, None where unknown.
         known: Fields of `ForwardStatistics` that needed no look at values.
         loss_is_partial: Losses of the passes add up to that of the step; otherwise their mean is taken.
         facts: Facts of each pass and of other probes, by name.

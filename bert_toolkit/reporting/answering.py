@@ -54,7 +54,7 @@ class AnswerMetrics:
 
     @property
     def names(self) -> list[str]:
-        """All scores that every evaluation has, the best first."""
+        """The names of the scores that every evaluation has, the best first."""
         return ["answer_f1", "exact_match"]
 
     def answers(self, predictions: Any) -> list[Answer]:

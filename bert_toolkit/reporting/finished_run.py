@@ -58,31 +58,31 @@ class FinishedTraining(ABC):
     @property
     @abstractmethod
     def output_dir(self) -> str:
-        """Where the run writes."""
+        """The folder that the run writes to."""
 
     @property
     @abstractmethod
     def steps(self) -> int:
-        """Optimizer steps that were taken."""
+        """The number of optimizer steps that were taken."""
 
     @property
     @abstractmethod
     def log_history(self) -> Sequence[Mapping[str, float]]:
-        """What was logged, each entry with its `step`."""
+        """The entries that were logged, each with its `step`."""
 
     @property
     @abstractmethod
     def health(self) -> TrainingHealthCallback | None:
-        """What watched the training, if anything did."""
+        """The callback that watched the training, None where nothing did."""
 
     @property
     @abstractmethod
     def parent(self) -> str | None:
-        """Folder or hub name of the model that training began with."""
+        """The folder or hub name of the model that training began with."""
 
     @property
     def name(self) -> str:
-        """Of the model, as its folder is called."""
+        """The name of the model, which is that of its folder."""
         return Path(self.output_dir).resolve().name
 
     @property
@@ -131,32 +131,32 @@ class FinishedRun(FinishedTraining):
 
     @property
     def output_dir(self) -> str:
-        """Where the run writes."""
+        """The folder that the run writes to."""
         return str(self.trainer.args.output_dir)
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that were taken."""
+        """The number of optimizer steps that were taken."""
         return self.trainer.state.global_step
 
     @property
     def log_history(self) -> Sequence[Mapping[str, float]]:
-        """What was logged, each entry with its `step`."""
+        """The entries that were logged, each with its `step`."""
         return self.trainer.state.log_history
 
     @property
     def health(self) -> TrainingHealthCallback | None:
-        """What watched the training, if anything did."""
+        """The callback that watched the training, None where nothing did."""
         return self.callbacks.health
 
     @property
     def parent(self) -> str | None:
-        """Folder or hub name of the model that training began with."""
+        """The folder or hub name of the model that training began with."""
         return getattr(getattr(self.trainer.model, "config", None), "_name_or_path", None)
 
     @property
     def name(self) -> str:
-        """Of the model, on the hub or as its folder is called."""
+        """The name of the model on the hub, or that of its folder."""
         return (self.trainer.hub_model_id or super().name).split("/")[-1]
 
     def loss_figures(self, loss: str = "loss (nats)") -> dict[str, Figure]:
@@ -209,27 +209,27 @@ class FinishedLoop(FinishedTraining):
 
     @property
     def output_dir(self) -> str:
-        """Where the run writes."""
+        """The folder that the run writes to."""
         return self.folder
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that were taken."""
+        """The number of optimizer steps that were taken."""
         return self.step
 
     @property
     def log_history(self) -> Sequence[Mapping[str, float]]:
-        """What was logged, each entry with its `step`."""
+        """The entries that were logged, each with its `step`."""
         return self.logged
 
     @property
     def health(self) -> TrainingHealthCallback | None:
-        """What watched the training, if anything did."""
+        """The callback that watched the training, None where nothing did."""
         return None if self.watched is None else self.watched.health
 
     @property
     def parent(self) -> str | None:
-        """Folder or hub name of the model that training began with."""
+        """The folder or hub name of the model that training began with."""
         return self.began_with
 
 

@@ -73,7 +73,7 @@ class TagMetrics:
 
     @property
     def names(self) -> list[str]:
-        """All scores, the best first."""
+        """The names of all scores, the best first."""
         return ["entity_f1", "entity_precision", "entity_recall", "accuracy"] if self.corpus.scheme else ["accuracy"]
 
     def __call__(self, evaluation: EvalPrediction) -> dict[str, float]:
@@ -95,6 +95,10 @@ def predict_tags(trainer: Trainer, corpus: TaggedSplits) -> TaggedPredictions:
     Args:
         trainer: Has finished training.
         corpus: Tokenized splits.
+
+    Returns:
+        What was predicted of the test sentences, and metrics of the validation sentences with the prefix
+        `validation_`.
     """
     with plain_prediction(trainer):
         same = corpus.test is corpus.validation

@@ -84,6 +84,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Args:
         path: The file.
 
+    Returns:
+        The object.
+
     Raises:
         InputError: No such file, or it holds something else.
     """

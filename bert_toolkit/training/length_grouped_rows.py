@@ -82,7 +82,7 @@ class LengthGroupedRows(Dataset):
 
     @property
     def order(self) -> np.ndarray:
-        """Which row stands where in the present epoch, (n,)."""
+        """The number of the row at each place of the present epoch, (n,)."""
         epoch = int(self._epoch[0])
         if epoch != self._order_epoch:
             self._order, self._order_epoch = self._make_order(epoch), epoch

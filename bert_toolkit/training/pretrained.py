@@ -24,7 +24,12 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 
 
 class ModelChoice(NamedTuple):
-    """A model for `from_pretrained`, and one line for people that says which it is and why it was taken."""
+    """A model for `from_pretrained`, and one line for people that says which it is and why it was taken.
+
+    Args:
+        name_or_path: What `from_pretrained` takes: a folder or a name on the hub.
+        description: The line.
+    """
 
     name_or_path: str
     description: str
