@@ -12,7 +12,7 @@ from transformers.training_args import TrainingArguments
 
 
 class BatchLossCallback(TrainerCallback):
-    """Keep the training loss of each batch, which the log has only as means over `logging_steps`.
+    """A callback that keeps the training loss of each batch, which the log has only as means over `logging_steps`.
 
     Reads the model's own loss in a forward hook: with gradient accumulation every micro batch is a batch. Costs one
     detached scalar per batch, copied from the device once at the end. With label smoothing Trainer takes the loss

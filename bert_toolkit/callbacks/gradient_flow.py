@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class GradientFlowCallback(MonitoringCallback[GradientFlowRecord]):
-    """Record mean, maximum, standard deviation and zero share of |gradient| of every parameter.
+    """A callback that records mean, maximum, standard deviation and zero share of |gradient| of every parameter.
 
     Reads gradients at `on_pre_optimizer_step`, after accumulation, unscaling and clipping; the norms before
     clipping come from the end of the backward pass. Steps 1, 2, 5, 10, 20, 50 and every multiple of `every_n_steps`
@@ -45,7 +45,7 @@ class GradientFlowCallback(MonitoringCallback[GradientFlowRecord]):
         parameters: Name -> `ParameterInfo`; empty before training and where gradients cannot be seen.
 
     Raises:
-        InputError: If `every_n_steps` is not positive or `skip_probability` lies outside [0, 1].
+        InputError: `every_n_steps` is not positive or `skip_probability` lies outside [0, 1].
 
     Examples:
         >>> flow = GradientFlowCallback(every_n_steps=2)

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, optimizer)
-    """Watch gradients, updates and health of any PyTorch or Accelerate loop.
+    """A watcher of gradients, updates and health in any PyTorch or Accelerate loop.
 
     Hooks of the optimizer see each of its steps, between clipping and `zero_grad()`, through Accelerate's wrapper
     and with closures too: the loop stays as it is. What is recorded and which files are written is the same as with
@@ -64,7 +64,7 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         gradient_flow, update_ratios, health: The callbacks, with their records and findings.
 
     Raises:
-        InputError: If `every_n_steps` is not positive, `mode` is unknown, `optimizer` is no optimizer, or `report` is
+        InputError: `every_n_steps` is not positive, `mode` is unknown, `optimizer` is no optimizer, or `report` is
             asked for without plotly.
 
     Examples:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
-    """Base of callbacks that look at some optimizer steps and keep a record of each.
+    """The base of callbacks that look at some optimizer steps and keep a record of each.
 
     A subclass says with class attributes what it wants to see and fills in `measure`, and `scalars` and `draw` where
     it has something to show. The base samples steps, reads gradients and updates once for all callbacks of the model,
@@ -74,7 +74,7 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         parameters: Name -> `ParameterInfo`; empty before training and where nothing can be observed.
 
     Raises:
-        InputError: If `every_n_steps` is not positive or `skip_probability` lies outside [0, 1].
+        InputError: `every_n_steps` is not positive or `skip_probability` lies outside [0, 1].
     """
 
     name: ClassVar[str]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PreTrainingScoresCallback(TrainerCallback):
-    """Add to every training log the two tasks' losses and accuracies and the speed since the last log.
+    """A callback that adds both tasks' losses and accuracies and the speed since the last log to every training log.
 
     All numbers are sums over all processes before they are divided. Reads in a forward hook of the model in training,
     so it works with any Trainer; writes at `on_log`. Costs a cross-entropy and an argmax over the logits that the

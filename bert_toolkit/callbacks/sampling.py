@@ -11,7 +11,7 @@ def check_sampling(every_n_steps: int, skip_probability: float = 0.0) -> None:
         skip_probability: Fraction of the parameters to leave out.
 
     Raises:
-        InputError: If `every_n_steps` is not a positive integer or `skip_probability` lies outside [0, 1].
+        InputError: `every_n_steps` is not a positive integer or `skip_probability` lies outside [0, 1].
     """
     if not isinstance(every_n_steps, int) or isinstance(every_n_steps, bool) or every_n_steps < 1:
         raise InputError(f"every_n_steps must be a whole number of steps, 1 or more, got {every_n_steps!r}")

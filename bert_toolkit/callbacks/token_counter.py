@@ -13,7 +13,7 @@ from transformers.training_args import TrainingArguments
 
 
 class TokenCounterCallback(TrainerCallback):
-    """Count real and padded tokens of training batches and the time that they took.
+    """A callback that counts real and padded tokens of training batches and the time that they took.
 
     Reads in a forward pre-hook of the model, so that it counts what arrives there whatever sampler, collator or
     number of workers made it. Costs one sum over `attention_mask` per batch, read once at the end of training.

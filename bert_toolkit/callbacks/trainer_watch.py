@@ -62,7 +62,7 @@ def watch(
         The callbacks, with their records and findings.
 
     Raises:
-        InputError: If `every_n_steps` is not positive, `mode` is unknown, or `report` is asked for without plotly.
+        InputError: `every_n_steps` is not positive, `mode` is unknown, or `report` is asked for without plotly.
 
     Examples:
         >>> trainer = make_trainer()  # any Trainer

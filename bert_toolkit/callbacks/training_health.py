@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingHealthCallback(MonitoringCallback[None]):
-    """Watch gradients, updates, learning rates, loss and predictions, and report faults by name.
+    """A callback that watches gradients, updates, learning rates, loss and predictions, and reports faults by name.
 
     The first optimizer step and every multiple of `every_n_steps` are sampled; on other steps it does nothing. On a
     sampled step it watches the forward passes (loss, labels, predicted classes) and the end of backward, reads
@@ -71,7 +71,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         judge: The `HealthJudge` that holds the cases, symptoms and notes included.
 
     Raises:
-        InputError: If `every_n_steps` is not positive or `on_finding` is something else.
+        InputError: `every_n_steps` is not positive or `on_finding` is something else.
 
     Examples:
         >>> health = TrainingHealthCallback(every_n_steps=2, on_finding="stop")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
-    """Record ||after - before|| / ||before|| of every parameter around the optimizer's real step.
+    """A callback that records ||after - before|| / ||before|| of every parameter around the optimizer's real step.
 
     Copies parameters at `on_pre_optimizer_step` and compares at `on_optimizer_step`, for any optimizer. Steps 1, 2, 5,
     10, 20, 50 and every multiple of `every_n_steps` are sampled; on other steps it does nothing. Costs per sampled
@@ -44,7 +44,7 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
         parameters: Name -> `ParameterInfo`; empty before training and where parameters cannot be seen.
 
     Raises:
-        InputError: If `every_n_steps` is not positive, `skip_probability` lies outside [0, 1] or `mode` is unknown.
+        InputError: `every_n_steps` is not positive, `skip_probability` lies outside [0, 1] or `mode` is unknown.
 
     Examples:
         >>> ratios = UpdateRatioCallback(every_n_steps=2)

@@ -28,7 +28,7 @@ _STEADY = 1e-5  # what two equal rows may differ by where a kernel sums them in 
 
 
 class BehaviorProbe:
-    """Change tokens that must not matter and compare outputs, in evaluation mode and without gradients.
+    """A probe that changes tokens that must not matter and compares outputs, in evaluation mode, without gradients.
 
     Modes, buffers and the state of every random number generator are afterwards as before, and hooks of the model as a
     whole do not run. Left alone are models whose forward pass may do more than compute: with hooks on their parts,

@@ -57,7 +57,7 @@ class ForwardStatistics:
 
 
 class ForwardWatch:
-    """Read loss, logits, labels and inputs of a model while it is watched, through a hook that is there only then.
+    """A reader of loss, logits, labels and inputs of a model, through a hook that is there only while it watches.
 
     The model is called as in transformers: inputs and `labels` by keyword, the loss and `logits` in the output. What
     is missing is left unknown. Passes without gradients (evaluation, generation, a reference model) are not looked at.

@@ -12,7 +12,7 @@ from bert_toolkit.health.rules import RULES, Rule
 
 
 class HealthJudge:
-    """Apply rules to a growing history and keep one case per rule.
+    """A judge that applies rules to a growing history and keeps one case per rule.
 
     Args:
         rules: Causes before symptoms.

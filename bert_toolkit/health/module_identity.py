@@ -30,7 +30,7 @@ _Compared = tuple[Tensor, Tensor]
 
 
 class ModuleIdentity:
-    """Compare outputs of plain modules with their formula, on a few rows of one forward pass.
+    """A probe that compares outputs of plain modules with their formula, on a few rows of one forward pass.
 
     Plain are exactly `nn.Linear`, transformers' `Conv1D`, `nn.LayerNorm`, `nn.RMSNorm`, classes called `...RMSNorm`
     or `T5LayerNorm`, `nn.Embedding` and `nn.Dropout`. Subclasses and modules that adapters or quantization have put

@@ -41,7 +41,7 @@ def is_probed(times: int, *, second: int = 4) -> bool:
 
 
 class HealthWatch:
-    """Collects what the rules look at, on the steps that a caller samples, and judges it.
+    """A watcher that collects what the rules look at, on the steps that a caller samples, and has it judged.
 
     Around a sampled step call, in this order and on every rank: `start` before the forward pass, `before_step` right
     before the optimizer's step, `after_step` right after it, and `finish` with the records of gradients and updates.

@@ -602,7 +602,7 @@ class ToolkitBertModel(ToolkitBertPreTrainedModel):
         output_positions: Tensor | None = None,
         **others: Any,
     ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
-        """Encode.
+        """Encode tokens.
 
         Args:
             input_ids: Token ids, (B, T).

@@ -401,13 +401,13 @@ class _Bars:
 
     @property
     def least_width(self) -> float:
-        """Inches that rotated labels need beside one another."""
+        """The inches that rotated labels need beside one another."""
         layers, singles = self._axis_labels()
         return 0.3 + _ROTATED * (min(len(layers), 4) + len(singles))
 
     @property
     def room_for_labels(self) -> float:
-        """Inches below the axis, for labels that may be rotated."""
+        """The inches below the axis, for labels that may be rotated."""
         layers, singles = self._axis_labels()
         longest = max((len(text) for text in [f"{s}.{n}" for _, s, n in layers] + [t for _, t in singles]), default=0)
         return max(0.8, 0.25 + 0.71 * _LETTER * longest)

@@ -119,7 +119,7 @@ def gradient_flow_scalars(
 
 
 class GradientFlowMonitor:
-    """Observe gradients between backward (and clipping) and `zero_grad`.
+    """A monitor that observes gradients between backward (and clipping) and `zero_grad`.
 
     Knows torch only. One observation reads every gradient once, makes one transfer to the host, and one
     collective where gradients are sharded (so call it on every rank). Nothing is held between observations.
@@ -128,7 +128,7 @@ class GradientFlowMonitor:
         model: The module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
 
     Raises:
-        InputError: If no parameter of the model is trainable.
+        InputError: No parameter of the model is trainable.
 
     Examples:
         >>> model, inputs = torch.nn.Linear(4, 2), torch.ones(3, 4)
@@ -196,7 +196,7 @@ class GradientFlowMonitor:
             The record of this step.
 
         Raises:
-            InputError: If no parameter has a gradient, e.g. when called after `zero_grad()`.
+            InputError: No parameter has a gradient, e.g. when called after `zero_grad()`.
         """
         pending = self.start(total_norm=total_norm, max_norm=max_norm, loss_scale=loss_scale)
         if pending is None:

@@ -5,7 +5,7 @@ from typing import Any
 
 
 class GuardedHooks:
-    """Keeps the first error of its hooks until somebody asks; after an error they do nothing.
+    """Hooks whose first error is kept until somebody asks; after an error they do nothing.
 
     Examples:
         >>> guard = GuardedHooks()

@@ -118,7 +118,7 @@ def describe_parameters(model: nn.Module) -> dict[str, ParameterInfo]:
     - `adapter`: below a module that lists `adapter_layer_names` (PEFT's tuner layers), in one of those.
     - `bias`: one-dimensional and called `bias` (or `..._bias`).
     - `embedding`: owned by an `nn.Embedding` or `nn.EmbeddingBag`, also when tied to an output layer.
-    - `norm`: one-dimensional in a module whose class is a normalisation (`LayerNorm`, `LlamaRMSNorm`, ...).
+    - `norm`: one-dimensional in a module whose class is a normalization (`LayerNorm`, `LlamaRMSNorm`, ...).
     - `matrix`: two or more dimensions (linear, convolution, experts).
     - `other`: the rest, such as gates, scales, class tokens and position tables that broadcast over the batch.
 
@@ -172,7 +172,7 @@ class WatchedParameters:
             while they were watched.
 
     Raises:
-        InputError: If no parameter is trainable.
+        InputError: No parameter is trainable.
     """
 
     def __init__(self, model: nn.Module, purpose: str):

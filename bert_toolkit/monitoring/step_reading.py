@@ -22,7 +22,7 @@ _EVERY_STEP = 3  # steps read in a row: more follow, and memory is kept; the fir
 
 
 class StepReader:
-    """Read a model's gradients and updates once per step, however many observers want them.
+    """A reader of a model's gradients and updates, once per step however many observers want them.
 
     Observers of one model get the same reader from `StepReader.of(model)` and keep it for as long as they observe;
     it goes with the last of them. Between two readings it holds no tensor but the positions of sampled updates, and,
@@ -32,7 +32,7 @@ class StepReader:
         model: The module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
 
     Raises:
-        InputError: If no parameter of the model is trainable.
+        InputError: No parameter of the model is trainable.
 
     Examples:
         >>> model, inputs = torch.nn.Linear(4, 2), torch.ones(3, 4)
@@ -71,7 +71,7 @@ class StepReader:
             The reader that another observer of the model holds, else a new one.
 
         Raises:
-            InputError: If no parameter of the model is trainable.
+            InputError: No parameter of the model is trainable.
         """
         model = unwrap(model)
         held = _READERS.get(model)

@@ -208,7 +208,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
         tensor: Plain, sharded or sparse.
 
     Raises:
-        TypeError: If the values are no real numbers.
+        TypeError: The values are no real numbers.
     """
     if not tensor.is_floating_point():
         raise TypeError(f"a tensor of {tensor.dtype} has no statistics here; they are those of real numbers")

@@ -106,7 +106,7 @@ def update_ratio_scalars(
 
 
 class UpdateRatioMonitor:
-    """Measure ||after - before|| / ||before|| around `optimizer.step()`, for any optimizer.
+    """A monitor that measures ||after - before|| / ||before|| around `optimizer.step()`, for any optimizer.
 
     `mode="exact"` copies the trainable parameters in `before_step` and frees the copy in `after_step`; with `keep` its
     memory serves the next step as well, since on CPUs fresh pages cost several times what copying does.
@@ -125,7 +125,7 @@ class UpdateRatioMonitor:
         keep: Hold the memory of the copy, as large as the trainable parameters, until a step without `keep`.
 
     Raises:
-        InputError: If `mode` is unknown or no parameter of the model is trainable.
+        InputError: `mode` is unknown or no parameter of the model is trainable.
 
     Examples:
         >>> model, inputs = torch.nn.Linear(4, 2, bias=False), torch.ones(3, 4)
@@ -206,7 +206,7 @@ class UpdateRatioMonitor:
             The record of this step.
 
         Raises:
-            InputError: If `before_step` was not called for this step.
+            InputError: `before_step` was not called for this step.
         """
         if not self._before:
             raise InputError("after_step() needs before_step() right before optimizer.step() of the same step")

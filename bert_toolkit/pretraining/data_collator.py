@@ -20,7 +20,7 @@ _UNUSED = re.compile(r"\[unused\d+\]")
 
 
 class DataCollatorForPreTraining:
-    """Pad examples to one batch and mask tokens for prediction.
+    """A collator that pads examples to one batch and masks tokens for prediction.
 
     Takes the pairs of `NextSentencePairs`, or ordinary tokenized sentences and pairs (dicts with `input_ids`,
     optionally `token_type_ids`, `attention_mask`, `next_sentence_label`, `word_ids`). The masks of an example are a

@@ -56,7 +56,7 @@ class Segments(NamedTuple):
 
 @dataclass(frozen=True)
 class SegmentCutter:
-    """Cuts a corpus into chunks and segments.
+    """A cutter of a corpus into chunks and segments.
 
     Args:
         documents: The corpus.

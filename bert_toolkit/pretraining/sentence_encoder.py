@@ -56,7 +56,7 @@ class Losses(NamedTuple):
 
 
 class SentenceEncoder:
-    """Turns documents into token ids.
+    """An encoder that turns documents into token ids.
 
     A pair joins sentences, so each is tokenized as it would be inside a text: where the tokenizer keeps white space
     in its tokens and puts none before a text (byte-level BPE), a sentence is given the space that comes before it.

@@ -37,7 +37,7 @@ def resume_callbacks() -> list[TrainerCallback]:
 
 
 class CheckpointMarkerCallback(TrainerCallback):
-    """Writes the names and sizes of a checkpoint's files into it once every process has written its part.
+    """A callback that writes names and sizes of a checkpoint's files into it once all processes have written their part.
 
     It also removes old checkpoints, as `save_total_limit` says, instead of Trainer, which removes them before the new
     one is marked, and a kill in between would leave none. Marks of steps later than the one that training starts
@@ -92,7 +92,7 @@ class CheckpointMarkerCallback(TrainerCallback):
 
 
 class StopOnSigtermCallback(TrainerCallback):
-    """After SIGTERM, saves a checkpoint at the next step boundary and ends the process with status 143.
+    """A callback that, after SIGTERM, saves a checkpoint at the next step boundary and exits with status 143.
 
     Schedulers send SIGTERM some time before they take a machine away. An evaluation that is due at the same step runs
     first, so that the resumed run equals an uninterrupted one. If any process receives the signal, all stop at the

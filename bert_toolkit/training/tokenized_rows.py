@@ -1,4 +1,4 @@
-"""Texts of a labelled corpus as tokens, each text tokenized once."""
+"""Texts of a labeled corpus as tokens, each text tokenized once."""
 
 from __future__ import annotations
 
