@@ -37,7 +37,7 @@ def resume_callbacks() -> list[TrainerCallback]:
 
 
 class CheckpointMarkerCallback(TrainerCallback):
-    """A callback that writes names and sizes of a checkpoint's files into it once all processes have written their part.
+    """A callback that writes names and sizes of a checkpoint's files into it once all processes have written theirs.
 
     It also removes old checkpoints, as `save_total_limit` says, instead of Trainer, which removes them before the new
     one is marked, and a kill in between would leave none. Marks of steps later than the one that training starts
