@@ -62,7 +62,7 @@ class CorpusSplits:
 
 
 def labeled_rows(columns: Mapping[str, Sequence[Any]], label: Any) -> "Dataset":
-    """Return columns of strings and the column `label` as a dataset.
+    """Return a dataset of columns of strings and the column `label`.
 
     Args:
         columns: Column name to its values.
@@ -91,7 +91,7 @@ def split_key(text: str, seed: int) -> bytes:
 
 
 def validation_count(count: int, fraction: float, what: str) -> int:
-    """Return how many validate, at least one.
+    """Return how many rows validate, at least one.
 
     Args:
         count: How many there are.

@@ -56,7 +56,7 @@ def marks_missing(name: str) -> bool:
 
 
 def likeness(name: str) -> str:
-    """Return what a name shares with those that a person could take for it: of other case, width, hyphens or zeros.
+    """Return what a name shares with those that look like it to a person: other case, width, hyphens or zeros.
 
     Args:
         name: Of `class_name`.

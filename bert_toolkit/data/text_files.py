@@ -62,7 +62,7 @@ def is_clutter(path: Path) -> bool:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Make what can go wrong while a file is read the toolkit's error.
+    """Turn what can go wrong while a file is read into the toolkit's error.
 
     Args:
         path: The file, for the message.
