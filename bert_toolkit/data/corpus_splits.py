@@ -91,7 +91,7 @@ def split_key(text: str, seed: int) -> bytes:
 
 
 def validation_count(count: int, fraction: float, what: str) -> int:
-    """Return how many rows validate, at least one.
+    """Return how many are held out for validation, at least one.
 
     Args:
         count: How many there are.
