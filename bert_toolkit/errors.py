@@ -8,15 +8,18 @@ class InputError(ValueError):
 
     The message is one line that names what was wrong, what is accepted, what came, and what to do. It may hold text
     of the input or of another library's error: `one_line` makes any text fit to be printed.
+
+    Args:
+        message: Anything that says what is wrong; it becomes one line.
     """
 
     def __init__(self, message: str) -> None:
-        """Makes `message` one line."""
+        """Make `message` one line."""
         super().__init__(one_line(message))
 
 
 def one_line(text: str) -> str:
-    """Text as one line of at most `LONGEST_MESSAGE` characters, all of which can be shown.
+    """Return text as one line of at most `LONGEST_MESSAGE` characters, all of which can be shown.
 
     Lines are joined with a space; control characters, halves of characters and the like become their escapes, so that
     a file's content can neither break the line nor drive the terminal.
@@ -36,7 +39,7 @@ def one_line(text: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    r"""The reason that an error of another library gives, for use in a message of one line.
+    r"""Return the reason that an error of another library gives, for use in a message of one line.
 
     Args:
         error: Any error.

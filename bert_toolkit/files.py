@@ -7,7 +7,7 @@ from pathlib import Path
 
 @contextmanager
 def replaced_at_once(path: Path) -> Iterator[Path]:
-    """Gives the path of a neighboring file to write, which then takes the place of `path` in one move.
+    """Give the path of a neighboring file to write, which then takes the place of `path` in one move.
 
     Whoever reads `path`, at any moment, finds the file of before or the new one. If writing ends with an error, the
     neighbor is removed and the file of before stays.

@@ -15,7 +15,7 @@ HUB_TIMEOUT = 3.0
 
 @cache
 def hub_answers(timeout: float = HUB_TIMEOUT) -> bool:
-    """Whether the Hugging Face hub can be reached, found out once per process and within `timeout` seconds.
+    """Return whether the Hugging Face hub can be reached, found out once per process and within `timeout` seconds.
 
     Asks for the head of one small file, so that a proxy or a log-in page that answers for everything does not count.
     Follows huggingface_hub's own settings: HF_ENDPOINT, HF_HUB_OFFLINE, tokens and proxies. In a distributed run the

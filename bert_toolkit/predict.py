@@ -51,7 +51,7 @@ class PredictArguments:
 def predict_logits(
     model: Any, tokenizer: Any, texts: Sequence[Sequence[str]], batch_size: int
 ) -> tuple[np.ndarray, int]:
-    """Runs a classifier over texts, those of like length together so that little is padding.
+    """Run a classifier over texts, those of like length together so that little is padding.
 
     Args:
         model: A model for sequence classification, on the device where it is to run.
@@ -83,7 +83,7 @@ def predict_logits(
 
 
 def main() -> None:
-    """Reads the command line, labels the rows and writes the table.
+    """Read the command line, label the rows and write the table.
 
     Raises:
         InputError: Whatever the arguments, the table or the model do not allow, before anything is written.

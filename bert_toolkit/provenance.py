@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def command_line() -> str:
-    """The command that started this process, as one can type it again.
+    """Return the command that started this process, as one can type it again.
 
     Returns:
         The command without the launcher's own flags.
@@ -19,7 +19,7 @@ def command_line() -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result.
+    """Return the versions of Python and of the packages that decide a result.
 
     Returns:
         Package to version.

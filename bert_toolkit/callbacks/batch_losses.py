@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class BatchLossCallback(TrainerCallback):
-    """Keep the training loss of each batch, which the log has only as means over `logging_steps`.
+    """A callback that keeps the training loss of each batch, which the log has only as means over `logging_steps`.
 
     Reads the model's own loss in a forward hook: with gradient accumulation every micro batch is a batch. Costs one
     detached scalar per batch, copied from the device when a checkpoint is saved and at the end. With label smoothing
@@ -32,8 +32,8 @@ class BatchLossCallback(TrainerCallback):
     a run that is resumed from it has them again. It logs nothing.
 
     Attributes:
-        losses: loss of each batch of one process, the mean over the processes if there are several.
-        first_batch: number of the first batch among all of the training, 0 unless resumed without earlier losses.
+        losses: Loss of each batch of one process, the mean over the processes if there are several.
+        first_batch: Number of the first batch among all of the training, 0 unless resumed without earlier losses.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class GradientFlowCallback(MonitoringCallback[GradientFlowRecord]):
-    """Record mean, maximum, standard deviation and zero share of |gradient| of every parameter.
+    """A callback that records mean, maximum, standard deviation and zero share of |gradient| of every parameter.
 
     Reads gradients at `on_pre_optimizer_step`, after accumulation, unscaling and clipping; the norms before
     clipping come from the end of the backward pass. Steps 1, 2, 5, 10, 20, 50 and every multiple of `every_n_steps`
@@ -33,19 +33,19 @@ class GradientFlowCallback(MonitoringCallback[GradientFlowRecord]):
     Files: `output_dir/monitoring/gradient_flow.npz` and both figures as PNG at the end.
 
     Args:
-        every_n_steps: distance of sampled optimizer steps.
-        include_biases: draw biases too; records always hold them.
-        skip_probability: fraction of the parameters to leave out of figures, chosen by `seed`.
-        seed: seed of that choice.
-        figures: draw figures.
-        per_parameter_scalars: log a scalar per parameter instead of per block.
+        every_n_steps: Distance of sampled optimizer steps.
+        include_biases: Draw biases too; records always hold them.
+        skip_probability: Fraction of the parameters to leave out of figures, chosen by `seed`.
+        seed: Seed of that choice.
+        figures: Draw figures.
+        per_parameter_scalars: Log a scalar per parameter instead of per block.
 
     Attributes:
         records: `GradientFlowRecord`s, oldest first; those of a resumed run included.
-        parameters: name -> `ParameterInfo`; empty before training and where gradients cannot be seen.
+        parameters: Name -> `ParameterInfo`; empty before training and where gradients cannot be seen.
 
     Raises:
-        InputError: if `every_n_steps` is not positive or `skip_probability` lies outside [0, 1].
+        InputError: `every_n_steps` is not positive or `skip_probability` lies outside [0, 1].
 
     Examples:
         >>> flow = GradientFlowCallback(every_n_steps=2)
@@ -66,7 +66,7 @@ class GradientFlowCallback(MonitoringCallback[GradientFlowRecord]):
         """Take the statistics of the gradients.
 
         Args:
-            reading: what was read of this step.
+            reading: What was read of this step.
 
         Returns:
             The record.
@@ -77,7 +77,7 @@ class GradientFlowCallback(MonitoringCallback[GradientFlowRecord]):
         """Return the scalars of a record.
 
         Args:
-            record: the newest record.
+            record: The newest record.
 
         Returns:
             See `gradient_flow_scalars`.
@@ -88,7 +88,7 @@ class GradientFlowCallback(MonitoringCallback[GradientFlowRecord]):
         """Return the figures that are due.
 
         Args:
-            at_end: draw the whole run too.
+            at_end: Draw the whole run too.
 
         Returns:
             Name -> function that draws it.

@@ -35,36 +35,36 @@ logger = logging.getLogger(__name__)
 
 
 class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, optimizer)
-    """Watch gradients, updates and health of any PyTorch or Accelerate loop.
+    """A watcher of gradients, updates and health in any PyTorch or Accelerate loop.
 
     Hooks of the optimizer see each of its steps, between clipping and `zero_grad()`, through Accelerate's wrapper
     and with closures too: the loop stays as it is. What is recorded and which files are written is the same as with
     `watch(trainer)`. Where several processes train, every one of them must watch.
 
     Args:
-        model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
-        optimizer: a `torch.optim.Optimizer` or Accelerate's wrapper of one.
-        every_n_steps: distance of the steps of which gradients and updates are recorded; health looks at every tenth.
-        health: watch health too; or a `TrainingHealthCallback` with settings of its own.
-        output_dir: files go to `output_dir/monitoring`, TensorBoard to `output_dir/runs`.
-        tensorboard: write a TensorBoard run; or a `SummaryWriter` to write to.
-        report_to: takes scalars and their step to other trackers, e.g. `accelerator.log`.
-        total_steps: optimizer steps that are planned, 0 where unknown; health judges progress by it.
-        first_step: optimizer steps that were taken before, where a run is resumed.
-        scaler: the `torch.amp.GradScaler` of an fp16 loop without Accelerate.
-        schedule: the scheduler of the learning rate, for health.
-        tokenizer: for health.
-        figures: draw figures.
-        mode: of the update ratios, `"exact"` or `"sampled"`; see `UpdateRatioCallback`.
-        callbacks: further callbacks of your own, see `MonitoringCallback`.
-        report: write the page of the run, `output_dir/report.html`, at the end; see `ReportCallback`.
+        model: The module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
+        optimizer: A `torch.optim.Optimizer` or Accelerate's wrapper of one.
+        every_n_steps: Distance of the steps of which gradients and updates are recorded; health looks at every tenth.
+        health: Watch health too; or a `TrainingHealthCallback` with settings of its own.
+        output_dir: Files go to `output_dir/monitoring`, TensorBoard to `output_dir/runs`.
+        tensorboard: Write a TensorBoard run; or a `SummaryWriter` to write to.
+        report_to: Takes scalars and their step to other trackers, e.g. `accelerator.log`.
+        total_steps: Optimizer steps that are planned, 0 where unknown; health judges progress by it.
+        first_step: Optimizer steps that were taken before, where a run is resumed.
+        scaler: The `torch.amp.GradScaler` of an fp16 loop without Accelerate.
+        schedule: The scheduler of the learning rate, for health.
+        tokenizer: For health.
+        figures: Draw figures.
+        mode: Of the update ratios, `"exact"` or `"sampled"`; see `UpdateRatioCallback`.
+        callbacks: Further callbacks of your own, see `MonitoringCallback`.
+        report: Write the page of the run, `output_dir/report.html`, at the end; see `ReportCallback`.
 
     Attributes:
-        step: number of optimizer steps so far.
-        gradient_flow, update_ratios, health: the callbacks, with their records and findings.
+        step: Number of optimizer steps so far.
+        gradient_flow, update_ratios, health: The callbacks, with their records and findings.
 
     Raises:
-        InputError: if `every_n_steps` is not positive, `mode` is unknown, `optimizer` is no optimizer, or `report` is
+        InputError: `every_n_steps` is not positive, `mode` is unknown, `optimizer` is no optimizer, or `report` is
             asked for without plotly.
 
     Examples:
@@ -153,7 +153,7 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         steps as `train/loss`.
 
         Args:
-            loss: mean loss of the batch.
+            loss: Mean loss of the batch.
         """
         self._losses.append(torch.as_tensor(loss).detach().float())
 
@@ -161,7 +161,7 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         """Tell the scores of an evaluation, for health.
 
         Args:
-            metrics: name -> score, e.g. `{"matthews_correlation": 0.4}`.
+            metrics: Name -> score, e.g. `{"matthews_correlation": 0.4}`.
         """
         named = {f"eval_{name.removeprefix('eval_')}": float(score) for name, score in metrics.items()}
         if self.health is not None:

@@ -20,22 +20,22 @@ class MonitoredRun:
     """One training.
 
     Args:
-        model: the module that is trained.
-        optimizer: its optimizer, None where it is not known yet.
-        output_dir: folder of the run; monitoring writes to `output_dir/monitoring`.
-        is_main: whether this process writes.
-        first_step: optimizer steps that were taken before; not 0 where a run is resumed.
-        last_step: the optimizer step at which the run will end, 0 where unknown.
-        writer: gives the TensorBoard writer, None for no TensorBoard.
+        model: The module that is trained.
+        optimizer: Its optimizer, None where it is not known yet.
+        output_dir: Folder of the run; monitoring writes to `output_dir/monitoring`.
+        is_main: Whether this process writes.
+        first_step: Optimizer steps that were taken before; not 0 where a run is resumed.
+        last_step: The optimizer step at which the run will end, 0 where unknown.
+        writer: Gives the TensorBoard writer, None for no TensorBoard.
         wandb: W&B is the tracker.
-        reporter: takes scalars and their step to further reporters; called on every process.
-        schedule: scheduler of the learning rate, where known.
-        tokenizer: processing class of the data, where known.
-        arguments: the trainer's arguments, None without Trainer.
-        batches_per_epoch: length of the data loader, None where unknown.
-        log_history: what was logged so far, before a run was resumed too, each entry with its `step`.
-        watch_forward: forward passes can be watched by hooks.
-        device: where processes exchange numbers, the model's if None.
+        reporter: Takes scalars and their step to further reporters; called on every process.
+        schedule: Scheduler of the learning rate, where known.
+        tokenizer: Processing class of the data, where known.
+        arguments: The trainer's arguments, None without Trainer.
+        batches_per_epoch: Length of the data loader, None where unknown.
+        log_history: What was logged so far, before a run was resumed too, each entry with its `step`.
+        watch_forward: Forward passes can be watched by hooks.
+        device: Where processes exchange numbers, the model's if None.
     """
 
     model: nn.Module
@@ -57,14 +57,14 @@ class MonitoredRun:
 
     @property
     def folder(self) -> Path:
-        """Where files of the monitoring go."""
+        """The folder to which files of the monitoring go."""
         return self.output_dir / "monitoring"
 
     def any_rank(self, flag: bool) -> bool:
         """Return whether a flag is set on any process; every process must call it.
 
         Args:
-            flag: the flag of this process.
+            flag: The flag of this process.
         """
         distributed = torch.distributed
         if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
@@ -79,7 +79,7 @@ def trained_module(model: Any) -> nn.Module:
     """Return what trains of the model that a trainer hands out: SetFit's is no module, and its body is.
 
     Args:
-        model: as callbacks get it.
+        model: As callbacks get it.
     """
     return model if isinstance(model, nn.Module) else getattr(model, "model_body", model)
 

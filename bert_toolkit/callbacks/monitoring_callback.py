@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
-    """Base of callbacks that look at some optimizer steps and keep a record of each.
+    """The base of callbacks that look at some optimizer steps and keep a record of each.
 
     A subclass says with class attributes what it wants to see and fills in `measure`, and `scalars` and `draw` where
     it has something to show. The base samples steps, reads gradients and updates once for all callbacks of the model,
@@ -55,26 +55,26 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
     On other steps it does nothing.
 
     Args:
-        every_n_steps: distance of sampled optimizer steps. Of the first steps those of `early_steps` are sampled too.
-        include_biases: draw biases too; records always hold them.
-        skip_probability: fraction of the parameters to leave out of figures, chosen by `seed`.
-        seed: seed of that choice and of sampled positions.
-        figures: draw figures.
-        per_parameter_scalars: log a scalar per parameter instead of per block.
+        every_n_steps: Distance of sampled optimizer steps. Of the first steps those of `early_steps` are sampled too.
+        include_biases: Draw biases too; records always hold them.
+        skip_probability: Fraction of the parameters to leave out of figures, chosen by `seed`.
+        seed: Seed of that choice and of sampled positions.
+        figures: Draw figures.
+        per_parameter_scalars: Log a scalar per parameter instead of per block.
 
     Attributes:
-        name: names the record file `output_dir/monitoring/<name>.npz`.
-        title: what a person calls it, for messages.
-        early_steps: steps that are sampled while they are smaller than `every_n_steps`.
-        reads_gradients: whether `reading.gradients` is wanted.
-        needs_gradients: whether nothing is observed where no parameter has a gradient before the optimizer's step.
-        reads_updates: which `reading.updates()` is wanted, see `StepReading.join`; None for none.
-        record_class: dataclass of the records, None where there is no record file; see `save_records`.
-        records: what `measure` returned, oldest first; those of a resumed run included.
-        parameters: name -> `ParameterInfo`; empty before training and where nothing can be observed.
+        name: Names the record file `output_dir/monitoring/<name>.npz`.
+        title: What a person calls it, for messages.
+        early_steps: Steps that are sampled while they are smaller than `every_n_steps`.
+        reads_gradients: Whether `reading.gradients` is wanted.
+        needs_gradients: Whether nothing is observed where no parameter has a gradient before the optimizer's step.
+        reads_updates: Which `reading.updates()` is wanted, see `StepReading.join`; None for none.
+        record_class: Dataclass of the records, None where there is no record file; see `save_records`.
+        records: What `measure` returned, oldest first; those of a resumed run included.
+        parameters: Name -> `ParameterInfo`; empty before training and where nothing can be observed.
 
     Raises:
-        InputError: if `every_n_steps` is not positive or `skip_probability` lies outside [0, 1].
+        InputError: `every_n_steps` is not positive or `skip_probability` lies outside [0, 1].
     """
 
     name: ClassVar[str]
@@ -134,14 +134,14 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         """Start a run whose model can be observed.
 
         Args:
-            run: the run; `first_step` is not 0 where one is resumed.
+            run: The run; `first_step` is not 0 where one is resumed.
         """
 
     def before_forward(self, step: int) -> None:
         """Do what is due before the forward pass of a sampled step.
 
         Args:
-            step: number of the step.
+            step: Number of the step.
         """
 
     def check(self) -> None:
@@ -151,15 +151,15 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         """Do what is due right before the optimizer's step, once gradients are read.
 
         Args:
-            reading: the reading of this step.
-            optimizer: the optimizer, or Accelerate's wrapper of it.
+            reading: The reading of this step.
+            optimizer: The optimizer, or Accelerate's wrapper of it.
         """
 
     def after_step(self, reading: StepReading) -> None:
         """Do what is due right after the optimizer's step, while gradients are still there.
 
         Args:
-            reading: the reading of this step.
+            reading: The reading of this step.
         """
 
     def release(self) -> None:
@@ -169,10 +169,13 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         """Make the record of a sampled step; called on every process.
 
         Args:
-            reading: holds the model and what was read around the optimizer's step.
+            reading: Holds the model and what was read around the optimizer's step.
 
         Returns:
             The record to keep, or None for no record.
+
+        Raises:
+            NotImplementedError: A subclass does not define it.
         """
         raise NotImplementedError(f"{type(self).__name__} must define measure(reading)")
 
@@ -180,7 +183,7 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         """Return what is logged of a record.
 
         Args:
-            record: the newest record.
+            record: The newest record.
 
         Returns:
             Names, which begin with the group `<name>/`, and values; those that are not finite are left out.
@@ -191,7 +194,7 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         """Return the figures that are due.
 
         Args:
-            at_end: the run is over, or there is time enough for figures of the whole run.
+            at_end: The run is over, or there is time enough for figures of the whole run.
 
         Returns:
             Name -> function that draws it.
@@ -204,7 +207,7 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         """Write to the trainer's own TensorBoard run, and to all its other reporters and `state.log_history`.
 
         Args:
-            trainer: the trainer to follow; the callback is added to it if it is not there yet.
+            trainer: The trainer to follow; the callback is added to it if it is not there yet.
         """
         callbacks = trainer.callback_handler.callbacks
         if any(callback is self for callback in callbacks):
@@ -236,7 +239,7 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         """Find out whether the model can be observed, and read the records of a run that is resumed.
 
         Args:
-            run: the run that begins.
+            run: The run that begins.
         """
         self.stop_run()
         self._safe = SafeOutputs(self.title)
@@ -267,7 +270,7 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         """Prepare the reading of a step if it is sampled; called before its forward pass.
 
         Args:
-            step: number of the step, 1 for the first.
+            step: Number of the step, 1 for the first.
         """
         self._sampling = self._active and self.is_sampled(step)
         if self._sampling and self._reader is not None:
@@ -290,10 +293,10 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         """Read gradients and copy parameters of a sampled step; called right before the optimizer's step.
 
         Args:
-            optimizer: the optimizer, or Accelerate's wrapper of it.
-            max_norm: see `StepReading.before_step`.
-            backward_scale: see `StepReading.before_step`.
-            loss_scale: see `StepReading.before_step`.
+            optimizer: The optimizer, or Accelerate's wrapper of it.
+            max_norm: See `StepReading.before_step`.
+            backward_scale: See `StepReading.before_step`.
+            loss_scale: See `StepReading.before_step`.
         """
         if not self._sampling:
             return
@@ -375,7 +378,7 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         """Write the record file and the figures of the whole run.
 
         Args:
-            step: number of the last step.
+            step: Number of the last step.
         """
         MonitoringCallback.save(self)  # a subclass has written what is its own
         if self._output is not None and self.records:
@@ -472,7 +475,7 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         """Return whether optimizer step `step` is observed.
 
         Args:
-            step: number of the step, 1 for the first.
+            step: Number of the step, 1 for the first.
         """
         return step % self.every_n_steps == 0 or (step < self.every_n_steps and step in self.early_steps)
 

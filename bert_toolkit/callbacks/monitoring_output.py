@@ -42,11 +42,11 @@ class MonitoringOutput(Generic[Record]):
     Nothing here raises: an output that fails is told once and left out from then on.
 
     Args:
-        name: names the record file, e.g. `gradient_flow`.
-        kind: class of the records, None where no file is written.
-        figures: whether to draw.
-        safe: runs the outputs.
-        run: the run, with its folder, its steps and where to report.
+        name: Names the record file, e.g. `gradient_flow`.
+        kind: Class of the records, None where no file is written.
+        figures: Whether to draw.
+        safe: Runs the outputs.
+        run: The run, with its folder, its steps and where to report.
     """
 
     def __init__(self, name: str, kind: type[Record] | None, figures: bool, safe: SafeOutputs, run: MonitoredRun):
@@ -83,8 +83,8 @@ class MonitoringOutput(Generic[Record]):
         """Write the record file.
 
         Args:
-            records: all records, oldest first.
-            parameters: description of the model's parameters.
+            records: All records, oldest first.
+            parameters: Description of the model's parameters.
         """
         if self.is_main and records and self.kind is not None:
             self._safe.attempt("record file", lambda: save_records(self._record_file, records, parameters))
@@ -98,8 +98,8 @@ class MonitoringOutput(Generic[Record]):
         """Report scalars at the step at which they were measured.
 
         Args:
-            step: that step.
-            scalars: makes names and values.
+            step: That step.
+            scalars: Makes names and values.
         """
         if not self.is_main and self._reporter is None:
             return
@@ -129,7 +129,7 @@ class MonitoringOutput(Generic[Record]):
         """Return whether to draw now: within the fraction of the run's time, and a few times in every run.
 
         Args:
-            step: the step that would be drawn.
+            step: The step that would be drawn.
         """
         if not (self.figures and self.is_main):
             return False
@@ -140,9 +140,9 @@ class MonitoringOutput(Generic[Record]):
         """Draw figures for TensorBoard and W&B and, at the end of a run, as PNG files.
 
         Args:
-            step: the step that they show.
-            figures: name -> what draws it.
-            png: write files too.
+            step: The step that they show.
+            figures: Name -> what draws it.
+            png: Write files too.
         """
         if not (self.figures and self.is_main):
             return
@@ -202,7 +202,7 @@ class SubRun:
     The writer is closed when the last monitor lets go of it.
 
     Args:
-        output_dir: output folder of the run.
+        output_dir: Output folder of the run.
     """
 
     _shared: "weakref.WeakValueDictionary[str, SubRun]" = weakref.WeakValueDictionary()
@@ -216,7 +216,7 @@ class SubRun:
         """Return the one that all monitors of this output folder share.
 
         Args:
-            output_dir: output folder of the run.
+            output_dir: Output folder of the run.
         """
         shared = cls._shared.get(output_dir)
         if shared is None:

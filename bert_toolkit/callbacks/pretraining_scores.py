@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PreTrainingScoresCallback(TrainerCallback):
-    """Add to every training log the two tasks' losses and accuracies and the speed since the last log.
+    """A callback that adds both tasks' losses and accuracies and the speed since the last log to every training log.
 
     All numbers are sums over all processes before they are divided. Reads in a forward hook of the model in training,
     so it works with any Trainer; writes at `on_log`. Costs a cross-entropy and an argmax over the logits that the
@@ -37,7 +37,7 @@ class PreTrainingScoresCallback(TrainerCallback):
     | `mfu` | model FLOPs utilization, if a peak is given |
 
     Args:
-        peak_flops: peak of one device in FLOP per second, the denominator of `mfu`.
+        peak_flops: Peak of one device in FLOP per second, the denominator of `mfu`.
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
@@ -54,7 +54,7 @@ class PreTrainingScoresCallback(TrainerCallback):
         It comes after the trainer's first callback, which decides whether a step logs, evaluates and saves.
 
         Args:
-            trainer: the trainer to join.
+            trainer: The trainer to join.
         """
         trainer.callback_handler.callbacks.insert(1, self)
 

@@ -34,7 +34,7 @@ class RecordViews:
         """Draw a figure of the records so far.
 
         Args:
-            name: as the figure's file is called, e.g. `update_ratios` or `update_ratios_over_time`.
+            name: As the figure's file is called, e.g. `update_ratios` or `update_ratios_over_time`.
 
         Returns:
             The figure, which a notebook shows after `%matplotlib inline`.
@@ -53,7 +53,7 @@ class RecordViews:
         sample, at the end, and in between as long as drawing takes at most a tenth of the run's time.
 
         Args:
-            names: as for `figure`; none to show nothing any more.
+            names: As for `figure`; none to show nothing any more.
 
         Raises:
             InputError: There is no figure of such a name, or this is no notebook.

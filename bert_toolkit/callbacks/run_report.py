@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 
 class ReportCallback(TrainerCallback):
-    """Write `output_dir/report.html`, one page that shows what the run has left.
+    """A callback that writes `output_dir/report.html`, one page that shows what the run has left.
 
     Writes at `on_train_end`, on the main process; takes about a second and logs nothing. Add it behind the callbacks
     whose files it is to show; `bert_toolkit.watch(trainer, report=True)` does. A page that cannot be written is told
     in one warning. `bert-toolkit report RUN` writes the same page later, or while the run goes on.
 
     Raises:
-        InputError: if plotly is not installed.
+        InputError: The package plotly is not installed.
 
     Examples:
         >>> trainer = make_trainer(callbacks=[bert_toolkit.TrainingHealthCallback(), bert_toolkit.ReportCallback()])
@@ -56,7 +56,7 @@ def page_unless_it_fails(output_dir: Path) -> Path | None:
     """Write the page of a run.
 
     Args:
-        output_dir: output directory of the run.
+        output_dir: Output directory of the run.
 
     Returns:
         The file; None where it could not be written, which one warning tells.

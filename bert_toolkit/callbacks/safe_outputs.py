@@ -14,7 +14,7 @@ class SafeOutputs:
     """Outputs that may fail: the first error of each is told in one warning, and the output is left out from then on.
 
     Args:
-        owner: whose outputs these are, the beginning of the warning, e.g. `Gradient flow`.
+        owner: Whose outputs these are, the beginning of the warning, e.g. `Gradient flow`.
 
     Examples:
         >>> outputs = SafeOutputs("Gradient flow")
@@ -32,8 +32,8 @@ class SafeOutputs:
         """Run an action unless its output has failed before.
 
         Args:
-            output: what the action makes, in words, e.g. `figures`.
-            action: makes it.
+            output: What the action makes, in words, e.g. `figures`.
+            action: Makes it.
 
         Returns:
             What the action returned; None if it failed now or its output has failed before.

@@ -13,16 +13,16 @@ from transformers.training_args import TrainingArguments
 
 
 class TokenCounterCallback(TrainerCallback):
-    """Count real and padded tokens of training batches and the time that they took.
+    """A callback that counts real and padded tokens of training batches and the time that they took.
 
     Reads in a forward pre-hook of the model, so that it counts what arrives there whatever sampler, collator or
     number of workers made it. Costs one sum over `attention_mask` per batch, read once at the end of training.
     Evaluation time is not counted. It logs nothing.
 
     Attributes:
-        tokens: tokens that are not padding, of all processes.
-        padded_tokens: tokens with padding, of all processes.
-        seconds: seconds of training without evaluation and saving.
+        tokens: Tokens that are not padding, of all processes.
+        padded_tokens: Tokens with padding, of all processes.
+        seconds: Seconds of training without evaluation and saving.
     """
 
     def __init__(self) -> None:
@@ -35,12 +35,12 @@ class TokenCounterCallback(TrainerCallback):
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens that are not padding, per second of training."""
+        """The number of tokens that are not padding, per second of training; 0 before its end."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def padding_share(self) -> float:
-        """Fraction of padding among the tokens that the model computed."""
+        """The fraction of padding among the tokens that the model computed, from 0 to 1."""
         return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
 
     def on_train_begin(

@@ -19,7 +19,7 @@ _NOT_REPORTED_TO = (DefaultFlowCallback, PrinterCallback, ProgressCallback, Tens
 
 
 def trainers_writer(trainer: Trainer | None) -> Any:
-    """The TensorBoard writer that Trainer has opened.
+    """Return the TensorBoard writer that Trainer has opened.
 
     Args:
         trainer: The trainer, None where there is none.

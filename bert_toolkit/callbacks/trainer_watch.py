@@ -24,9 +24,9 @@ class WatchingCallbacks:
     """The callbacks that watch a training.
 
     Args:
-        gradient_flow: its `records` hold the statistics of all gradients.
-        update_ratios: its `records` hold how far steps moved the parameters.
-        health: its `findings` hold what is wrong; None where health is not watched.
+        gradient_flow: Its `records` hold the statistics of all gradients.
+        update_ratios: Its `records` hold how far steps moved the parameters.
+        health: Its `findings` hold what is wrong; None where health is not watched.
     """
 
     gradient_flow: GradientFlowCallback
@@ -51,18 +51,18 @@ def watch(
     scalars too. Callbacks of these classes that the trainer has already are taken as they are.
 
     Args:
-        trainer: any Trainer, before `train()`.
-        every_n_steps: distance of the steps of which gradients and updates are recorded; health looks at every tenth.
-        health: watch health too; or a `TrainingHealthCallback` with settings of its own.
-        figures: draw figures.
-        mode: of the update ratios, `"exact"` or `"sampled"`; see `UpdateRatioCallback`.
-        report: write the page of the run, `report.html`, when training ends; see `ReportCallback`.
+        trainer: Any Trainer, before `train()`.
+        every_n_steps: Distance of the steps of which gradients and updates are recorded; health looks at every tenth.
+        health: Watch health too; or a `TrainingHealthCallback` with settings of its own.
+        figures: Draw figures.
+        mode: Of the update ratios, `"exact"` or `"sampled"`; see `UpdateRatioCallback`.
+        report: Write the page of the run, `report.html`, when training ends; see `ReportCallback`.
 
     Returns:
         The callbacks, with their records and findings.
 
     Raises:
-        InputError: if `every_n_steps` is not positive, `mode` is unknown, or `report` is asked for without plotly.
+        InputError: `every_n_steps` is not positive, `mode` is unknown, or `report` is asked for without plotly.
 
     Examples:
         >>> trainer = make_trainer()  # any Trainer
@@ -93,8 +93,8 @@ def health_callback(
     """Return the callback that an argument `health` means.
 
     Args:
-        health: whether to watch health, or what watches it.
-        present: the callback that is there already.
+        health: Whether to watch health, or what watches it.
+        present: The callback that is there already.
     """
     if isinstance(health, TrainingHealthCallback):
         return health

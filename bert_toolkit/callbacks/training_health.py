@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingHealthCallback(MonitoringCallback[None]):
-    """Watch gradients, updates, learning rates, loss and predictions, and report faults by name.
+    """A callback that watches gradients, updates, learning rates, loss and predictions, and reports faults by name.
 
     The first optimizer step and every multiple of `every_n_steps` are sampled; on other steps it does nothing. On a
     sampled step it watches the forward passes (loss, labels, predicted classes) and the end of backward, reads
@@ -60,18 +60,18 @@ class TrainingHealthCallback(MonitoringCallback[None]):
     all of them.
 
     Args:
-        every_n_steps: distance of sampled optimizer steps.
+        every_n_steps: Distance of sampled optimizer steps.
         on_finding: `"warn"` reports; `"stop"` also ends training, on every rank at the same step, after saving a
             checkpoint (none where weights are no longer finite, so that the last good one stays); a callable gets
             each new `Finding` on the main process and ends training by returning True.
 
     Attributes:
-        findings: errors and warnings that nothing else explains, oldest first.
-        history: the `HealthHistory` of the run, None before training or where nothing can be observed.
-        judge: the `HealthJudge` that holds the cases, symptoms and notes included.
+        findings: Errors and warnings that nothing else explains, oldest first.
+        history: The `HealthHistory` of the run, None before training or where nothing can be observed.
+        judge: The `HealthJudge` that holds the cases, symptoms and notes included.
 
     Raises:
-        InputError: if `every_n_steps` is not positive or `on_finding` is something else.
+        InputError: `every_n_steps` is not positive or `on_finding` is something else.
 
     Examples:
         >>> health = TrainingHealthCallback(every_n_steps=2, on_finding="stop")
@@ -111,12 +111,12 @@ class TrainingHealthCallback(MonitoringCallback[None]):
 
     @property
     def history(self) -> HealthHistory | None:
-        """What was seen so far; None before training and where nothing can be observed."""
+        """The history of what was seen so far; None before training and where nothing can be observed."""
         return None if self._watch is None else self._watch.history
 
     @property
     def findings(self) -> list[Finding]:
-        """Errors and warnings that nothing else explains, oldest first."""
+        """The errors and warnings that nothing else explains, oldest first."""
         return self.judge.findings
 
     @property
@@ -128,7 +128,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         """Start with an empty history, or with that of the run that is resumed, and judge settings and weights.
 
         Args:
-            run: the run that begins.
+            run: The run that begins.
         """
         self._judge, self._watch, self._logged_loss, self._stop = HealthJudge(), None, math.nan, False
         super().start_run(run)
@@ -137,7 +137,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         """Prepare history and watch, and judge what is known before the first step.
 
         Args:
-            run: the run that begins.
+            run: The run that begins.
         """
         self._folder = run.folder
         self._watch = self._new_watch(run)
@@ -171,7 +171,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         """Watch the step.
 
         Args:
-            step: number of the step.
+            step: Number of the step.
         """
         if self._watch is not None:
             self._watch.start(self._reading is not None and self._reading.steps_inside_backward)
@@ -185,8 +185,8 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         """Read what the backward pass has left.
 
         Args:
-            reading: the reading of this step.
-            optimizer: the optimizer.
+            reading: The reading of this step.
+            optimizer: The optimizer.
         """
         if self._watch is not None:
             self._watch.before_step(optimizer)
@@ -195,7 +195,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         """Read what the optimizer has done.
 
         Args:
-            reading: the reading of this step.
+            reading: The reading of this step.
         """
         if self._watch is not None:
             self._watch.after_step()
@@ -209,7 +209,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         """Add the step to the history and judge it.
 
         Args:
-            reading: what was read of this step.
+            reading: What was read of this step.
         """
         updates = reading.updates()
         if updates is None or self._watch is None or self._run is None:
@@ -260,7 +260,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         """Write what was seen and found, and tell the verdict.
 
         Args:
-            step: number of the last step.
+            step: Number of the last step.
         """
         if self.history is not None and self._is_main:
             self._write_samples()
@@ -280,7 +280,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         """Remember the loss that the training loop reports, for models that return none.
 
         Args:
-            loss: mean loss of a batch.
+            loss: Mean loss of a batch.
         """
         self._logged_loss = loss
 
@@ -288,8 +288,8 @@ class TrainingHealthCallback(MonitoringCallback[None]):
         """Remember the numbers of an evaluation.
 
         Args:
-            step: optimizer step after which it was made.
-            metrics: its numbers, by names that begin with `eval_`; others are left out.
+            step: Optimizer step after which it was made.
+            metrics: Its numbers, by names that begin with `eval_`; others are left out.
         """
         numbers = {
             key: float(value)
@@ -350,7 +350,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
 
     @property
     def verdict(self) -> str:
-        """One line on the run so far."""
+        """A line on the run so far."""
         if self.history is None:
             return "Training health: not watched."
         return self.judge.verdict(self.history)
@@ -374,7 +374,7 @@ class TrainingHealthCallback(MonitoringCallback[None]):
 
     @property
     def report(self) -> dict[str, Any]:
-        """Verdict and everything that was found, symptoms included, as JSON can hold it."""
+        """The verdict and everything that was found, symptoms included, as JSON can hold it."""
         return {"verdict": self.verdict, "findings": self.judge.report()}
 
     @property

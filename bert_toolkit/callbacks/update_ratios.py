@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
-    """Record ||after - before|| / ||before|| of every parameter around the optimizer's real step.
+    """A callback that records ||after - before|| / ||before|| of every parameter around the optimizer's real step.
 
     Copies parameters at `on_pre_optimizer_step` and compares at `on_optimizer_step`, for any optimizer. Steps 1, 2, 5,
     10, 20, 50 and every multiple of `every_n_steps` are sampled; on other steps it does nothing. Costs per sampled
@@ -30,21 +30,21 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
     Files: `output_dir/monitoring/update_ratio.npz` and both figures as PNG at the end.
 
     Args:
-        every_n_steps: distance of sampled optimizer steps.
-        include_biases: draw biases too; records always hold them.
-        skip_probability: fraction of the parameters to leave out of figures, chosen by `seed`.
-        seed: seed of that choice and of the sampled positions.
-        figures: draw figures.
-        per_parameter_scalars: log a scalar per parameter instead of per block.
+        every_n_steps: Distance of sampled optimizer steps.
+        include_biases: Draw biases too; records always hold them.
+        skip_probability: Fraction of the parameters to leave out of figures, chosen by `seed`.
+        seed: Seed of that choice and of the sampled positions.
+        figures: Draw figures.
+        per_parameter_scalars: Log a scalar per parameter instead of per block.
         mode: `"exact"`, or `"sampled"` for at most 4,096 elements of each parameter. Where callbacks of both modes
             sample the same step, they share the exact copy.
 
     Attributes:
         records: `UpdateRatioRecord`s, oldest first; those of a resumed run included.
-        parameters: name -> `ParameterInfo`; empty before training and where parameters cannot be seen.
+        parameters: Name -> `ParameterInfo`; empty before training and where parameters cannot be seen.
 
     Raises:
-        InputError: if `every_n_steps` is not positive, `skip_probability` lies outside [0, 1] or `mode` is unknown.
+        InputError: `every_n_steps` is not positive, `skip_probability` lies outside [0, 1] or `mode` is unknown.
 
     Examples:
         >>> ratios = UpdateRatioCallback(every_n_steps=2)
@@ -78,7 +78,7 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
         """Take the update ratios.
 
         Args:
-            reading: what was read of this step.
+            reading: What was read of this step.
 
         Returns:
             The record.
@@ -89,7 +89,7 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
         """Return the scalars of a record.
 
         Args:
-            record: the newest record.
+            record: The newest record.
 
         Returns:
             See `update_ratio_scalars`.
@@ -100,7 +100,7 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
         """Return the figures that are due.
 
         Args:
-            at_end: draw the whole run too.
+            at_end: Draw the whole run too.
 
         Returns:
             Name -> function that draws it.

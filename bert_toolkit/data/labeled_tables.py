@@ -76,7 +76,7 @@ def load_labeled_tables(
     seed: int = 42,
     **reading: Any,
 ) -> tuple[CorpusSplits, Columns]:
-    """Loads anybody's labeled text for a classifier.
+    """Load anybody's labeled text for a classifier.
 
     Args:
         train_data: A file for `read_table`, or a folder for `read_class_folders`.
@@ -152,7 +152,7 @@ def load_labeled_tables(
 def choose_columns(
     table: Table, text_columns: Sequence[str] | None = None, label_columns: Sequence[str] | None = None
 ) -> Columns:
-    """Decides by their names which columns are text and label, and refuses where that is not plain.
+    """Decide by their names which columns are text and label, and refuse where that is not plain.
 
     Args:
         table: The training rows.
@@ -199,13 +199,13 @@ def choose_columns(
 
 
 def _take_first(free: dict[str, str], groups: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Takes the first group of names that are all free, if there is one."""
+    """Take the first group of names that are all free, if there is one."""
     found = next((group for group in groups if set(group) <= set(free)), ())
     return tuple(free.pop(name) for name in found)
 
 
 def read_source(path: str | Path, **reading: Any) -> dict[str, Table]:
-    """Reads a file (its rows are the split `train`) or a folder of classes.
+    """Read a file (its rows are the split `train`) or a folder of classes.
 
     Args:
         path: The file or folder.

@@ -54,7 +54,7 @@ class LabelScheme:
     remarks: list[str] = field(default_factory=list)
 
     def encode(self, table: Table) -> list[Any]:
-        """Labels as the model takes them.
+        """Return labels as the model takes them.
 
         Args:
             table: Any rows with these columns.
@@ -92,7 +92,17 @@ class LabelScheme:
         return encoded.tolist()
 
     def cells(self, table: Table) -> list[list[Any]]:
-        """The labels of each row as they stand in the file."""
+        """Return the labels of each row as they stand in the file.
+
+        Args:
+            table: Any rows with the label column.
+
+        Returns:
+            A list per row: its label, or for several at once all of them, empty where there is none.
+
+        Raises:
+            InputError: A row has no label, or one of another kind than expected, with its place.
+        """
         (column,) = self.columns
         values = table.values(column)
         wanted, form = (list, "a list of labels") if self.separator is None else (str, "labels in a string")
@@ -109,7 +119,17 @@ class LabelScheme:
         return cells
 
     def names_of_rows(self, table: Table) -> list[list[str]]:
-        """Names of the classes of each row: one, or any number if several at once."""
+        """Return the names of the classes of each row: one, or any number if several at once.
+
+        Args:
+            table: Any rows with the label column.
+
+        Returns:
+            A list of names per row.
+
+        Raises:
+            InputError: As `cells`; or a label is what programs write where one is missing, or a number of no class.
+        """
         (column,) = self.columns
         cells = self.cells(table)
         first_rows: dict[Any, int] = {}
@@ -141,7 +161,7 @@ class LabelScheme:
 def learn_labels(
     table: Table, columns: Sequence[str], problem_type: str = "auto", separator: str | None = None
 ) -> LabelScheme:
-    """Finds out what the labels of the training rows mean, and refuses those from which nothing can be learned.
+    """Find out what the labels of the training rows mean, and refuse those from which nothing can be learned.
 
     Several columns, a separator and lists mean several labels at once; numbers of which some have decimals mean
     regression; anything else is one class per row. Lists hold labels (names or numbers, each once) or, where all are
@@ -236,7 +256,7 @@ def _guess_problem_type(table: Table, columns: Sequence[str], separator: str | N
 
 
 def _refuse_written_lists(table: Table, column: str, separator: str | None) -> None:
-    """Refuses text that is a list to people and would be one name to a program."""
+    """Refuse text that is a list to people and would be one name to a program."""
     values = table.values(column)
     texts = [unicodedata.normalize("NFKC", value).strip() if isinstance(value, str) else "" for value in values]
     comma = separator is None and 2 * sum(map(bool, map(_DECIMAL_COMMA.fullmatch, texts))) > len(texts)

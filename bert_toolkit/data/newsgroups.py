@@ -39,7 +39,7 @@ def load_newsgroups(
     validation_fraction: float | None = 0.1,
     seed: int = 42,
 ) -> CorpusSplits:
-    """Loads posts to be sorted into newsgroups; the test posts were written after the training posts.
+    """Load posts to be sorted into newsgroups; the test posts were written after the training posts.
 
     Args:
         source: `auto` (scikit-learn's cache if it holds readable files, otherwise the hub), `scikit-learn`, or `hub`
@@ -164,7 +164,7 @@ def _read_folder(folder: Path) -> Iterator[Post]:
 
 
 def _read_archive(path: Path) -> Iterator[Post]:
-    """Reads members in memory: nothing is written, so a member's path can do no harm."""
+    """Read members in memory: nothing is written, so a member's path can do no harm."""
     splits = {folder: split for split, folder in FOLDERS.items()}
     try:
         with tarfile.open(path) as archive:
@@ -222,12 +222,20 @@ def _load_hub() -> Iterator[Post]:
 
 
 def remove_headers(text: str) -> str:
-    """What follows the first empty line; nothing where there is none."""
+    """Return what follows the first empty line; nothing where there is none.
+
+    Args:
+        text: A post.
+    """
     return text.partition("\n\n")[2]
 
 
 def remove_footers(text: str) -> str:
-    """What precedes the last line that is blank or made of hyphens: what follows it is likely a signature."""
+    """Return what precedes the last line that is blank or made of hyphens: what follows it is likely a signature.
+
+    Args:
+        text: A post.
+    """
     lines = text.strip().split("\n")
     borders = [number for number, line in enumerate(lines) if not line.strip().strip("-")]
     return "\n".join(lines[: borders[-1]]) if borders and borders[-1] > 0 else text
@@ -238,7 +246,11 @@ QUOTATION = re.compile(r"writes in|writes:|wrote:|says:|said:|^In article|^Quote
 
 
 def remove_quotes(text: str) -> str:
-    """The lines that neither quote another post nor introduce a quotation."""
+    """Return the lines that neither quote another post nor introduce a quotation.
+
+    Args:
+        text: A post.
+    """
     return "\n".join(line for line in text.split("\n") if not QUOTATION.search(line))
 
 

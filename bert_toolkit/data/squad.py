@@ -48,7 +48,7 @@ def load_questions(
     validation_fraction: float = 0.1,
     seed: int = 42,
 ) -> QuestionSplits:
-    """Reads questions, and splits off validation rows where no file has them.
+    """Read questions, and split off validation rows where no file has them.
 
     Args:
         train_data: A JSON file in the layout of SQuAD 1.1 or 2.0.

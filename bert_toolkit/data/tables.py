@@ -59,20 +59,41 @@ class Table:
         return len(next(iter(self.columns.values())))
 
     def require(self, names: Iterable[str]) -> None:
-        """Raises InputError for the names that are no columns."""
+        """Refuse names that are no columns.
+
+        Args:
+            names: Names of columns.
+
+        Raises:
+            InputError: There are no such columns.
+        """
         absent = [name for name in names if name not in self.columns]
         if absent:
             raise InputError(f"{self.place(0)} has no column {shown(absent)}: there are {shown(list(self.columns))}")
 
     def values(self, column: str) -> Sequence[Any]:
-        """The values of a column; raises InputError if it is not there or a row has nothing in it."""
+        """Return the values of a column in which no row is empty.
+
+        Args:
+            column: Name of the column.
+
+        Raises:
+            InputError: There is no such column, or a row has nothing in it.
+        """
         self.require([column])
         values = self.columns[column]
         self.refuse_empty(column, [row for row, value in enumerate(values) if value is None])
         return values
 
     def texts(self, column: str) -> list[str]:
-        """The values of a column; raises InputError unless each is a string with more than white space."""
+        """Return the values of a column of strings, each with more than white space.
+
+        Args:
+            column: Name of the column.
+
+        Raises:
+            InputError: There is no such column, or a row has no text in it.
+        """
         values = self.values(column)
         for row, value in enumerate(values):
             if not isinstance(value, str):
@@ -81,7 +102,11 @@ class Table:
         return list(values)
 
     def select(self, rows: Sequence[int]) -> "Table":
-        """The table of these rows alone."""
+        """Return the table of these rows alone.
+
+        Args:
+            rows: Row numbers, from 0, in any order.
+        """
 
         def read(name: str) -> list[Any]:
             values = self.columns[name]
@@ -91,7 +116,16 @@ class Table:
         return Table(columns, lambda row: self.place(rows[row]), self.class_names)
 
     def refuse_empty(self, column: str, rows: Sequence[int], what: str = "nothing") -> None:
-        """Raises InputError if there are `rows`, those with nothing (or `what` means nothing) in `column`."""
+        """Refuse rows with nothing in a column, if there are any.
+
+        Args:
+            column: Name of the column.
+            rows: Numbers of the rows that are empty, from 0.
+            what: What stands there, if it is not nothing but means it.
+
+        Raises:
+            InputError: There are such rows.
+        """
         if rows:
             more = f"{'nor' if what == 'nothing' else 'so'} have {len(rows) - 1} later rows"
             others = f" ({more})" if len(rows) > 1 else ""
@@ -108,7 +142,7 @@ def read_table(
     encoding: str = "utf-8",
     column_names: Sequence[str] | None = None,
 ) -> Table:
-    """Reads a file of rows; its ending says how.
+    """Read a file of rows; its ending says how.
 
     `.csv` and `.tsv` begin with a header and hold strings only. In `.csv` a field in double quotes may contain
     delimiters, line breaks and doubled quotes (RFC 4180); in `.tsv` quotes are text and a line is a row. A line
@@ -196,7 +230,7 @@ def _read_delimited(
 
 
 def json_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Reads JSON that has a row on each line, or one list of all rows, whatever the ending of the file.
+    """Read JSON that has a row on each line, or one list of all rows, whatever the ending of the file.
 
     Args:
         path: The file, for messages.
@@ -226,14 +260,11 @@ def json_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def parse_json(place: str, text: str) -> Any:
-    """What a JSON text holds.
+    """Return what a JSON text holds.
 
     Args:
         place: Where it stands, for messages.
         text: One JSON value.
-
-    Returns:
-        The value.
 
     Raises:
         InputError: It is no JSON, has a name twice in one object, or text that no file can hold.
@@ -329,7 +360,7 @@ class _ColumnsWhenAskedFor(Mapping[str, Sequence[Any]]):
 def table_of_features(
     source: str, names: Sequence[str], read: Callable[[str], Sequence[Any]], features: "datasets.Features"
 ) -> Table:
-    """A table whose columns are read when they are asked for.
+    """Return a table whose columns are read when they are asked for.
 
     Args:
         source: Where it comes from, for messages.
@@ -362,7 +393,7 @@ def _checked_names(source: str | Path, names: Iterable[str]) -> list[str]:
 
 
 def check_new_file(path: Path, overwrite: bool) -> None:
-    """Refuses, before any work is done, a file that `write_table` could not or should not write.
+    """Refuse, before any work is done, a file that `write_table` could not or should not write.
 
     Args:
         path: The file; its ending must be one of `WRITTEN_ENDINGS`.
@@ -380,7 +411,7 @@ def check_new_file(path: Path, overwrite: bool) -> None:
 
 
 def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Writes a table that `read_table` reads, whole or not at all.
+    """Write a table that `read_table` reads, whole or not at all.
 
     In `.tsv` tabs and line breaks become spaces. What a format cannot hold as it is (lists in `.tsv` and `.csv`, times
     in `.jsonl`, a column of several types in `.parquet`) is written as JSON.
@@ -432,19 +463,33 @@ def _json(value: Any) -> str:
 
 
 def shown(names: Sequence[str], at_most: int = 12) -> str:
-    """Names for a message of one line, whatever characters they hold."""
+    """Return the names for a message of one line, whatever characters they hold.
+
+    Args:
+        names: Any names.
+        at_most: How many are named; the others are counted.
+    """
     others = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(map(brief, names[:at_most])) + others
 
 
 def brief(value: object, at_most: int = 60) -> str:
-    """A value for a message of one line, whatever characters it holds and however long it is."""
+    """Return a value for a message of one line, whatever characters it holds and however long it is.
+
+    Args:
+        value: Any value.
+        at_most: Most characters of the result.
+    """
     text = repr(value)
     return text if len(text) <= at_most else text[: at_most - 1] + "…"
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in a message: `a string`, `a number` and so on."""
+    """Return what a value is, in a message: `a string`, `a number` and so on.
+
+    Args:
+        value: As it was read from a file.
+    """
     if isinstance(value, bool):
         return "a truth value"
     if isinstance(value, int | float | Decimal):

@@ -61,7 +61,7 @@ def load_tagged_sentences(
     validation_fraction: float = 0.1,
     seed: int = 42,
 ) -> TaggedSplits:
-    """Reads tagged sentences, and splits off validation rows where no file has them.
+    """Read tagged sentences, and split off validation rows where no file has them.
 
     Args:
         train_data: A file of CoNLL columns (words first, the tag to learn last, a blank line after each sentence), or
@@ -120,7 +120,7 @@ def load_tagged_sentences(
 
 
 def scheme_of(tags: list[str]) -> str:
-    """The scheme by which tags mark entities, from their prefixes; empty where they do not.
+    """Return the scheme by which tags mark entities, from their prefixes; empty where they do not.
 
     Args:
         tags: Names of tags.

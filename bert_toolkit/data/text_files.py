@@ -41,12 +41,20 @@ _MARKS = {
 
 
 def ending_of(path: Path) -> str:
-    """The ending that says what a file holds, in lower case: `.csv` of `a.CSV` and of `a.csv.gz`."""
+    """Return the ending that says what a file holds, in lower case: `.csv` of `a.CSV` and of `a.csv.gz`.
+
+    Args:
+        path: The file, which may be packed.
+    """
     return Path(path.stem if path.suffix.lower() in PACKED_ENDINGS else path.name).suffix.lower()
 
 
 def is_clutter(path: Path) -> bool:
-    """Whether a system or a program left this beside the data: hidden files, thumbnails, locks, backups."""
+    """Return whether a system or a program left this beside the data: hidden files, thumbnails, locks, backups.
+
+    Args:
+        path: A file or a folder; only its name is looked at.
+    """
     name = path.name.lower()
     left = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "icon\r")
     return name.startswith((".", "~$")) or name.endswith("~") or name[:1] == name[-1:] == "#" or name in left
@@ -54,7 +62,7 @@ def is_clutter(path: Path) -> bool:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Makes what can go wrong while a file is read the toolkit's error.
+    """Turn what can go wrong while a file is read into the toolkit's error.
 
     Args:
         path: The file, for the message.
@@ -73,7 +81,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """Reads a whole text file, which may be packed with gzip, bzip2 or xz.
+    """Read a whole text file, which may be packed with gzip, bzip2 or xz.
 
     Args:
         path: A regular file.
@@ -100,7 +108,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Reads the lines of a UTF-8 file one after another, so that it need not fit into memory.
+    """Read the lines of a UTF-8 file one after another, so that it need not fit into memory.
 
     Args:
         path: A regular file, which may be packed. UTF-16 and UTF-32 with their mark are taken too, and read whole.
@@ -141,7 +149,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def encoding_of(content: bytes, named: str) -> str:
-    """The encoding that a byte order mark tells, otherwise the named one.
+    """Return the encoding that a byte order mark tells, otherwise the named one.
 
     Args:
         content: At least the first four bytes of a file.

@@ -16,7 +16,7 @@ _SETTINGS = ("hidden_act", "activation_function", "hidden_activation", "activati
 
 
 def changed_activations(model: nn.Module) -> dict[str, str]:
-    """Activation modules in the layers of a model that compute another function than the nearest config names.
+    """Return activation modules in the layers of a model that compute another function than the nearest config names.
 
     Many models have further activations of their own, so nothing is said where one in the layers is as configured.
 

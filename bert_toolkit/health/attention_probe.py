@@ -28,7 +28,7 @@ _NUMBERS = ("attention_size", "attention_peak", "attention_contrast", "heads_dif
 
 
 class AttentionProbe:
-    """Look at queries and keys of the first row of one forward pass, in at most 16 layers at equal distances.
+    """A probe of queries and keys of the first row of one forward pass, in at most 16 layers at equal distances.
 
     Known are attention modules with separate projections for queries and keys, as most have, and those of GPT-2, whose
     one projection makes both. Of others nothing is told, nor where products are normalized or capped afterwards.

@@ -17,7 +17,7 @@ _FINGERPRINT_PRIME = 2_147_483_647
 
 
 def batch_facts(inputs: Mapping[str, Any], special_tokens: Mapping[str, int]) -> dict[str, Tensor | float]:
-    """Facts of one batch.
+    """Return the facts of one batch.
 
     Args:
         inputs: Keyword arguments of the model.
@@ -70,9 +70,15 @@ def batch_facts(inputs: Mapping[str, Any], special_tokens: Mapping[str, int]) ->
 
 
 def fingerprint(tensors: list[Tensor]) -> Tensor:
-    """A number that is the same for the same batch and, but for a chance of about 1e-9, for no other.
+    """Return a number that is the same for the same batch and, but for a chance of about 1e-9, for no other.
 
     Values are weighted by their place, so the order of rows counts.
+
+    Args:
+        tensors: The batch; one tensor at least, all on one device.
+
+    Returns:
+        A whole number as a float64 scalar, left on the device.
     """
     total = torch.zeros((), dtype=torch.int64, device=tensors[0].device)
     for tensor in tensors:

@@ -28,7 +28,7 @@ _STEADY = 1e-5  # what two equal rows may differ by where a kernel sums them in 
 
 
 class BehaviorProbe:
-    """Change tokens that must not matter and compare outputs, in evaluation mode and without gradients.
+    """A probe that changes tokens that must not matter and compares outputs, in evaluation mode, without gradients.
 
     Modes, buffers and the state of every random number generator are afterwards as before, and hooks of the model as a
     whole do not run. Left alone are models whose forward pass may do more than compute: with hooks on their parts,
@@ -98,7 +98,7 @@ class BehaviorProbe:
 
 
 def attends_both_ways(model: nn.Module) -> bool:
-    """Whether a model has attention that is not causal, as far as its modules tell.
+    """Return whether a model has attention that is not causal, as far as its modules tell.
 
     Modules of transformers say so in `is_causal`, and a causal classifier of transformers finds the last token of a
     row by the id of the padding. Of other models one that has attention and does not say is taken for an encoder.

@@ -17,7 +17,7 @@ SUMMED = frozenset({"loss_weight"})
 
 
 def merged(passes: Sequence[Mapping[str, Number]], device: torch.device) -> dict[str, Tensor]:
-    """The facts of one optimizer step from those of its forward passes.
+    """Return the facts of one optimizer step from those of its forward passes.
 
     Args:
         passes: Facts of each pass, scalars or vectors of one length per name; NaN where a pass does not know one.
@@ -40,12 +40,27 @@ def merged(passes: Sequence[Mapping[str, Number]], device: torch.device) -> dict
 
 
 def flattened(facts: Mapping[str, Tensor], device: torch.device) -> Tensor:
-    """All facts end to end, in the order of their names."""
+    """Return all facts end to end, in the order of their names.
+
+    Args:
+        facts: Name to a vector, as `merged` returns them.
+        device: Where they are.
+
+    Returns:
+        A vector; empty without facts.
+    """
     return torch.cat([torch.empty(0, dtype=torch.float64, device=device), *facts.values()])
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean of each entry over the ranks that know it (no NaN), by one collective."""
+    """Return the mean of each entry over the ranks that know it (no NaN), by one collective.
+
+    Args:
+        values: A vector of the same length on every rank, NaN where this one does not know an entry.
+
+    Returns:
+        A vector of that length, NaN where no rank knows an entry.
+    """
     known = ~values.isnan()
     message = torch.cat([values.nan_to_num(0.0), known.to(values.dtype)])
     torch.distributed.all_reduce(message)
@@ -54,7 +69,15 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
 
 def named(facts: Mapping[str, Tensor], numbers: np.ndarray) -> dict[str, FactValue]:
-    """The inverse of `flattened` on the host: scalars as floats, vectors as arrays."""
+    """Undo `flattened` on the host: scalars as floats, vectors as arrays.
+
+    Args:
+        facts: The facts that were flattened, for their names and lengths.
+        numbers: The vector, as the host read it.
+
+    Returns:
+        Name to a float, or to an array where there are several numbers.
+    """
     read: dict[str, FactValue] = {}
     position = 0
     for name, like in facts.items():

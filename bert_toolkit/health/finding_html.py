@@ -12,12 +12,12 @@ PARAMETERS_SHOWN = 50
 
 
 def finding_html(finding: Finding, explains: Sequence[str] = (), last_step: int | None = None) -> str:
-    """Where, what, why, and what to change; everything that a run has written is shown as text.
+    """Return where, what, why, and what to change; everything that a run has written is shown as text.
 
     Args:
-        finding: what was found.
-        explains: rules whose findings it explains.
-        last_step: step at which it was last seen, None where that is not known.
+        finding: What was found.
+        explains: Rules whose findings it explains.
+        last_step: Step at which it was last seen, None where that is not known.
 
     Returns:
         An element.
@@ -45,11 +45,11 @@ def finding_html(finding: Finding, explains: Sequence[str] = (), last_step: int 
 
 
 def findings_html(verdict: str, findings: Sequence[str]) -> str:
-    """A verdict and the findings behind it.
+    """Return a verdict and the findings behind it as HTML.
 
     Args:
-        verdict: one line on the run.
-        findings: elements of `finding_html`.
+        verdict: One line on the run.
+        findings: Elements of `finding_html`.
 
     Returns:
         An element.

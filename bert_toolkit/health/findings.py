@@ -53,7 +53,11 @@ class Finding:
 
 
 def as_json(finding: Finding) -> dict[str, Any]:
-    """The finding with lists for tuples and None for numbers that JSON has no word for."""
+    """Return the finding with lists for tuples and None for numbers that JSON has no word for.
+
+    Args:
+        finding: The finding.
+    """
     return {
         key: list(value)
         if isinstance(value, tuple)
@@ -65,11 +69,11 @@ def as_json(finding: Finding) -> dict[str, Any]:
 
 
 def message(finding: Finding, symptoms: Sequence[Finding] = ()) -> str:
-    """The block of lines that a person reads in the log.
+    """Return the block of lines that a person reads in the log.
 
     Args:
-        finding: what was found.
-        symptoms: findings that it explains.
+        finding: What was found.
+        symptoms: Findings that it explains.
     """
     lines = [
         f"Training health, step {finding.step}: {finding.rule.replace('_', ' ')}",

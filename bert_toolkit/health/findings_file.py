@@ -18,10 +18,10 @@ class Case:
     """A fault that was found: the finding, kept up to date, and what it explains.
 
     Args:
-        finding: as the rule last saw it, with the step at which it was first seen.
-        samples: number of samples that had been taken when it was first seen.
-        last_step: step at which it was last seen.
-        symptom_of: rule that explains it, None where it stands on its own.
+        finding: As the rule last saw it, with the step at which it was first seen.
+        samples: Number of samples that had been taken when it was first seen.
+        last_step: Step at which it was last seen.
+        symptom_of: Rule that explains it, None where it stands on its own.
     """
 
     finding: Finding
@@ -30,7 +30,7 @@ class Case:
     symptom_of: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The case as a line of the file holds it, without its kind of event."""
+        """Return the case as a line of the file holds it, without its kind of event."""
         return {
             **as_json(self.finding),
             "samples": self.samples,
@@ -58,6 +58,9 @@ class FindingsFile:
         Args:
             path: The file.
             last_step: Leave out what was found later; None for everything.
+
+        Returns:
+            The cases and the verdict.
 
         Raises:
             InputError: No such file, or a damaged one.

@@ -27,7 +27,7 @@ class FlowWatch:
 
     @property
     def places(self) -> dict[str, tuple[str, ...]]:
-        """Name of a fact that is a vector -> what its entries belong to."""
+        """The names of facts that are vectors -> what their entries belong to."""
         return {name: entries for probe in self._probes for name, entries in probe.places.items()}
 
     def start(self) -> None:
@@ -36,7 +36,11 @@ class FlowWatch:
             probe.start()
 
     def stop(self) -> dict[str, Tensor | float]:
-        """Stop watching and hand out the facts of the step, the same ones on every rank and in every step."""
+        """Stop watching and hand out the facts of the step.
+
+        Returns:
+            Name -> scalar or vector; the same names on every rank and in every step.
+        """
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         return {name: fact for probe in self._probes for name, fact in probe.stop(device).items()}
 

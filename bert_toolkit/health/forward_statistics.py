@@ -57,7 +57,7 @@ class ForwardStatistics:
 
 
 class ForwardWatch:
-    """Read loss, logits, labels and inputs of a model while it is watched, through a hook that is there only then.
+    """A reader of loss, logits, labels and inputs of a model, through a hook that is there only while it watches.
 
     The model is called as in transformers: inputs and `labels` by keyword, the loss and `logits` in the output. What
     is missing is left unknown. Passes without gradients (evaluation, generation, a reference model) are not looked at.
@@ -95,6 +95,9 @@ class ForwardWatch:
 
         Args:
             further: Facts of other probes of the same step, to travel in the same transfer.
+
+        Returns:
+            What was seen; `finish` waits for its numbers.
         """
         for handle in (self._handle, *self._gradient_handles):
             if handle is not None:
@@ -113,7 +116,7 @@ class ForwardWatch:
 
     @property
     def batch_fingerprint(self) -> Tensor | float | None:
-        """Of the first batch seen on this rank since `start`; see `batch_facts.fingerprint`."""
+        """The `fingerprint` of the first batch that this rank has seen since `start`, None where unknown."""
         return self._facts[0].get("fingerprint") if self._facts else None
 
     def _on_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
@@ -186,7 +189,10 @@ class ForwardWatch:
 
 
 def mode_facts(model: nn.Module) -> dict[str, Tensor | float]:
-    """Training mode of the model and of those of its modules whose mode matters, in parts that train.
+    """Return the training mode of the model and of those of its modules whose mode matters, in parts that train.
+
+    Args:
+        model: The module that is trained.
 
     Returns:
         `training_mode` (0 or 1); `modes_that_matter`, the number of dropout modules with a rate above zero and of
@@ -220,7 +226,15 @@ class _Arrival:
 
 
 class PendingForward:
-    """Statistics of forward passes whose numbers may still be on their way from the device."""
+    """Statistics of forward passes whose numbers may still be on their way from the device.
+
+    Args:
+        passes: Five numbers of each pass (there is a loss, the loss, `top_share`, identical inputs, `masked_share`),
+            and how often each class was the label, None where unknown.
+        known: Fields of `ForwardStatistics` that needed no look at values.
+        loss_is_partial: Losses of the passes add up to that of the step; otherwise their mean is taken.
+        facts: Facts of each pass and of other probes, by name.
+    """
 
     def __init__(
         self,
@@ -257,7 +271,11 @@ class PendingForward:
         self._numbers = HostCopy(torch.cat([numbers.to(found.dtype), found]))
 
     def finish(self) -> ForwardStatistics:
-        """Wait for the numbers."""
+        """Wait for the numbers.
+
+        Returns:
+            The statistics of the step; unknown where nothing was seen.
+        """
         if self._numbers is None:
             return ForwardStatistics()
         numbers = self._numbers.read()

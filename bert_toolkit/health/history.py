@@ -29,12 +29,12 @@ class HealthSample:
     """One sampled optimizer step.
 
     Args:
-        gradients: its gradient statistics.
-        updates: its update ratios.
-        learning_rates: parameter name -> learning rate of this step, for parameters that the optimizer holds.
-        forward: its forward passes.
-        logged_loss: the loss that the training loop reported last, for models that return none; NaN if none.
-        facts: further numbers of this step by name, beside those of `forward`: scalars, or vectors whose entries
+        gradients: Its gradient statistics.
+        updates: Its update ratios.
+        learning_rates: Parameter name -> learning rate of this step, for parameters that the optimizer holds.
+        forward: Its forward passes.
+        logged_loss: The loss that the training loop reported last, for models that return none; NaN if none.
+        facts: Further numbers of this step by name, beside those of `forward`: scalars, or vectors whose entries
             belong to `HealthHistory.places`.
     """
 
@@ -67,33 +67,33 @@ class HealthHistory:
     part stays dense and the beginning stays in view.
 
     Args:
-        model: the module that is trained; only names, shapes and roles are kept.
-        last_step: the optimizer step at which the run will end.
+        model: The module that is trained; only names, shapes and roles are kept.
+        last_step: The optimizer step at which the run will end.
 
     Attributes:
-        names, roles, blocks: of all parameters, in the model's order; tuples of the same length.
-        count, fan, item_size: elements of each parameter, geometric mean of its two sides (1 where it is not a
+        names, roles, blocks: Of all parameters, in the model's order; tuples of the same length.
+        count, fan, item_size: Elements of each parameter, geometric mean of its two sides (1 where it is not a
             matrix), bytes per element; shape `(parameters,)`.
-        is_matrix, in_layer: it is a matrix of more than a few elements, it is in a layer of a stack.
-        bias_of: position of the bias that belongs to a weight, -1 where there is none.
-        stacks: for each stack of layers the positions of its parameters, shape `(kinds, layers)`, lowest layer first;
+        is_matrix, in_layer: It is a matrix of more than a few elements, it is in a layer of a stack.
+        bias_of: Position of the bias that belongs to a weight, -1 where there is none.
+        stacks: For each stack of layers the positions of its parameters, shape `(kinds, layers)`, lowest layer first;
             a kind is what does the same and has the same shape in every layer.
-        initializer_range: standard deviation that the model's config names for fresh weights, None where it does not.
-        step: optimizer step. clip_coefficient: what clipping multiplied gradients by. skipped: the loss scaler
+        initializer_range: Standard deviation that the model's config names for fresh weights, None where it does not.
+        step: Optimizer step. clip_coefficient: what clipping multiplied gradients by. skipped: the loss scaler
             skipped the step. loss, loss_nonfinite, classes, top_share, identical_inputs, masked_share,
             integer_labels, several_losses: see `ForwardStatistics`. prior_loss: entropy in nats of the labels, what a
             model that knows nothing but their frequencies would score, estimated from those so far; NaN where labels
             are not one class per example.
-        gradient: root mean square before clipping, NaN where there is no gradient. zero_share: of its elements.
+        gradient: Root mean square before clipping, NaN where there is no gradient. zero_share: of its elements.
         ratio, weight, changed_share: ||update|| / ||parameter||, root mean square of the parameter before the step,
             share of elements that changed; NaN where frozen. learning_rate: NaN where the optimizer does not hold
             the parameter. trainable, missing, nonfinite: it requires a gradient, has none, has a bad one.
-        rate, gradient_norm: largest learning rate, norm of all gradients before clipping (NaN where one was not
+        rate, gradient_norm: Largest learning rate, norm of all gradients before clipping (NaN where one was not
             finite). median_ratio, largest_ratio: of the matrices that move, NaN where none does.
-        settings: how the run was set up, see `RunSettings`.
-        start: what the weights were like before the first step, name of a statistic -> `(parameters,)`; empty where
+        settings: How the run was set up, see `RunSettings`.
+        start: What the weights were like before the first step, name of a statistic -> `(parameters,)`; empty where
             they were not looked at.
-        places: name of a fact that is a vector -> what its entries belong to (layers, heads, classes).
+        places: Name of a fact that is a vector -> what its entries belong to (layers, heads, classes).
     """
 
     step = _Column(dtype=np.int64)
@@ -161,15 +161,23 @@ class HealthHistory:
 
     @property
     def now(self) -> int:
-        """Optimizer step of the newest sample, 0 before the first."""
+        """The optimizer step of the newest sample, 0 before the first."""
         return int(self.step[-1]) if len(self) else 0
 
     def where(self, *roles: str) -> np.ndarray:
-        """Mask over parameters of these roles, shape `(parameters,)`."""
+        """Return a mask over parameters of these roles, shape `(parameters,)`.
+
+        Args:
+            *roles: Any of `matrix`, `embedding`, `norm`, `bias`, `adapter`, `other`.
+        """
         return np.array([role in roles for role in self.roles])
 
     def add(self, sample: HealthSample) -> None:
-        """Append one sampled step."""
+        """Append one sampled step.
+
+        Args:
+            sample: The step, later than those before.
+        """
         if self._length == LONGEST:
             kept = np.r_[0 : LONGEST // 2 : 2, LONGEST // 2 : LONGEST]
             for array in (*self._stored.values(), *self._facts.values()):
@@ -228,16 +236,20 @@ class HealthHistory:
 
     @property
     def label_counts(self) -> np.ndarray:
-        """How often each class was the label so far, `(classes,)`; empty where labels are no classes."""
+        """The count of each class among the labels so far, `(classes,)`; empty where labels are no classes."""
         return self.label_counts_so_far[-1] if len(self) else np.zeros(0)
 
     @property
     def label_counts_so_far(self) -> np.ndarray:
-        """How often each class had been the label up to each sample, `(samples, classes)`."""
+        """The count of each class among the labels up to each sample, `(samples, classes)`."""
         return self._stored["label_counts"][: len(self)]
 
     def fact(self, name: str) -> np.ndarray:
-        """A fact of every sample, `(samples,)` or `(samples, places)`; NaN in samples that do not have it."""
+        """Return a fact of every sample, `(samples,)` or `(samples, places)`; NaN in samples that do not have it.
+
+        Args:
+            name: Name of the fact.
+        """
         if name not in self._facts:
             return np.full(len(self), np.nan)
         return self._facts[name][: len(self)]
@@ -264,11 +276,19 @@ class HealthHistory:
         return before + counts if len(counts) else np.zeros(self._stored["label_counts"].shape[1]) + before
 
     def shorten(self, length: int) -> None:
-        """Show only the first `length` of the samples that are stored."""
+        """Show only the first `length` of the samples that are stored.
+
+        Args:
+            length: Number of samples.
+        """
         self._length = length
 
     def save(self, path: Path) -> None:
-        """Write the samples to a compressed npz file, replacing it in one move."""
+        """Write the samples to a compressed npz file, replacing it in one move.
+
+        Args:
+            path: The file; its folder is made.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         arrays = {name: array[: self._length] for name, array in self._stored.items()}
@@ -281,10 +301,17 @@ class HealthHistory:
         partial.replace(path)
 
     def load(self, path: Path, last_step: int) -> bool:
-        """Take over the samples of a file up to `last_step`; refuse (False) those of another model.
+        """Take over the samples of a file, unless they are those of another model.
+
+        Args:
+            path: The file that `save` wrote.
+            last_step: The last optimizer step that is taken over.
+
+        Returns:
+            Whether the file belongs to a model with these parameters.
 
         Raises:
-            InputError: no such file, or a damaged one; the history is then as it was.
+            InputError: No such file, or a damaged one; the history is then as it was.
         """
         arrays = read_arrays(path)
         if tuple(arrays.get("names", np.array([])).ravel().tolist()) != self.names:

@@ -12,10 +12,10 @@ from bert_toolkit.health.rules import RULES, Rule
 
 
 class HealthJudge:
-    """Apply rules to a growing history and keep one case per rule.
+    """A judge that applies rules to a growing history and keeps one case per rule.
 
     Args:
-        rules: causes before symptoms.
+        rules: Causes before symptoms.
     """
 
     def __init__(self, rules: Sequence[Rule] = RULES):
@@ -25,25 +25,29 @@ class HealthJudge:
 
     @property
     def findings(self) -> list[Finding]:
-        """Errors and warnings that nothing else explains, oldest first."""
+        """The errors and warnings that nothing else explains, oldest first."""
         return [
             case.finding for case in self.cases.values() if case.symptom_of is None and case.finding.severity != "note"
         ]
 
     @property
     def notes(self) -> list[Finding]:
-        """What is often meant and worth knowing: in the file and the report, never in the verdict."""
+        """The notes on what is often meant and worth knowing: in the file and the report, never in the verdict."""
         return [case.finding for case in self.cases.values() if case.finding.severity == "note"]
 
     def symptoms(self, rule: str) -> list[Finding]:
-        """What the finding of `rule` explains."""
+        """Return what the finding of `rule` explains.
+
+        Args:
+            rule: Name of the rule.
+        """
         return [case.finding for case in self.cases.values() if case.symptom_of == rule]
 
     def judge_start(self, history: HealthHistory) -> list[Finding]:
         """Look at what is known before the first step: settings, and weights as they are.
 
         Args:
-            history: without samples.
+            history: Without samples.
 
         Returns:
             Findings that are new and that nothing else explains.
@@ -54,7 +58,7 @@ class HealthJudge:
         """Look at the newest sample.
 
         Args:
-            history: all samples so far.
+            history: All samples so far.
 
         Returns:
             Findings that are new and that nothing else explains.
@@ -92,7 +96,11 @@ class HealthJudge:
         return [case.finding for case in told if case.symptom_of is None and case.finding.severity != "note"]
 
     def verdict(self, history: HealthHistory) -> str:
-        """One line on the run so far."""
+        """Return one line on the run so far.
+
+        Args:
+            history: All samples so far.
+        """
         seen = (
             f"{len(history)} sample{'s' * (len(history) != 1)} up to step {int(history.step[-1])}"
             if len(history)
@@ -104,7 +112,7 @@ class HealthJudge:
         return f"Training health: {len(self.findings)} fault{'s' * (len(self.findings) > 1)} in {seen}: {faults}."
 
     def report(self) -> list[dict[str, Any]]:
-        """Everything that was found, symptoms and notes included, as JSON can hold it."""
+        """Return everything that was found, symptoms and notes included, as JSON can hold it."""
         return [case.as_json() for case in self.cases.values()]
 
     def load(self, path: Path, last_step: int) -> None:

@@ -30,7 +30,7 @@ _Compared = tuple[Tensor, Tensor]
 
 
 class ModuleIdentity:
-    """Compare outputs of plain modules with their formula, on a few rows of one forward pass.
+    """A probe that compares outputs of plain modules with their formula, on a few rows of one forward pass.
 
     Plain are exactly `nn.Linear`, transformers' `Conv1D`, `nn.LayerNorm`, `nn.RMSNorm`, classes called `...RMSNorm`
     or `T5LayerNorm`, `nn.Embedding` and `nn.Dropout`. Subclasses and modules that adapters or quantization have put
@@ -97,7 +97,13 @@ class ModuleIdentity:
         self._handles, self._found, self._tolerance = [], {}, _TOLERANCE
 
     def compare(self, place: int, given: Any, output: Any) -> None:
-        """Compare the output of the module at `place` with its formula, the first time that it is called."""
+        """Compare the output of a module with its formula, the first time that it is called.
+
+        Args:
+            place: Its place among the modules that are watched.
+            given: Its input; what is no plain tensor is passed over.
+            output: Its output; likewise.
+        """
         module = self._modules[place][1]
         if place in self._found or not torch.is_grad_enabled() or not _is_here(module, given, output):
             return

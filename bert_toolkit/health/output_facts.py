@@ -20,7 +20,7 @@ _COPIES = ("ToCopy", "View", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", "Clo
 
 
 def logit_facts(logits: Tensor) -> dict[str, Tensor | float]:
-    """Facts of logits alone.
+    """Return the facts of logits alone.
 
     Args:
         logits: `(..., C)` with two or more classes, or `(N, 1)` of a regression.
@@ -60,10 +60,10 @@ def _last_operation(tensor: Tensor) -> str:
 
 
 def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) -> dict[str, Tensor | float]:
-    """Facts of the gradient that arrives at the logits.
+    """Return the facts of the gradient that arrives at the logits.
 
     Args:
-        gradient: dL/dlogits, shaped as the logits.
+        gradient: Derivative of the loss with respect to the logits, in their shape.
         logits: `(..., C)`, or `(B, T)` with one logit per token, of which only `counted_padding` is told.
         inputs: Keyword arguments of the model.
 

@@ -86,7 +86,10 @@ class ProtocolWatch:
 
     @torch.no_grad()
     def facts(self, optimizer: Any) -> dict[str, Tensor | float]:
-        """What was seen, and the optimizer's own count of its steps; call it right before the optimizer's step.
+        """Return what was seen, and the optimizer's own count of its steps; call it right before the optimizer's step.
+
+        Args:
+            optimizer: A torch optimizer or a wrapper of one.
 
         Returns:
             `stale_gradient`: what the gradients held before the first backward pass, relative to what it brought.

@@ -74,7 +74,7 @@ class SampledValues:
 
     @torch.no_grad()
     def checksums(self) -> Tensor:
-        """Sums of the parameters and gradients that `before_step` took, (2): equal on ranks that are replicas."""
+        """Return sums of the parameters and gradients that `before_step` took, (2): equal on replicas."""
         if self._before is None or self._before.gradients is None:
             return torch.full((2,), torch.nan, dtype=torch.float64)
         return torch.stack([v.double().sum() for v in (self._before.values, self._before.gradients)])
@@ -85,7 +85,7 @@ class SampledValues:
 
     @torch.no_grad()
     def census(self) -> dict[str, np.ndarray]:
-        """What the weights are like now, each array (parameters): meant to be taken before the first step.
+        """Return what the weights are like now, each array (parameters): meant to be taken before the first step.
 
         Returns:
             `mean`, `std`, `largest` (absolute), `excess_kurtosis` (0 for Gaussian values, -1.2 for uniform ones) of

@@ -100,6 +100,9 @@ class RunSettings:
             tokenizer: A tokenizer of transformers.
             last_step: Number of optimizer steps of the run; 0 where unknown.
             known: Further fields, as they are.
+
+        Returns:
+            The settings; what cannot be found out has its default.
         """
         inner = unwrap(model)
         base = innermost(optimizer)
@@ -124,12 +127,19 @@ class RunSettings:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as JSON can hold it."""
+        """Return everything as JSON can hold it."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> RunSettings:
-        """The inverse of `as_json`; unknown fields are left out."""
+        """Undo `as_json`; unknown fields are left out.
+
+        Args:
+            fields: What `as_json` returned.
+
+        Returns:
+            The settings.
+        """
         known = {f.name: fields[f.name] for f in dataclasses.fields(cls) if f.name in fields}
         for name in ("unheld", "planned_rates", "default_dropouts"):
             known[name] = tuple(known.get(name, ()))
@@ -154,7 +164,11 @@ def _tied(model: Any, config: Any) -> bool | None:
 
 
 def innermost(wrapper: Any) -> Any:
-    """The torch optimizer or scheduler inside wrappers such as Accelerate's."""
+    """Return the torch optimizer or scheduler inside wrappers such as Accelerate's.
+
+    Args:
+        wrapper: An optimizer or a scheduler, in wrappers or not; None where there is none.
+    """
     for attribute in ("optimizer", "scheduler"):
         seen: set[int] = set()
         while (
@@ -168,7 +182,14 @@ def innermost(wrapper: Any) -> Any:
 
 
 def special_tokens_of(tokenizer: Any) -> dict[str, int]:
-    """Ids of the special tokens that a tokenizer (or a processor that has one) names."""
+    """Return the ids of the special tokens that a tokenizer (or a processor that has one) names.
+
+    Args:
+        tokenizer: A tokenizer or a processor of transformers; None where there is none.
+
+    Returns:
+        `pad`, `unk`, `cls` and so on -> id, for those that there are.
+    """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL}
     return {name: number for name, number in ids.items() if isinstance(number, int)}

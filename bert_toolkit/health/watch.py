@@ -28,16 +28,20 @@ from bert_toolkit.monitoring.update_ratios import UpdateRatioRecord
 
 
 def is_probed(times: int, *, second: int = 4) -> bool:
-    """Whether a model's behavior is probed at this sample, counted from when this process began to watch.
+    """Return whether a model's behavior is probed at this sample, counted from when this process began to watch.
 
     The first finds what is wrong from the start. A model whose layers begin as the identity shows only later that it
     sees order; and what fails now and then, or begins to fail, is met by one of ever rarer samples.
+
+    Args:
+        times: Number of samples that were taken before.
+        second: Samples before the second probe, a power of two; later ones follow at the powers of two.
     """
     return times == 0 or (times >= second and times & (times - 1) == 0)
 
 
 class HealthWatch:
-    """Collects what the rules look at, on the steps that a caller samples, and judges it.
+    """A watcher that collects what the rules look at, on the steps that a caller samples, and has it judged.
 
     Around a sampled step call, in this order and on every rank: `start` before the forward pass, `before_step` right
     before the optimizer's step, `after_step` right after it, and `finish` with the records of gradients and updates.
@@ -127,7 +131,11 @@ class HealthWatch:
             self._flow.check()
 
     def before_step(self, optimizer: Any) -> None:
-        """Read what the backward pass has left, right before the optimizer's step."""
+        """Read what the backward pass has left, right before the optimizer's step.
+
+        Args:
+            optimizer: The optimizer, or Accelerate's wrapper of it.
+        """
         facts: dict[str, Tensor | float] = {}
         if self._flow is not None:
             facts |= self._flow.stop()

@@ -1,4 +1,4 @@
-"""What weights are like before the first step where whole rows or a module's behaviour must be looked at."""
+"""What weights are like before the first step where whole rows or a module's behavior must be looked at."""
 
 from __future__ import annotations
 

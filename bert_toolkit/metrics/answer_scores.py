@@ -11,7 +11,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalized_answer(text: str) -> str:
-    """An answer without what does not count: case, ASCII punctuation, English articles, and blanks (Rajpurkar 2016).
+    """Return an answer without what does not count: case, ASCII punctuation, articles, blanks (Rajpurkar 2016).
 
     Args:
         text: As a person or a model gave it.
@@ -27,7 +27,7 @@ def normalized_answer(text: str) -> str:
 
 
 def answer_scores(predicted: str, answers: Sequence[str]) -> tuple[float, float]:
-    """Exact match and F1 of a predicted answer, the best over all right answers.
+    """Return exact match and F1 of a predicted answer, the best over all right answers.
 
     Args:
         predicted: Empty to say that there is no answer.

@@ -23,7 +23,7 @@ IGNORED_LABEL = -100
 
 
 def flat_accuracy(predictions: Any, labels: Any) -> float:
-    """Fraction of labeled positions whose class is predicted right.
+    """Return the fraction of labeled positions whose class is predicted right.
 
     Args:
         predictions: Logits `(..., classes)` or class ids shaped like `labels`; NumPy, torch (any device, any float
@@ -46,7 +46,7 @@ def flat_accuracy(predictions: Any, labels: Any) -> float:
 
 
 def matthews_correlation(predictions: Any, labels: Any) -> float:
-    """Correlation of predicted and true classes: 1 perfect, 0 no better than a constant guess, -1 all wrong.
+    """Return the correlation of predicted and true classes: 1 perfect, 0 no better than a constant, -1 all wrong.
 
     Two or more classes (Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation
     coefficient"). Where it is undefined because all predictions or all labels are one class, it is 0.0, as in
@@ -74,7 +74,7 @@ def matthews_correlation(predictions: Any, labels: Any) -> float:
 def matthews_correlation_interval(
     predictions: Any, labels: Any, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile-bootstrap confidence interval of the Matthews correlation (Efron & Tibshirani 1993, ch. 13).
+    """Return a percentile-bootstrap confidence interval of the Matthews correlation (Efron & Tibshirani 1993, ch. 13).
 
     Drawing n examples with replacement and counting the (predicted, true) pairs is one multinomial draw over the
     pairs that occur, so a resample costs as much as there are distinct pairs, however many examples there are.
@@ -118,7 +118,7 @@ def matthews_correlation_interval(
 
 
 def compute_classification_metrics(eval_prediction: "EvalPrediction") -> dict[str, float]:
-    """Accuracy and Matthews correlation, for `Trainer(compute_metrics=compute_classification_metrics)`.
+    """Return accuracy and Matthews correlation, for `Trainer(compute_metrics=compute_classification_metrics)`.
 
     Args:
         eval_prediction: What Trainer passes. Predictions may be a tuple whose first element is the logits (models
@@ -150,7 +150,7 @@ class ClassificationMetrics:
     """
 
     def __init__(self) -> None:
-        """Starts with no batch."""
+        """Start with no batch."""
         self.counts = ClassificationCounts()
 
     def __call__(self, eval_prediction: "EvalPrediction", compute_result: bool = False) -> dict[str, float]:
@@ -224,18 +224,26 @@ class ClassificationCounts:
 
     @property
     def total(self) -> int:
-        """Number of labeled positions."""
+        """The number of labeled positions."""
         return sum(self.actual.values())
 
     @property
     def accuracy(self) -> float:
-        """Fraction of labeled positions that are predicted right; `InputError` if nothing is labeled."""
+        """The fraction of labeled positions that are predicted right, from 0 to 1.
+
+        Raises:
+            InputError: Nothing is labeled.
+        """
         _require_labeled(self.total)
         return self.correct / self.total
 
     @property
     def matthews_correlation(self) -> float:
-        """As the function of this name; `InputError` if nothing is labeled."""
+        """The Matthews correlation, from -1 to 1; 0 where the predictions or the labels are all of one class.
+
+        Raises:
+            InputError: Nothing is labeled.
+        """
         _require_labeled(self.total)
         # Python integers: exact at any number of examples
         n = self.total
@@ -247,7 +255,7 @@ class ClassificationCounts:
         return covariance / math.sqrt(predicted_variance * actual_variance)
 
     def metrics(self) -> dict[str, float]:
-        """Both metrics under the names that Trainer logs.
+        """Return both metrics under the names that Trainer logs.
 
         Returns:
             `{"accuracy": ..., "matthews_correlation": ...}`.

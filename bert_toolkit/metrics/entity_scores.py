@@ -10,7 +10,7 @@ Entity = tuple[str, int, int]
 
 
 def entities_of(tags: Sequence[str]) -> list[Entity]:
-    """The entities that tags mark, read leniently as `conlleval` does.
+    """Return the entities that tags mark, read leniently as `conlleval` does.
 
     A tag continues the entity before it if it has the same type and is inside (`I`) or ends it (`E`, `L`). Everything
     else begins one: `B`, `S` and `U`, and an `I` or `E` after another type or outside. So BIO, IOB1, BIOES and BILOU
@@ -43,7 +43,7 @@ def entities_of(tags: Sequence[str]) -> list[Entity]:
 def entity_scores(
     labels: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Precision, recall and F1 of entities, all together and by type; 0 where undefined.
+    """Return precision, recall and F1 of entities, all together and by type; 0 where undefined.
 
     Args:
         labels: True tags of each sentence.

@@ -21,12 +21,12 @@ def pretraining_scores(
     """Divide sums over any number of batches and processes into scores.
 
     Args:
-        mlm_loss: sum of the cross-entropy of the masked tokens, in nats.
-        mlm_right: number of masked tokens that were predicted right.
-        masked: number of masked tokens.
-        nsp_loss: sum of the cross-entropy of next sentences, in nats.
-        nsp_right: number of next sentences that were predicted right.
-        sequences: number of next sentences; 0 where they are not predicted.
+        mlm_loss: Sum of the cross-entropy of the masked tokens, in nats.
+        mlm_right: Number of masked tokens that were predicted right.
+        masked: Number of masked tokens.
+        nsp_loss: Sum of the cross-entropy of next sentences, in nats.
+        nsp_right: Number of next sentences that were predicted right.
+        sequences: Number of next sentences; 0 where they are not predicted.
 
     Returns:
         `mlm_loss` (nats per token), `mlm_accuracy`, `perplexity`, and with next sentences `nsp_loss` and
@@ -69,7 +69,7 @@ def pretraining_metrics(evaluation: EvalPrediction) -> dict[str, float]:
     """Return the scores on held-out pairs, for `Trainer(compute_metrics=)` after `losses_and_predictions`.
 
     Args:
-        evaluation: what Trainer gathered.
+        evaluation: What Trainer gathered.
 
     Returns:
         The scores of `pretraining_scores`, and `unigram_accuracy`: the fraction of the most frequent token among the

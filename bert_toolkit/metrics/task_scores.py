@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def compute_multi_label_metrics(eval_prediction: EvalPrediction) -> dict[str, float]:
-    """F1 over all decisions (micro), mean F1 of the labels (macro), and the fraction of rows with every label right.
+    """Return micro F1 over all decisions, macro F1 over the labels, and the fraction of rows with every label right.
 
     A label holds where its logit is at least 0, a probability of one half. The F1 of a label that no row has and
     none was given is 0.
@@ -41,7 +41,7 @@ def compute_multi_label_metrics(eval_prediction: EvalPrediction) -> dict[str, fl
 
 
 def compute_regression_metrics(eval_prediction: EvalPrediction) -> dict[str, float]:
-    """R² (fraction of the variance explained), both correlations, and errors in the unit of the labels.
+    """Return R² (fraction of the variance explained), both correlations, and errors in the unit of the labels.
 
     A correlation with constant predictions or labels is undefined and counts as 0.
 
@@ -84,7 +84,7 @@ METRICS = {
 
 
 def class_scores(labels: np.ndarray, predicted: np.ndarray, label_names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall and F1 of each class, 0 where undefined, and the number of its rows.
+    """Return precision, recall and F1 of each class, 0 where undefined, and the number of its rows.
 
     Args:
         labels: True class ids (n,), or 0 and 1 for each label (n, classes).

@@ -26,7 +26,14 @@ class ToolkitBertDropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop elements of x, any shape, in training."""
+        """Drop elements of x, any shape, in training.
+
+        Args:
+            x: Any shape.
+
+        Returns:
+            In training x with dropped elements zero and the others scaled up, else x itself.
+        """
         dropped = round(self.p * 65536)
         if not self.training or not 0 < dropped < 65536 or x.device.type != "cpu" or is_tracing(x):
             return super().forward(x)
@@ -36,10 +43,13 @@ class ToolkitBertDropout(nn.Dropout):
 
 
 def is_plain(table: nn.Module) -> bool:
-    """Whether calling an embedding does nothing but look up rows of its weight, so that they may be sliced instead.
+    """Return whether calling an embedding only looks up rows of its weight, so that they may be sliced instead.
 
     It does more with a hook, an adapter, a parametrization or another module in its place, and where accelerate or
     DeepSpeed keep the weight elsewhere until the call.
+
+    Args:
+        table: The embedding.
     """
     return (
         type(table) is nn.Embedding
@@ -69,23 +79,44 @@ class Packing(NamedTuple):
 
     @classmethod
     def of(cls, attention_mask: Tensor) -> "Packing":
-        """Find the real tokens of an attention mask (B, T) of ones and zeros."""
+        """Find the real tokens of an attention mask (B, T) of ones and zeros.
+
+        Args:
+            attention_mask: 1 for real tokens and 0 for padding, (B, T).
+
+        Returns:
+            Where the real tokens are.
+        """
         real = attention_mask.bool()
         starts = F.pad(real.sum(1).cumsum(0), (1, 0)).to(torch.int32)
         return cls(real.flatten().nonzero().squeeze(1), real.flatten().cumsum(0) - 1, starts, attention_mask.shape[1])
 
     def pack(self, x: Tensor) -> Tensor:
-        """Take the real tokens (real tokens, H) out of x (B, T, H)."""
+        """Take the real tokens out of a padded batch.
+
+        Args:
+            x: Hidden states, (B, T, H).
+
+        Returns:
+            Those of the real tokens, (real tokens, H).
+        """
         return x.flatten(0, 1).index_select(0, self.tokens)
 
     def unpack(self, x: Tensor) -> Tensor:
-        """Put real tokens (real tokens, H) back into (B, T, H), zeros at the padding."""
+        """Put real tokens back to their places, zeros at the padding.
+
+        Args:
+            x: Hidden states of the real tokens, (real tokens, H).
+
+        Returns:
+            Hidden states, (B, T, H).
+        """
         padded = x.new_zeros(len(self.rows), x.shape[-1]).index_copy(0, self.tokens, x)
         return padded.view(-1, self.longest, x.shape[-1])
 
 
 def can_pack(attention_mask: Tensor, model: Any) -> bool:
-    """Whether padding can be left out altogether: on CUDA, in half precision, without attention dropout.
+    """Return whether padding can be left out altogether: on CUDA, in half precision, without attention dropout.
 
     PyTorch's kernel for packed sequences further asks for a GPU of compute capability 8 and a head size that is a
     multiple of 8, at most 256.
@@ -156,7 +187,7 @@ def attention_mask_of_sdpa(attention_mask: Tensor | None) -> Tensor | None:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Packing | None, dropout: nn.Dropout, explicit: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Softmax(QKᵀ / √D) V by the kernel that fits.
+    """Compute softmax(QKᵀ / √D) V by the kernel that fits.
 
     Args:
         query: (B, T, N, D); packed (real tokens, N, D).

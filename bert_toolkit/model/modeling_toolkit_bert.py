@@ -48,7 +48,15 @@ ARGUMENTS_OF_OTHERS = (
 
 
 def activation(config: ToolkitBertConfig, x: Tensor) -> Tensor:
-    """Apply `config.hidden_act`."""
+    """Apply `config.hidden_act`.
+
+    Args:
+        config: Names the function.
+        x: Any shape.
+
+    Returns:
+        A tensor of the same shape.
+    """
     if config.hidden_act == "relu":
         return F.relu(x)
     return F.gelu(x, approximate="none" if config.hidden_act == "gelu" else "tanh")
@@ -60,7 +68,12 @@ def activation(config: ToolkitBertConfig, x: Tensor) -> Tensor:
 
 
 class SinusoidalPositions(nn.Module):
-    """The fixed position code of Vaswani et al. 2017, section 3.5: sines in even columns, cosines in odd ones."""
+    """The fixed position code of Vaswani et al. 2017, section 3.5: sines in even columns, cosines in odd ones.
+
+    Args:
+        max_positions: Number of positions.
+        hidden_size: Width of the code, an even number.
+    """
 
     weight: Tensor
 
@@ -71,19 +84,38 @@ class SinusoidalPositions(nn.Module):
 
     @staticmethod
     def code(max_positions: int, hidden_size: int) -> Tensor:
-        """Compute the code, (max_positions, hidden_size)."""
+        """Compute the code.
+
+        Args:
+            max_positions: Number of positions.
+            hidden_size: Width of the code, an even number.
+
+        Returns:
+            The code, (max_positions, hidden_size).
+        """
         steps = torch.arange(0, hidden_size, 2, dtype=torch.float32)  # (H / 2)
         frequencies = torch.exp(steps * (-math.log(10000.0) / hidden_size))
         angles = torch.arange(max_positions)[:, None] * frequencies
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # (positions, H)
 
     def forward(self, position_ids: Tensor) -> Tensor:
-        """Look up the code of positions (…), (…, H)."""
+        """Look up the code of positions.
+
+        Args:
+            position_ids: Positions from 0, (…).
+
+        Returns:
+            Their code, (…, H).
+        """
         return F.embedding(position_ids, self.weight)
 
 
 class ToolkitBertEmbeddings(nn.Module):
-    """Word, position and segment embeddings, added, normalized, dropped out."""
+    """Word, position and segment embeddings, added, normalized, dropped out.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Make the three tables; sinusoidal positions have no parameters."""
@@ -110,7 +142,20 @@ class ToolkitBertEmbeddings(nn.Module):
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> Tensor:
-        """Embed; arguments as in `ToolkitBertModel.forward`, result (B, T, H)."""
+        """Embed tokens.
+
+        Args:
+            input_ids: Token ids, (B, T); None with `inputs_embeds`.
+            token_type_ids: Segment of each token, (B, T); all 0 if None.
+            position_ids: Position of each token, (B, T) or (1, T); 0 … T - 1 if None.
+            inputs_embeds: Word embeddings instead of `input_ids`, (B, T, H).
+
+        Returns:
+            Hidden states, (B, T, H).
+
+        Raises:
+            ValueError: A sequence is longer than the positions that there are.
+        """
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, H)
         length, codes, segments = words.shape[1], self.position_embeddings, self.token_type_embeddings
         longest = getattr(codes, "num_embeddings", self.config.max_position_embeddings)
@@ -136,7 +181,11 @@ class ToolkitBertEmbeddings(nn.Module):
 
 
 class ToolkitBertSelfAttention(nn.Module):
-    """Multi-head scaled dot-product attention of every token to every token that is not padding."""
+    """Multi-head scaled dot-product attention of every token to every token that is not padding.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Make the three projections, without biases if `config.attention_bias` is False."""
@@ -152,7 +201,7 @@ class ToolkitBertSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | Packing | None, output_attentions: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend.
+        """Let every token attend to those that the mask allows.
 
         Args:
             x: Hidden states, (B, T, H); packed (real tokens, H).
@@ -173,6 +222,11 @@ class ToolkitBertSublayerOutput(nn.Module):
     """The end of a sub-layer: projection, dropout, residual, and in the post-LN form the LayerNorm.
 
     In the pre-LN form the owner applies this LayerNorm to the sub-layer's input instead.
+
+    Args:
+        config: Size and form of the model.
+        input_size: Width of what the sub-layer has computed.
+        bias: Whether the projection has a bias.
     """
 
     def __init__(self, config: ToolkitBertConfig, input_size: int, bias: bool = True) -> None:
@@ -184,13 +238,25 @@ class ToolkitBertSublayerOutput(nn.Module):
         self.post_norm = config.layer_norm_placement == "post"
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Project x (…, input size) and add it to the residual (…, H)."""
+        """Project, and add the residual.
+
+        Args:
+            x: What the sub-layer has computed, (…, input size).
+            residual: Hidden states before the sub-layer, (…, H).
+
+        Returns:
+            Hidden states, (…, H).
+        """
         x = residual + self.dropout(self.dense(x))
         return self.LayerNorm(x) if self.post_norm else x
 
 
 class ToolkitBertAttention(nn.Module):
-    """The attention sub-layer; as in transformers `self` has query, key and value, `output` the projection."""
+    """The attention sub-layer; as in transformers `self` has query, key and value, `output` the projection.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Make both parts."""
@@ -201,7 +267,17 @@ class ToolkitBertAttention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | Packing | None, output_attentions: bool, positions: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend and add the residual; arguments and results as in `ToolkitBertLayer.forward`."""
+        """Attend, and add the residual.
+
+        Args:
+            x: Hidden states, (B, T, H); packed (real tokens, H).
+            mask: As `attend` takes it.
+            output_attentions: Also return attention probabilities.
+            positions: Row numbers in the flattened x, (P): the projection runs for these tokens only.
+
+        Returns:
+            Hidden states, shaped as x or (P, H), and attention probabilities (B, N, T, T) or None.
+        """
         attended = x if self.output.post_norm else self.output.LayerNorm(x)
         context, probabilities = self.self(attended, mask, output_attentions)
         if positions is not None:
@@ -210,7 +286,11 @@ class ToolkitBertAttention(nn.Module):
 
 
 class ToolkitBertIntermediate(nn.Module):
-    """The wide layer of the feed-forward network."""
+    """The wide layer of the feed-forward network.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Make the projection."""
@@ -219,12 +299,23 @@ class ToolkitBertIntermediate(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Widen x (…, H) to (…, intermediate size)."""
+        """Widen hidden states.
+
+        Args:
+            x: Hidden states, (…, H).
+
+        Returns:
+            Their activations, (…, intermediate size).
+        """
         return activation(self.config, self.dense(x))
 
 
 class ToolkitBertLayer(GradientCheckpointingLayer):
-    """Self-attention, then feed-forward, each with its residual and LayerNorm."""
+    """Self-attention, then feed-forward, each with its residual and LayerNorm.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Make both sub-layers."""
@@ -262,7 +353,11 @@ class ToolkitBertLayer(GradientCheckpointingLayer):
 
 
 class ToolkitBertEncoder(nn.Module):
-    """The layers, one after the other; in the pre-LN form one more LayerNorm at the end."""
+    """The layers, one after the other; in the pre-LN form one more LayerNorm at the end.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Make `config.num_hidden_layers` layers."""
@@ -281,6 +376,13 @@ class ToolkitBertEncoder(nn.Module):
         positions: Tensor | None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Run the layers, of which the last computes `positions` only; see `ToolkitBertLayer.forward`.
+
+        Args:
+            x: Hidden states, (B, T, H); packed (real tokens, H).
+            mask: As `attend` takes it.
+            output_attentions: Also return attention probabilities.
+            output_hidden_states: Also return the states before each layer and the final ones.
+            positions: Row numbers in the flattened x, (P), for the last layer; None for all tokens.
 
         Returns:
             Final hidden states; the states before each layer and the final ones; probabilities. Lists are empty where
@@ -301,7 +403,11 @@ class ToolkitBertEncoder(nn.Module):
 
 
 class ToolkitBertPooler(nn.Module):
-    """The first token's state through a tanh layer, as the sentence heads read it."""
+    """The first token's state through a tanh layer, as the sentence heads read it.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Make the projection."""
@@ -309,12 +415,28 @@ class ToolkitBertPooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, first_token: Tensor) -> Tensor:
-        """Pool the first tokens, (B, H)."""
+        """Pool the first tokens.
+
+        Args:
+            first_token: Hidden states of the first tokens, (B, H).
+
+        Returns:
+            The pooled states, (B, H).
+        """
         return self.dense(first_token).tanh()
 
 
 class ToolkitBertPreTrainedModel(PreTrainedModel):
-    """What all heads share: initialization, loading from and saving to checkpoints, Trainer's loss contract."""
+    """What all heads share: initialization, loading from and saving to checkpoints, Trainer's loss contract.
+
+    Args:
+        config: Size and form of the model.
+        *args: As in transformers.
+        **kwargs: As in transformers.
+
+    Raises:
+        ValueError: The configuration is that of another model.
+    """
 
     config: ToolkitBertConfig
     config_class = ToolkitBertConfig
@@ -460,7 +582,11 @@ class ToolkitBertModel(ToolkitBertPreTrainedModel):
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Replace the word embedding."""
+        """Replace the word embedding.
+
+        Args:
+            value: An embedding, (V, H).
+        """
         self.embeddings.word_embeddings = value
 
     @can_return_tuple
@@ -476,7 +602,7 @@ class ToolkitBertModel(ToolkitBertPreTrainedModel):
         output_positions: Tensor | None = None,
         **others: Any,
     ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
-        """Encode.
+        """Encode tokens.
 
         Args:
             input_ids: Token ids, (B, T).
@@ -535,12 +661,20 @@ class ToolkitBertModel(ToolkitBertPreTrainedModel):
 
 
 def mean_of(total: Tensor, count: Tensor | int) -> Tensor:
-    """Divide a summed loss by its number of items; 0, with its graph, where there are none."""
+    """Divide a summed loss by its number of items.
+
+    Args:
+        total: The sum, a scalar.
+        count: Number of items.
+
+    Returns:
+        A scalar; 0, with its graph, where there are no items.
+    """
     return total / torch.as_tensor(count, device=total.device).clamp(min=1)
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-    """Mean cross-entropy in nats over the items that are not labeled -100.
+    """Return the mean cross-entropy in nats over the items that are not labeled -100.
 
     Args:
         logits: (…, C), in half precision summed in single.
@@ -558,7 +692,7 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int |
 
 
 def labeled_positions(labels: Tensor, max_per_sequence: int | None) -> Tensor:
-    """Flat indices of the labeled tokens, in reading order.
+    """Return the flat indices of the labeled tokens, in reading order.
 
     With `max_per_sequence` their number is B x max_per_sequence whatever the labels: unlabeled tokens, which the loss
     ignores, fill the rest.
@@ -583,7 +717,11 @@ def labeled_positions(labels: Tensor, max_per_sequence: int | None) -> Tensor:
 
 
 class ToolkitBertPredictionHeadTransform(nn.Module):
-    """One more dense layer before the words are scored."""
+    """One more dense layer before the words are scored.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Make the projection and its LayerNorm."""
@@ -593,12 +731,23 @@ class ToolkitBertPredictionHeadTransform(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform hidden states (…, H)."""
+        """Transform hidden states.
+
+        Args:
+            x: Hidden states, (…, H).
+
+        Returns:
+            Transformed hidden states, (…, H).
+        """
         return self.LayerNorm(activation(self.config, self.dense(x)))
 
 
 class ToolkitBertLMPredictionHead(nn.Module):
-    """From hidden states to a score for every word; the decoder's weight is the word embedding."""
+    """From hidden states to a score for every word; the decoder's weight is the word embedding.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Make the decoder; the model ties its weight and bias."""
@@ -608,12 +757,23 @@ class ToolkitBertLMPredictionHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # the decoder's bias by its name in checkpoints
 
     def forward(self, x: Tensor) -> Tensor:
-        """Score words (…, V) for hidden states (…, H)."""
+        """Score every word.
+
+        Args:
+            x: Hidden states, (…, H).
+
+        Returns:
+            Logits, (…, V).
+        """
         return self.decoder(self.transform(x))
 
 
 class ToolkitBertOnlyMLMHead(nn.Module):
-    """The masked-LM head under its name in checkpoints, `cls.predictions`."""
+    """The masked-LM head under its name in checkpoints, `cls.predictions`.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Make the head."""
@@ -621,12 +781,23 @@ class ToolkitBertOnlyMLMHead(nn.Module):
         self.predictions = ToolkitBertLMPredictionHead(config)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Score words (…, V) for hidden states (…, H)."""
+        """Score every word.
+
+        Args:
+            hidden: Hidden states, (…, H).
+
+        Returns:
+            Logits, (…, V).
+        """
         return self.predictions(hidden)
 
 
 class ToolkitBertOnlyNSPHead(nn.Module):
-    """The next-sentence head under its name in checkpoints, `cls.seq_relationship`."""
+    """The next-sentence head under its name in checkpoints, `cls.seq_relationship`.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Make the head."""
@@ -634,12 +805,23 @@ class ToolkitBertOnlyNSPHead(nn.Module):
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Score the order of the segments (B, 2) by the pooled first tokens (B, H)."""
+        """Score the order of the segments.
+
+        Args:
+            pooled: Pooled first tokens, (B, H).
+
+        Returns:
+            Logits, (B, 2); 0 = B follows A, 1 = random.
+        """
         return self.seq_relationship(pooled)
 
 
 class ToolkitBertPreTrainingHeads(nn.Module):
-    """Both pre-training heads under their names in checkpoints."""
+    """Both pre-training heads under their names in checkpoints.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Make both heads."""
@@ -648,7 +830,15 @@ class ToolkitBertPreTrainingHeads(nn.Module):
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
 
     def forward(self, hidden: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Score words (…, V) for hidden states (…, H), and the order of the segments (B, 2) by first tokens (B, H)."""
+        """Score every word, and the order of the segments.
+
+        Args:
+            hidden: Hidden states, (…, H).
+            pooled: Pooled first tokens, (B, H).
+
+        Returns:
+            Logits of words (…, V) and of the order (B, 2).
+        """
         return self.predictions(hidden), self.seq_relationship(pooled)
 
 
@@ -663,7 +853,14 @@ class ToolkitBertMaskedLMBase(ToolkitBertPreTrainedModel):
     }
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """The output bias is one parameter under two names, also where the embeddings are not tied."""
+        """Return which parameters are one under two names: the output bias too, even where embeddings are not tied.
+
+        Args:
+            all_submodels: As in transformers.
+
+        Returns:
+            Name of the tied parameter -> name of the one that it is tied to.
+        """
         bias = "cls.predictions.decoder.bias"
         return {bias: self._tied_weights_keys[bias], **super().get_expanded_tied_weights_keys(all_submodels)}
 
@@ -672,12 +869,24 @@ class ToolkitBertMaskedLMBase(ToolkitBertPreTrainedModel):
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, new_embeddings: Any) -> None:
-        """Replace the decoder and its bias."""
+        """Replace the decoder and its bias.
+
+        Args:
+            new_embeddings: A linear layer with a bias.
+        """
         self.cls.predictions.decoder = new_embeddings
         self.cls.predictions.bias = new_embeddings.bias
 
     def sparse_positions(self, labels: Tensor | None, output_hidden_states: bool | None) -> Tensor | None:
-        """The positions to compute, flat, or None for all: sparse in training, where only the loss is wanted."""
+        """Choose the positions to compute: the labeled ones in training, where only the loss is wanted.
+
+        Args:
+            labels: Word ids, -100 where there is nothing to predict, (B, T); None without labels.
+            output_hidden_states: Whether hidden states are wanted; as the configuration says if None.
+
+        Returns:
+            Indices into B x T, (P); None for all positions.
+        """
         verbose = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if labels is None or not self.training or not self.config.sparse_prediction or verbose:
             return None
@@ -709,6 +918,9 @@ class ToolkitBertForPreTrainingOutput(ModelOutput):
 
 class ToolkitBertForPreTraining(ToolkitBertMaskedLMBase):
     """Masked-LM and next-sentence heads (Devlin et al. 2019, section 3.1).
+
+    Args:
+        config: Size and form of the model.
 
     Examples:
         A step of pre-training on two pairs; real ones come from `NextSentencePairs` and `DataCollatorForPreTraining`.
@@ -804,7 +1016,11 @@ class ToolkitBertForPreTraining(ToolkitBertMaskedLMBase):
 
 
 class ToolkitBertForMaskedLM(ToolkitBertMaskedLMBase):
-    """Masked-LM head alone."""
+    """Masked-LM head alone.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Build the model with random weights, without a pooler."""
@@ -853,7 +1069,11 @@ class ToolkitBertForMaskedLM(ToolkitBertMaskedLMBase):
 
 
 class ToolkitBertForNextSentencePrediction(ToolkitBertPreTrainedModel):
-    """Next-sentence head alone."""
+    """Next-sentence head alone.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Build the model with random weights."""
@@ -902,13 +1122,23 @@ class ToolkitBertForNextSentencePrediction(ToolkitBertPreTrainedModel):
 
 
 def classifier_dropout(config: ToolkitBertConfig) -> ToolkitBertDropout:
-    """Make the dropout before a classifier."""
+    """Make the dropout before a classifier.
+
+    Args:
+        config: Has its rate, `classifier_dropout`, or else `hidden_dropout_prob`.
+
+    Returns:
+        The module.
+    """
     rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
     return ToolkitBertDropout(rate)
 
 
 class ToolkitBertForSequenceClassification(ToolkitBertPreTrainedModel):
     """A linear classifier on the pooled first token: regression, n classes, or several labels at once.
+
+    Args:
+        config: Size and form of the model; `num_labels` is the number of outputs.
 
     Examples:
         >>> import torch
@@ -1008,7 +1238,11 @@ class ToolkitBertForSequenceClassification(ToolkitBertPreTrainedModel):
 
 
 class ToolkitBertForTokenClassification(ToolkitBertPreTrainedModel):
-    """A linear classifier on every token."""
+    """A linear classifier on every token.
+
+    Args:
+        config: Size and form of the model; `num_labels` is the number of classes.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Build the model with random weights and `config.num_labels` outputs, without a pooler."""
@@ -1053,7 +1287,11 @@ class ToolkitBertForTokenClassification(ToolkitBertPreTrainedModel):
 
 
 class ToolkitBertForQuestionAnswering(ToolkitBertPreTrainedModel):
-    """First and last token of the answer, each a choice among all tokens."""
+    """First and last token of the answer, each a choice among all tokens.
+
+    Args:
+        config: Size and form of the model.
+    """
 
     def __init__(self, config: ToolkitBertConfig) -> None:
         """Build the model with random weights, without a pooler."""

@@ -21,7 +21,7 @@ def steps_inside_backward(optimizer: Any) -> bool:
     """Return whether an optimizer is known to step inside the backward pass and to leave no gradient.
 
     Args:
-        optimizer: a torch optimizer or Accelerate's wrapper of one.
+        optimizer: A torch optimizer or Accelerate's wrapper of one.
     """
     return type(getattr(optimizer, "optimizer", optimizer)).__name__ in _KNOWN
 
@@ -30,7 +30,7 @@ class Moved:
     """Whether a few small parameters have moved since this was made.
 
     Args:
-        named: parameters by name.
+        named: Parameters by name.
     """
 
     def __init__(self, named: list[tuple[str, nn.Parameter]]) -> None:
@@ -48,10 +48,10 @@ class ArrivingGradients:
     processes train, nothing is taken: what arrives is this process' part.
 
     Args:
-        named: parameters by name.
+        named: Parameters by name.
 
     Attributes:
-        batches: backward passes that brought a gradient, of the parameter to which most came.
+        batches: Backward passes that brought a gradient, of the parameter to which most came.
     """
 
     def __init__(self, named: list[tuple[str, nn.Parameter]]) -> None:
@@ -65,7 +65,8 @@ class ArrivingGradients:
         self._handles: list[Any] = [p.register_hook(hook) for (_, p), hook in zip(named, hooks, strict=False)]
 
     @property
-    def batches(self) -> int:  # noqa: D102
+    def batches(self) -> int:
+        """The number of backward passes that brought a gradient, of the parameter to which most came."""
         return max(self._came, default=0)
 
     def close(self) -> None:
@@ -78,7 +79,7 @@ class ArrivingGradients:
         """Return what `finish(step)` turns into a record, None where no gradient came.
 
         Raises:
-            Exception: whatever went wrong in a hook.
+            Exception: Whatever went wrong in a hook.
         """
         self.close()
         self._guard.check()

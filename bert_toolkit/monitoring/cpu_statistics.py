@@ -32,7 +32,7 @@ def cpu_absolute_rows(values: list[Tensor]) -> Tensor:
     """Return the rows of |x|: (tensors, 5), float64.
 
     Args:
-        values: flat values of each tensor.
+        values: Flat values of each tensor.
     """
     return _cpu_rows(_small_absolute_rows, _large_absolute_row, values)
 
@@ -41,8 +41,8 @@ def cpu_update_rows(after: list[Tensor], before: list[Tensor]) -> Tensor:
     """Return the rows of an update: (tensors, 4), float64.
 
     Args:
-        after: flat values of each tensor after the step.
-        before: the same values before the step.
+        after: Flat values of each tensor after the step.
+        before: The same values before the step.
     """
     return _cpu_rows(_small_update_rows, _large_update_row, after, before)
 
@@ -51,7 +51,7 @@ def cpu_norms(values: list[Tensor]) -> Tensor:
     """Return the Euclidean norm of each tensor: (tensors), float64.
 
     Args:
-        values: flat values of each tensor.
+        values: Flat values of each tensor.
     """
     return _cpu_rows(_small_norm_rows, _large_norm_row, values)[:, 0]
 
@@ -60,7 +60,7 @@ def positions_by(keys: Sequence) -> dict[Any, list[int]]:
     """Return where each key stands.
 
     Args:
-        keys: anything that can be a key of a dict.
+        keys: Anything that can be a key of a dict.
     """
     positions: dict[Any, list[int]] = {}
     for position, key in enumerate(keys):
@@ -91,7 +91,7 @@ def _cpu_rows(small: Callable[..., Tensor], large: Callable[..., Sequence[float]
 
 @contextmanager
 def threads_that_run() -> Iterator[None]:
-    """One thread inside while other work holds the cores, then as many as before.
+    """Run one thread inside while other work holds the cores, then as many as before.
 
     Each operation on a chunk ends when the slowest thread has come to run, so where they wait for a core, several take
     a multiple of the time of one.

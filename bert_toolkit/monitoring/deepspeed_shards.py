@@ -19,14 +19,14 @@ class Shard:
     """This rank's part of a parameter.
 
     Args:
-        name: of the parameter.
-        parameter: as the model holds it.
-        size: elements of the whole parameter.
-        group: place of its parameter group.
-        holder: tensor that the torch optimizer steps, None where this rank has no part in it.
-        start, length: where the part lies in the flattened holder.
-        begin: where it lies in the flattened parameter.
-        computed: the same elements as the model computes with, flat and in its precision; None where this rank has no
+        name: Of the parameter.
+        parameter: As the model holds it.
+        size: Elements of the whole parameter.
+        group: Place of its parameter group.
+        holder: Tensor that the torch optimizer steps, None where this rank has no part in it.
+        start, length: Where the part lies in the flattened holder.
+        begin: Where it lies in the flattened parameter.
+        computed: The same elements as the model computes with, flat and in its precision; None where this rank has no
             part.
     """
 
@@ -64,7 +64,7 @@ def is_deepspeed(optimizer: Any) -> bool:
     """Return whether an optimizer is Accelerate's wrapper of one that DeepSpeed steps.
 
     Args:
-        optimizer: as Trainer gives it to callbacks.
+        optimizer: As Trainer gives it to callbacks.
     """
     return type(optimizer).__name__ == "DeepSpeedOptimizerWrapper"
 
@@ -85,7 +85,7 @@ def shards_of(model: nn.Module, optimizer: Any) -> list[Shard]:
     """Find this rank's part of every trainable parameter; where every rank holds all of one, they share the work.
 
     Args:
-        model: the module that is trained.
+        model: The module that is trained.
         optimizer: Accelerate's wrapper of the optimizer.
 
     Returns:
@@ -128,7 +128,7 @@ def deepspeed_refusal(model: nn.Module, optimizer: Any) -> str | None:
     """Return why values under DeepSpeed cannot be observed, or None where they can.
 
     Args:
-        model: the module that is trained.
+        model: The module that is trained.
         optimizer: Accelerate's wrapper of the optimizer.
     """
     engine = getattr(optimizer, "optimizer", None)

@@ -44,13 +44,13 @@ class DeepSpeedStep:
     Set it up before the forward pass, `close` it once DeepSpeed has stepped, then `gather` on every rank.
 
     Args:
-        model: the module that is trained.
+        model: The module that is trained.
         optimizer: Accelerate's wrapper of the optimizer.
-        compares: look whether what DeepSpeed steps is what the model computes with; once in a training is enough.
+        compares: Look whether what DeepSpeed steps is what the model computes with; once in a training is enough.
 
     Attributes:
-        learning_rates: parameter name -> learning rate of this step.
-        gradients: once gathered, what `finish(step)` turns into a record.
+        learning_rates: Parameter name -> learning rate of this step.
+        gradients: Once gathered, what `finish(step)` turns into a record.
     """
 
     def __init__(self, model: nn.Module, optimizer: Any, compares: bool = True) -> None:
@@ -86,8 +86,8 @@ class DeepSpeedStep:
         """Say what is looked at; call it before the forward pass.
 
         Args:
-            gradients: take statistics of the gradients.
-            monitors: what looks at updates.
+            gradients: Take statistics of the gradients.
+            monitors: What looks at updates.
         """
         self._reads_gradients, self._monitors = gradients, monitors
         for monitor in monitors:
@@ -103,7 +103,7 @@ class DeepSpeedStep:
         """Raise what went wrong in a hook.
 
         Raises:
-            Exception: whatever it was.
+            Exception: Whatever it was.
         """
         self._guard.check()
 
@@ -112,7 +112,7 @@ class DeepSpeedStep:
         """Join the numbers of all ranks in one collective; every rank must call it.
 
         Raises:
-            RuntimeError: the parts of all ranks together are not the whole of a parameter.
+            RuntimeError: The parts of all ranks together are not the whole of a parameter.
         """
         device = self._shards[0].parameter.device
         wide = torch.float32 if device.type == "mps" else torch.float64
@@ -171,8 +171,8 @@ class DeepSpeedStep:
         """Return how far the step moved the parameters.
 
         Args:
-            monitor: one of those of `watch`.
-            step: number to record.
+            monitor: One of those of `watch`.
+            step: Number to record.
         """
         names, sizes = zip(*((shard.name, shard.size) for shard in self._shards), strict=True)
         skipped = self._is_scaled and not self._has_stepped
@@ -275,7 +275,7 @@ class _Gathered:
         """Find out whether the parts of all ranks, one after the other, are each parameter.
 
         Raises:
-            RuntimeError: they leave something out, overlap, or hold other values than the model.
+            RuntimeError: They leave something out, overlap, or hold other values than the model.
         """
         table = self._copy.read()
         for place, (name, size) in enumerate(zip(self._names, self._sizes, strict=True)):
@@ -298,7 +298,7 @@ class _Gathered:
         """Rows of gradients and, last, norms before clipping; zeros where no gradient came on any rank.
 
         Raises:
-            RuntimeError: a gradient came, and DeepSpeed's optimizer did not step all parts of the parameter.
+            RuntimeError: A gradient came, and DeepSpeed's optimizer did not step all parts of the parameter.
         """
         table = self._copy.read()
         rows = np.concatenate([table[..., _OWN : _OWN + _ABSOLUTE], table[..., _NORM : _NORM + 1]], axis=-1)

@@ -37,13 +37,13 @@ def drawn_names(
     skip_probability: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
-    """Choose what a figure shows.
+    """Return the names of the parameters that a figure shows, in the order in which they are described.
 
     Args:
-        parameters: description of the model's parameters.
-        include_biases: keep biases.
-        skip_probability: chance of each parameter to be left out, the same at every step.
-        seed: seed of that choice.
+        parameters: Description of the model's parameters.
+        include_biases: Keep biases.
+        skip_probability: Chance of each parameter to be left out, the same at every step.
+        seed: Seed of that choice.
     """
     return [
         name
@@ -59,9 +59,9 @@ def gradients_figure(
     """Draw one step's gradients: zero share, standard deviation, and mean with maximum, one bar per layer.
 
     Args:
-        record: what to draw.
-        parameters: description of the model's parameters.
-        names: which of the record's parameters to draw, all if None.
+        record: What to draw.
+        parameters: Description of the model's parameters.
+        names: Which of the record's parameters to draw, all if None.
 
     Returns:
         A figure with three panels over the model's depth.
@@ -119,9 +119,9 @@ def update_ratios_figure(
     Ratios follow the learning rate, so the band does too: during warm-up and decay it lies lower than at the peak.
 
     Args:
-        record: what to draw.
-        parameters: description of the model's parameters.
-        names: which of the record's parameters to draw, all if None.
+        record: What to draw.
+        parameters: Description of the model's parameters.
+        names: Which of the record's parameters to draw, all if None.
 
     Returns:
         A figure with a logarithmic axis shared by all panels.
@@ -187,11 +187,11 @@ def heat_map_figure(
     Update ratios of steps with a learning rate of 0, such as the first of a warm-up, are left out.
 
     Args:
-        records: what to draw, oldest first.
-        statistic: field of the records, e.g. `mean` or `ratio`.
-        parameters: description of the model's parameters.
-        title: what the color means.
-        names: which of the records' parameters to draw, all if None.
+        records: What to draw, oldest first.
+        statistic: Field of the records, e.g. `mean` or `ratio`.
+        parameters: Description of the model's parameters.
+        title: What the color means.
+        names: Which of the records' parameters to draw, all if None.
         markers: (step, parameter name) of points to mark, e.g. findings of training health.
 
     Returns:
@@ -401,13 +401,13 @@ class _Bars:
 
     @property
     def least_width(self) -> float:
-        """Inches that rotated labels need beside one another."""
+        """The inches that rotated labels need beside one another."""
         layers, singles = self._axis_labels()
         return 0.3 + _ROTATED * (min(len(layers), 4) + len(singles))
 
     @property
     def room_for_labels(self) -> float:
-        """Inches below the axis, for labels that may be rotated."""
+        """The inches below the axis, for labels that may be rotated."""
         layers, singles = self._axis_labels()
         longest = max((len(text) for text in [f"{s}.{n}" for _, s, n in layers] + [t for _, t in singles]), default=0)
         return max(0.8, 0.25 + 0.71 * _LETTER * longest)
@@ -417,7 +417,7 @@ class _Header:
     """Title, notes and legend, beside one another where there is room, else below.
 
     Attributes:
-        height: inches that they take.
+        height: Inches that they take.
     """
 
     def __init__(self, title: str, notes: Sequence[str], bars: _Bars, width: float):
@@ -472,10 +472,10 @@ def _labels_that_fit(
     The first label of a stack has the stack's name, the others are numbers: `encoder.0 1 2 ... decoder.0 1 2`.
 
     Args:
-        layers: position, stack and number, from left to right.
-        singles: positions of the other labels, which are rotated.
-        inches: width of one unit of position.
-        upright: the layers' labels are upright, else rotated.
+        layers: Position, stack and number, from left to right.
+        singles: Positions of the other labels, which are rotated.
+        inches: Width of one unit of position.
+        upright: The layers' labels are upright, else rotated.
     """
     # A rotated label reaches to the left, below the upright ones.
     left, right = (0.25, 0.12) if upright else (_ROTATED / 2, _ROTATED / 2)

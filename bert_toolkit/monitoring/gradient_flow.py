@@ -36,17 +36,17 @@ class GradientFlowRecord:
     """Statistics of |gradient| of one optimizer step, after clipping and with any loss scale removed.
 
     Args:
-        step: the optimizer step that used these gradients, 1 for the first (as Trainer logs it).
-        names: parameters with a gradient, in the model's order; the arrays below align with it.
-        count: number of elements of each parameter.
-        mean, max, std: of |gradient|, population standard deviation; arrays of shape `(len(names),)`.
-        zero_share: share of elements whose gradient is exactly zero.
-        clip_coefficient: what clipping multiplied every gradient by (<= 1), so before clipping each value was
+        step: The optimizer step that used these gradients, 1 for the first (as Trainer logs it).
+        names: Parameters with a gradient, in the model's order; the arrays below align with it.
+        count: Number of elements of each parameter.
+        mean, max, std: Of |gradient|, population standard deviation; arrays of shape `(len(names),)`.
+        zero_share: Share of elements whose gradient is exactly zero.
+        clip_coefficient: What clipping multiplied every gradient by (<= 1), so before clipping each value was
             `value / clip_coefficient`; NaN where it could not be known.
-        nonfinite: parameters whose gradient held a NaN or an infinity; seen before clipping where the monitor
+        nonfinite: Parameters whose gradient held a NaN or an infinity; seen before clipping where the monitor
             watched the backward pass, since clipping by a NaN norm spreads it over all parameters.
-        missing: trainable parameters without a gradient.
-        skipped: the loss scaler skipped this step because gradients overflowed.
+        missing: Trainable parameters without a gradient.
+        skipped: The loss scaler skipped this step because gradients overflowed.
     """
 
     step: int
@@ -63,25 +63,29 @@ class GradientFlowRecord:
 
     @classmethod
     def empty(cls, step: int) -> "GradientFlowRecord":
-        """The record of a step whose gradients could not be seen."""
+        """Return the record of a step whose gradients could not be seen.
+
+        Args:
+            step: Number of the optimizer step.
+        """
         none = np.zeros(0)
         return cls(step, (), none, none, none, none, none)
 
     @property
     def norm(self) -> np.ndarray:
-        """Euclidean norm of each gradient, shape `(len(names),)`."""
+        """The Euclidean norm of each gradient, shape `(len(names),)`."""
         return np.sqrt(self.count * (self.mean**2 + self.std**2))
 
 
 def gradient_flow_scalars(
     record: GradientFlowRecord, parameters: dict[str, ParameterInfo], per_parameter: bool = False
 ) -> dict[str, float]:
-    """Scalars of one record for a tracker.
+    """Return the scalars of one record for a tracker.
 
     Args:
-        record: what to report.
-        parameters: from the monitor that made the record.
-        per_parameter: report each parameter instead of each block.
+        record: What to report.
+        parameters: From the monitor that made the record.
+        per_parameter: Report each parameter instead of each block.
 
     Returns:
         `gradient_flow/{mean,max,std,zero_share}/<block>` over all elements of the block's weights (its biases and
@@ -115,16 +119,16 @@ def gradient_flow_scalars(
 
 
 class GradientFlowMonitor:
-    """Observe gradients between backward (and clipping) and `zero_grad`.
+    """A monitor that observes gradients between backward (and clipping) and `zero_grad`.
 
     Knows torch only. One observation reads every gradient once, makes one transfer to the host, and one
     collective where gradients are sharded (so call it on every rank). Nothing is held between observations.
 
     Args:
-        model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
+        model: The module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
 
     Raises:
-        InputError: if no parameter of the model is trainable.
+        InputError: No parameter of the model is trainable.
 
     Examples:
         >>> model, inputs = torch.nn.Linear(4, 2), torch.ones(3, 4)
@@ -146,12 +150,12 @@ class GradientFlowMonitor:
 
     @property
     def parameters(self) -> dict[str, ParameterInfo]:
-        """Description of every parameter by name, those included that were added or removed since the first step."""
+        """The description of every parameter by name, with those that were added or removed since the first step."""
         return self._watched.described
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Names of the parameters that do not require a gradient."""
+        """The names of the parameters that do not require a gradient."""
         return self._watched.frozen
 
     def watch_backward(self) -> None:
@@ -181,18 +185,18 @@ class GradientFlowMonitor:
         """Read the gradients of this step.
 
         Args:
-            step: number to record, counting from 1.
-            total_norm: what `clip_grad_norm_` returned, the norm before clipping.
-            max_norm: the limit that was given to it. Without both, and without `watch_backward`, the gradients
+            step: Number to record, counting from 1.
+            total_norm: What `clip_grad_norm_` returned, the norm before clipping.
+            max_norm: The limit that was given to it. Without both, and without `watch_backward`, the gradients
                 are taken as not clipped.
-            loss_scale: by how much gradients are still multiplied: `scaler.get_scale()` in an fp16 loop that does
+            loss_scale: By how much gradients are still multiplied: `scaler.get_scale()` in an fp16 loop that does
                 not unscale before this call, otherwise 1.
 
         Returns:
             The record of this step.
 
         Raises:
-            InputError: if no parameter has a gradient, e.g. when called after `zero_grad()`.
+            InputError: No parameter has a gradient, e.g. when called after `zero_grad()`.
         """
         pending = self.start(total_norm=total_norm, max_norm=max_norm, loss_scale=loss_scale)
         if pending is None:
@@ -214,10 +218,10 @@ class GradientFlowMonitor:
         """Queue the work of an observation on the device without waiting for it.
 
         Args:
-            total_norm: as for `observe`.
-            max_norm: as for `observe`; 0 where gradients may have been clipped to a limit that is not known.
-            loss_scale: as for `observe`.
-            backward_scale: the loss scale that was active during the watched backward pass, as a tensor
+            total_norm: As for `observe`.
+            max_norm: As for `observe`; 0 where gradients may have been clipped to a limit that is not known.
+            loss_scale: As for `observe`.
+            backward_scale: The loss scale that was active during the watched backward pass, as a tensor
                 (`scaler.scale(torch.ones(()))`).
 
         Returns:
@@ -250,7 +254,18 @@ class GradientFlowMonitor:
 
 @dataclass(eq=False)
 class PendingGradientFlow:
-    """An observation whose numbers may still be on their way from the device."""
+    """An observation whose numbers may still be on their way from the device.
+
+    Args:
+        names: Trainable parameters, in the model's order.
+        rows: Their numbers, those of `absolute_rows`; with a last column, the norms before clipping, where `watched`.
+        watched: Whether the backward passes were watched.
+        total_norm: Norm of all gradients before clipping, as clipping has returned it; None where unknown.
+        max_norm: Norm to which gradients were clipped, as for `GradientFlowMonitor.start`.
+        loss_scale: Factor by which the gradients that were read are still multiplied.
+        backward_scale: Scale of the loss in the backward pass, None without a loss scaler.
+        measured_coefficient: Gives what clipping multiplied gradients by, where it was measured.
+    """
 
     names: tuple[str, ...]
     rows: PendingRows
@@ -262,7 +277,14 @@ class PendingGradientFlow:
     measured_coefficient: Callable[[], float] | None = None
 
     def finish(self, step: int) -> GradientFlowRecord:
-        """Wait for the numbers and record them under `step`."""
+        """Wait for the numbers and record them under `step`.
+
+        Args:
+            step: Number of the optimizer step.
+
+        Returns:
+            The record; parameters without a gradient are `missing`.
+        """
         rows = self.rows.read()
         present = rows[..., 0].max(0) > 0
         rows = rows[:, present]

@@ -5,7 +5,7 @@ from typing import Any
 
 
 class GuardedHooks:
-    """Keeps the first error of its hooks until somebody asks; after an error they do nothing.
+    """Hooks whose first error is kept until somebody asks; after an error they do nothing.
 
     Examples:
         >>> guard = GuardedHooks()
@@ -23,7 +23,7 @@ class GuardedHooks:
         """Return a hook that never raises.
 
         Args:
-            hook: a hook that returns nothing, so that it changes nothing.
+            hook: A hook that returns nothing, so that it changes nothing.
         """
 
         def guarded(*args: Any, **kwargs: Any) -> None:
@@ -39,7 +39,7 @@ class GuardedHooks:
         """Raise what went wrong since the last check.
 
         Raises:
-            Exception: whatever it was.
+            Exception: Whatever it was.
         """
         failure, self._failure = self._failure, None
         if failure is not None:

@@ -12,8 +12,8 @@ def unsupported_reason(model: nn.Module, optimizer: Any = None, by_trainer: bool
     """Return why the values of a model's parameters cannot be observed, or None where they can.
 
     Args:
-        model: the module that is trained.
-        optimizer: the optimizer or its wrapper, where known.
+        model: The module that is trained.
+        optimizer: The optimizer or its wrapper, where known.
         by_trainer: Trainer says when a step begins, also where the optimizer is not asked to step.
 
     Returns:

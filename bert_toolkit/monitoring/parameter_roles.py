@@ -24,11 +24,11 @@ class ParameterInfo:
     """One parameter as a person knows it.
 
     Args:
-        name: path of the parameter in the unwrapped model, e.g. `bert.encoder.layer.3.output.dense.weight`.
-        role: what it is for.
+        name: Path of the parameter in the unwrapped model, e.g. `bert.encoder.layer.3.output.dense.weight`.
+        role: What it is for.
         block: `embeddings`, `layer.0` ..., `head`, or the name of a top-level module in a model without a stack.
-        kind: short name inside the block, the same in every layer: `query`, `attention.output.dense`.
-        trainable: whether it required a gradient when it was described.
+        kind: Short name inside the block, the same in every layer: `query`, `attention.output.dense`.
+        trainable: Whether it required a gradient when it was described.
     """
 
     name: str
@@ -39,12 +39,16 @@ class ParameterInfo:
 
     @property
     def label(self) -> str:
-        """Short and still clear: `layer.3 query`."""
+        """A name that is short and still clear: `layer.3 query`."""
         return f"{self.block} {self.kind}"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside `DistributedDataParallel`, `DataParallel` and `torch.compile` wrappers."""
+    """Return the model inside `DistributedDataParallel`, `DataParallel` and `torch.compile` wrappers.
+
+    Args:
+        model: A module, in any number of wrappers.
+    """
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
@@ -56,12 +60,23 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @lru_cache(maxsize=2**16)
 def clean_name(name: str) -> str:
-    """Remove from a parameter's path the parts that wrappers inserted."""
+    """Remove from a parameter's path the parts that wrappers inserted.
+
+    Args:
+        name: Path of the parameter, such as `module._orig_mod.layer.0.weight`.
+
+    Returns:
+        The path in the unwrapped model, such as `layer.0.weight`.
+    """
     return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)
 
 
 def named_unique_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield (clean name, parameter) in the model's order; a tied parameter comes once, under its first name."""
+    """Yield (clean name, parameter) in the model's order; a tied parameter comes once, under its first name.
+
+    Args:
+        model: The module that is trained, in wrappers or not.
+    """
     for name, parameter in unwrap(model).named_parameters():
         yield clean_name(name), parameter
 
@@ -70,7 +85,7 @@ def whole_shape(parameter: torch.Tensor) -> torch.Size:
     """Return the shape of a parameter, also where DeepSpeed's ZeRO 3 leaves an empty tensor in its place.
 
     Args:
-        parameter: of a model.
+        parameter: Of a model.
     """
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
@@ -79,8 +94,8 @@ def learning_rates(model: nn.Module, optimizer: Any) -> dict[str, float]:
     """Return the learning rate of every parameter that an optimizer holds.
 
     Args:
-        model: the module that is trained.
-        optimizer: a torch optimizer or a wrapper of one; anything without parameter groups gives none.
+        model: The module that is trained.
+        optimizer: A torch optimizer or a wrapper of one; anything without parameter groups gives none.
 
     Returns:
         Parameter name -> learning rate; NaN where the optimizer finds its rate by itself (Adafactor).
@@ -103,7 +118,7 @@ def describe_parameters(model: nn.Module) -> dict[str, ParameterInfo]:
     - `adapter`: below a module that lists `adapter_layer_names` (PEFT's tuner layers), in one of those.
     - `bias`: one-dimensional and called `bias` (or `..._bias`).
     - `embedding`: owned by an `nn.Embedding` or `nn.EmbeddingBag`, also when tied to an output layer.
-    - `norm`: one-dimensional in a module whose class is a normalisation (`LayerNorm`, `LlamaRMSNorm`, ...).
+    - `norm`: one-dimensional in a module whose class is a normalization (`LayerNorm`, `LlamaRMSNorm`, ...).
     - `matrix`: two or more dimensions (linear, convolution, experts).
     - `other`: the rest, such as gates, scales, class tokens and position tables that broadcast over the batch.
 
@@ -113,10 +128,10 @@ def describe_parameters(model: nn.Module) -> dict[str, ParameterInfo]:
     `decoder.layer.0`.
 
     Args:
-        model: any module; `torch.compile`, DDP and FSDP2 wrappers are seen through.
+        model: Any module; `torch.compile`, DDP and FSDP2 wrappers are seen through.
 
     Returns:
-        name -> `ParameterInfo`, in the model's order, tied parameters once.
+        Name -> `ParameterInfo`, in the model's order, tied parameters once.
     """
     model = unwrap(model)
     roles: dict[int, Role] = {}
@@ -149,15 +164,15 @@ class WatchedParameters:
     """The trainable parameters of a model, with their descriptions, as they come and go during training.
 
     Args:
-        model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
-        purpose: what they are watched for, for the error, e.g. `gradient flow`.
+        model: The module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
+        purpose: What they are watched for, for the error, e.g. `gradient flow`.
 
     Attributes:
-        described: name -> `ParameterInfo` of all parameters in the model's order, then of those that were removed
+        described: Name -> `ParameterInfo` of all parameters in the model's order, then of those that were removed
             while they were watched.
 
     Raises:
-        InputError: if no parameter is trainable.
+        InputError: No parameter is trainable.
     """
 
     def __init__(self, model: nn.Module, purpose: str):
@@ -171,11 +186,11 @@ class WatchedParameters:
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Names of the parameters that did not require a gradient when they were described."""
+        """The names of the parameters that did not require a gradient when they were described."""
         return tuple(name for name, info in self.described.items() if not info.trainable)
 
     def now(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters that are trainable now, in the model's order; new ones are described first."""
+        """Return names and parameters that are trainable now, in the model's order; new ones are described first."""
         named = [(name, p) for name, p in named_unique_parameters(self._model) if p.requires_grad]
         if any(name not in self.described for name, _ in named):
             found = describe_parameters(self._model)
@@ -184,17 +199,17 @@ class WatchedParameters:
 
 
 def positions_by_block(names: Sequence[str], parameters: dict[str, ParameterInfo]) -> dict[str, np.ndarray]:
-    """Where the weights of each block are in `names`.
+    """Return where the weights of each block are in `names`.
 
     Biases and norms stand aside, since their gradients and updates live on other scales; they stand in for a block
     that has nothing else.
 
     Args:
-        names: parameter names.
-        parameters: description of at least these parameters.
+        names: Parameter names.
+        parameters: Description of at least these parameters.
 
     Returns:
-        block -> positions in `names`, blocks in the model's order.
+        Block -> positions in `names`, blocks in the model's order.
     """
     weights: dict[str, list[int]] = {}
     everything: dict[str, list[int]] = {}

@@ -23,9 +23,9 @@ def save_records(path: Path, records: Sequence[Record], parameters: dict[str, Pa
     array per number.
 
     Args:
-        path: file to write; its folder is made if needed.
+        path: File to write; its folder is made if needed.
         records: `GradientFlowRecord`s or `UpdateRatioRecord`s, oldest first; at least one.
-        parameters: description of the model's parameters, which gives the order of the names.
+        parameters: Description of the model's parameters, which gives the order of the names.
     """
     mentioned = {name for record in records for name in _all_names(record)}
     names = [name for name in parameters if name in mentioned]
@@ -61,15 +61,15 @@ def load_records(path: Path, kind: type[Record], last_step: int | None = None) -
     """Read the records of a file.
 
     Args:
-        path: file written by `save_records`.
-        kind: record class of the file.
-        last_step: leave out records of later steps, which a resumed run will make again.
+        path: File written by `save_records`.
+        kind: Record class of the file.
+        last_step: Leave out records of later steps, which a resumed run will make again.
 
     Returns:
         Records, oldest first, equal to the saved ones.
 
     Raises:
-        InputError: no such file, or not one that holds whole records of this kind.
+        InputError: No such file, or not one that holds whole records of this kind.
     """
     arrays = read_arrays(path)
     names = _array(path, arrays, "names", "U", (None,))
@@ -97,10 +97,13 @@ def load_records(path: Path, kind: type[Record], last_step: int | None = None) -
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of an npz file, by name; nothing is unpickled.
+    """Return the arrays of an npz file, by name; nothing is unpickled.
+
+    Args:
+        path: The file.
 
     Raises:
-        InputError: no such file, or it is no whole npz file.
+        InputError: No such file, or it is no whole npz file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -18,8 +18,8 @@ def record_table(records: Sequence[Any], parameters: dict[str, ParameterInfo]) -
     """Make a table of records.
 
     Args:
-        records: dataclasses of one class with `step`, `names` and arrays that align with them, oldest first.
-        parameters: description of the model's parameters.
+        records: Dataclasses of one class with `step`, `names` and arrays that align with them, oldest first.
+        parameters: Description of the model's parameters.
 
     Returns:
         A row for each step and parameter, in that order: `step`, `parameter`, `block`, `role`, then a column for each

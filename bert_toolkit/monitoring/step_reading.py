@@ -22,17 +22,17 @@ _EVERY_STEP = 3  # steps read in a row: more follow, and memory is kept; the fir
 
 
 class StepReader:
-    """Read a model's gradients and updates once per step, however many observers want them.
+    """A reader of a model's gradients and updates, once per step however many observers want them.
 
     Observers of one model get the same reader from `StepReader.of(model)` and keep it for as long as they observe;
     it goes with the last of them. Between two readings it holds no tensor but the positions of sampled updates, and,
     where every step is read, the memory of one copy of the trainable parameters.
 
     Args:
-        model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
+        model: The module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
 
     Raises:
-        InputError: if no parameter of the model is trainable.
+        InputError: No parameter of the model is trainable.
 
     Examples:
         >>> model, inputs = torch.nn.Linear(4, 2), torch.ones(3, 4)
@@ -65,13 +65,13 @@ class StepReader:
         """Return the reader that all observers of this model share.
 
         Args:
-            model: the module that is trained, wrapped or not.
+            model: The module that is trained, wrapped or not.
 
         Returns:
             The reader that another observer of the model holds, else a new one.
 
         Raises:
-            InputError: if no parameter of the model is trainable.
+            InputError: No parameter of the model is trainable.
         """
         model = unwrap(model)
         held = _READERS.get(model)
@@ -83,15 +83,15 @@ class StepReader:
 
     @property
     def parameters(self) -> dict[str, ParameterInfo]:
-        """Description of every parameter by name, those included that were added or removed while training."""
+        """The description of every parameter by name, those included that were added or removed while training."""
         return self.gradient_flow.parameters
 
     def begin(self, step: int, optimizer: Any = None) -> "StepReading":
         """Return the reading of optimizer step `step`; the first observer that asks opens it.
 
         Args:
-            step: number of the step, 1 for the first.
-            optimizer: what will take the step; needed where it does so inside the backward pass, as with DeepSpeed.
+            step: Number of the step, 1 for the first.
+            optimizer: What will take the step; needed where it does so inside the backward pass, as with DeepSpeed.
 
         Returns:
             The reading; ask before the forward pass, and say with `join` what you want of it.
@@ -128,16 +128,16 @@ class StepReading:
     """What the observers of one optimizer step read together; every method may be called by each of them.
 
     Args:
-        reader: made by `StepReader.begin`.
-        step: number of the step, 1 for the first.
-        optimizer: see `StepReader.begin`.
+        reader: Made by `StepReader.begin`.
+        step: Number of the step, 1 for the first.
+        optimizer: See `StepReader.begin`.
 
     Attributes:
-        model: the module that is trained, unwrapped.
-        steps_inside_backward: the optimizer steps inside the backward pass and leaves no gradient: gradients are read
+        model: The module that is trained, unwrapped.
+        steps_inside_backward: The optimizer steps inside the backward pass and leaves no gradient: gradients are read
             as they arrive, and parameters are compared with those before the forward pass.
-        came_too_late: that was found out in `before_step` only, or may be so; nothing is known of this step.
-        learning_rates: parameter name -> learning rate of this step, for parameters that the optimizer holds; empty
+        came_too_late: That was found out in `before_step` only, or may be so; nothing is known of this step.
+        learning_rates: Parameter name -> learning rate of this step, for parameters that the optimizer holds; empty
             before `before_step` and where it was given no optimizer.
     """
 
@@ -176,9 +176,9 @@ class StepReading:
         """Say what one observer wants; call it once for each, before the forward pass.
 
         Args:
-            gradients: statistics of the gradients.
+            gradients: Statistics of the gradients.
             updates: `"exact"`, `"sampled"`, or `"any"` for what other observers measure anyway, else a sample.
-            seed: seed of the sampled positions.
+            seed: Seed of the sampled positions.
         """
         self._observers += 1
         if gradients and not self._wants_gradients:
@@ -211,10 +211,10 @@ class StepReading:
         """Read gradients and copy parameters; call it after clipping, right before the optimizer's step.
 
         Args:
-            optimizer: what will take the step, for its learning rates.
-            max_norm: limit to which gradients were clipped, None if they were not, 0 where it is not known.
-            backward_scale: loss scale of the backward pass, as a tensor; see `GradientFlowMonitor.start`.
-            loss_scale: by how much gradients are still multiplied.
+            optimizer: What will take the step, for its learning rates.
+            max_norm: Limit to which gradients were clipped, None if they were not, 0 where it is not known.
+            backward_scale: Loss scale of the backward pass, as a tensor; see `GradientFlowMonitor.start`.
+            loss_scale: By how much gradients are still multiplied.
         """
         if self._read_before:
             return
@@ -319,11 +319,11 @@ class StepReading:
         """Raise what went wrong while this was read.
 
         Args:
-            gradients: with gradients.
-            updates: with updates.
+            gradients: With gradients.
+            updates: With updates.
 
         Raises:
-            Exception: whatever it was.
+            Exception: Whatever it was.
         """
         if gradients and self._gradient_failure is not None:
             raise self._gradient_failure
@@ -337,7 +337,7 @@ class StepReading:
 
     @property
     def gradients(self) -> GradientFlowRecord | None:
-        """Statistics of the gradients, once the device has sent them; None where no parameter had a gradient."""
+        """The statistics of the gradients, once the device has sent them; None where no parameter had a gradient."""
         self.check(gradients=True, updates=False)
         if self._pending is not None:
             self._gradients, self._pending = self._pending.finish(self.step), None
@@ -347,14 +347,14 @@ class StepReading:
         """Return how far the step moved the parameters.
 
         Args:
-            mode: what was asked for in `join`; an exact record serves all.
-            seed: what was asked for in `join`.
+            mode: What was asked for in `join`; an exact record serves all.
+            seed: What was asked for in `join`.
 
         Returns:
             The record, or None before `after_step` and where nobody asked for one.
 
         Raises:
-            Exception: what went wrong while parameters were copied or compared.
+            Exception: What went wrong while parameters were copied or compared.
         """
         self.check(gradients=False, updates=True)
         for key, record in self._updates.items():

@@ -22,11 +22,11 @@ class AbsoluteStatistics(NamedTuple):
     """Statistics of |x| for n tensors, each array of shape (n,) and float64.
 
     Args:
-        elements: number of elements.
-        mean: mean of |x|.
-        max: largest |x|.
-        std: population standard deviation of |x|.
-        zero_share: share of elements that are exactly zero.
+        elements: Number of elements.
+        mean: Mean of |x|.
+        max: Largest |x|.
+        std: Population standard deviation of |x|.
+        zero_share: Share of elements that are exactly zero.
     """
 
     elements: np.ndarray
@@ -42,7 +42,7 @@ class UpdateStatistics(NamedTuple):
     Args:
         update_norm: ||after - before||.
         parameter_norm: ||before||.
-        changed_share: share of elements that changed.
+        changed_share: Share of elements that changed.
     """
 
     update_norm: np.ndarray
@@ -54,7 +54,7 @@ class HostCopy:
     """A tensor on its way to the host: the copy starts at once, `read()` waits for it.
 
     Args:
-        tensor: what to copy; may be on any device.
+        tensor: What to copy; may be on any device.
     """
 
     def __init__(self, tensor: Tensor):
@@ -80,7 +80,7 @@ class PendingRows:
     Args:
         groups: (positions of the tensors in the caller's list, rows of shape (ranks, tensors, columns)) per
             device and mesh.
-        size: number of tensors in the caller's list.
+        size: Number of tensors in the caller's list.
     """
 
     def __init__(self, groups: list[tuple[list[int], Tensor]], size: int):
@@ -103,9 +103,12 @@ def absolute_rows(
     """Collect the rows of |x|; see `absolute_statistics`.
 
     Args:
-        tensors: tell where the values belong (plain or sharded).
-        values: flat values that this rank holds of each, possibly none.
-        extra: one number per tensor that this rank found before, to travel as a last column.
+        tensors: Tell where the values belong (plain or sharded).
+        values: Flat values that this rank holds of each, possibly none.
+        extra: One number per tensor that this rank found before, to travel as a last column.
+
+    Returns:
+        The rows, (ranks, tensors, 5), or 6 columns with `extra`.
     """
     zeros = [
         tensor.numel() - len(held) if tensor.is_sparse else 0 for tensor, held in zip(tensors, values, strict=True)
@@ -122,7 +125,14 @@ def absolute_rows(
 
 
 def local_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Norms of the values that this rank holds, left on the device; not finite where a value is not."""
+    """Return the norms of the values that this rank holds, left on the device; not finite where a value is not.
+
+    Args:
+        tensors: Plain or sharded.
+
+    Returns:
+        A scalar for each tensor.
+    """
     values = [local_tensor(tensor) for tensor in tensors]
     norms: list[Tensor] = [torch.empty(0)] * len(values)
     for positions in positions_by([v.device for v in values]).values():
@@ -136,9 +146,12 @@ def update_rows(tensors: Sequence[Tensor], after: Sequence[Tensor], before: Sequ
     """Collect the rows of an update; see `update_statistics`. On an accelerator it overwrites `before`.
 
     Args:
-        tensors: tell where the values belong (plain or sharded).
-        after: flat values that this rank holds of each, all of them or a sample, after the step.
-        before: the same values before the step.
+        tensors: Tell where the values belong (plain or sharded).
+        after: Flat values that this rank holds of each, all of them or a sample, after the step.
+        before: The same values before the step.
+
+    Returns:
+        The rows, (ranks, tensors, 4).
     """
     return _collect(tensors, local_update_rows, after, before)
 
@@ -148,6 +161,9 @@ def absolute_statistics(rows: np.ndarray) -> AbsoluteStatistics:
 
     Args:
         rows: (ranks, tensors, 5 or more) from `absolute_rows(...).read()`.
+
+    Returns:
+        Statistics of |x|, each of shape (tensors,); NaN for a tensor without elements.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         counts, sums, squares, largest, nonzero = np.moveaxis(rows[..., :5], -1, 0)
@@ -165,6 +181,9 @@ def update_statistics(rows: np.ndarray) -> UpdateStatistics:
 
     Args:
         rows: (ranks, tensors, 4) from `update_rows(...).read()`.
+
+    Returns:
+        Norm of the update, norm of the parameter before it, and share of elements that changed, each (tensors,).
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         count, changed, update, parameter = np.moveaxis(rows, -1, 0).sum(1)
@@ -175,7 +194,7 @@ def summed(tensor: Tensor) -> Tensor:
     """Return the tensor with the sums taken that tensor parallelism has left to the ranks; every rank must call it.
 
     Args:
-        tensor: a gradient, plain or distributed; others than such sums are returned as they are.
+        tensor: A gradient, plain or distributed; others than such sums are returned as they are.
     """
     if not isinstance(tensor, DTensor) or not any(placement.is_partial() for placement in tensor.placements):
         return tensor
@@ -185,8 +204,11 @@ def summed(tensor: Tensor) -> Tensor:
 def local_tensor(tensor: Tensor) -> Tensor:
     """Return the flat values that this rank holds, a view where memory allows it; of a sparse tensor those stored.
 
+    Args:
+        tensor: Plain, sharded or sparse.
+
     Raises:
-        TypeError: if the values are no real numbers.
+        TypeError: The values are no real numbers.
     """
     if not tensor.is_floating_point():
         raise TypeError(f"a tensor of {tensor.dtype} has no statistics here; they are those of real numbers")
@@ -217,8 +239,8 @@ def gathered_rows(rows: Tensor, group: Any = None) -> Tensor:
     Gathering (not reducing) keeps the maximum and the centred squares exact, in one message of fixed size.
 
     Args:
-        rows: of this rank, or of those that were joined with it before: (ranks, tensors, columns).
-        group: process group, None for all processes.
+        rows: Of this rank, or of those that were joined with it before: (ranks, tensors, columns).
+        group: Process group, None for all processes.
     """
     parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size(group))]
     torch.distributed.all_gather(parts, rows.contiguous(), group=group)
@@ -237,7 +259,7 @@ def local_absolute_rows(values: list[Tensor]) -> Tensor:
     """Return the rows of |x| of values on one device, left there: (tensors, 5).
 
     Args:
-        values: flat values of each tensor.
+        values: Flat values of each tensor.
     """
     if values[0].device.type == "cpu":
         return cpu_absolute_rows(values)
@@ -248,8 +270,8 @@ def local_update_rows(after: list[Tensor], before: list[Tensor]) -> Tensor:
     """Return the rows of an update of values on one device, left there: (tensors, 4). It may overwrite `before`.
 
     Args:
-        after: flat values of each tensor after the step.
-        before: the same values before the step.
+        after: Flat values of each tensor after the step.
+        before: The same values before the step.
     """
     if after[0].device.type == "cpu":
         return cpu_update_rows(after, before)

@@ -47,16 +47,16 @@ class UpdateRatioRecord:
     """How far one optimizer step moved each parameter.
 
     Args:
-        step: the optimizer step, 1 for the first (as Trainer logs it).
-        names: trainable parameters in the model's order; the arrays below align with it.
+        step: The optimizer step, 1 for the first (as Trainer logs it).
+        names: Trainable parameters in the model's order; the arrays below align with it.
         ratio: `update_norm / parameter_norm`; 0 where nothing moved, NaN where a parameter of norm zero moved
             (LoRA's B and fresh biases have no ratio at their first step) or where the step was skipped.
         update_norm: ||after - before||.
         parameter_norm: ||before||.
-        changed_share: share of elements that the step changed; low in pure bf16, where small updates round away.
-        skipped: the step was skipped because gradients overflowed; the update is then NaN, not zero.
-        learning_rate: largest learning rate of the step, NaN where unknown.
-        peak_learning_rate: the largest that the schedule reaches, as far as the optimizer tells or was seen so far.
+        changed_share: Share of elements that the step changed; low in pure bf16, where small updates round away.
+        skipped: The step was skipped because gradients overflowed; the update is then NaN, not zero.
+        learning_rate: Largest learning rate of the step, NaN where unknown.
+        peak_learning_rate: The largest that the schedule reaches, as far as the optimizer tells or was seen so far.
     """
 
     step: int
@@ -73,12 +73,12 @@ class UpdateRatioRecord:
 def update_ratio_scalars(
     record: UpdateRatioRecord, parameters: dict[str, ParameterInfo], per_parameter: bool = False
 ) -> dict[str, float]:
-    """Scalars of one record for a tracker.
+    """Return the scalars of one record for a tracker.
 
     Args:
-        record: what to report.
-        parameters: from the monitor that made the record.
-        per_parameter: report each parameter instead of each block.
+        record: What to report.
+        parameters: From the monitor that made the record.
+        per_parameter: Report each parameter instead of each block.
 
     Returns:
         `update_ratio/<block>`: the ratio of the block's weights taken as one vector (its biases and norms only
@@ -108,7 +108,7 @@ def update_ratio_scalars(
 
 
 class UpdateRatioMonitor:
-    """Measure ||after - before|| / ||before|| around `optimizer.step()`, for any optimizer.
+    """A monitor that measures ||after - before|| / ||before|| around `optimizer.step()`, for any optimizer.
 
     `mode="exact"` copies the trainable parameters in `before_step` and frees the copy in `after_step`; with `keep` its
     memory serves the next step as well, since on CPUs fresh pages cost several times what copying does.
@@ -119,15 +119,15 @@ class UpdateRatioMonitor:
     Call both methods on every rank; sharded parameters cost one collective.
 
     Args:
-        model: the module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
+        model: The module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
         mode: `"exact"` or `"sampled"`.
-        seed: seed of the sampled positions.
+        seed: Seed of the sampled positions.
 
     Attributes:
-        keep: hold the memory of the copy, as large as the trainable parameters, until a step without `keep`.
+        keep: Hold the memory of the copy, as large as the trainable parameters, until a step without `keep`.
 
     Raises:
-        InputError: if `mode` is unknown or no parameter of the model is trainable.
+        InputError: `mode` is unknown or no parameter of the model is trainable.
 
     Examples:
         >>> model, inputs = torch.nn.Linear(4, 2, bias=False), torch.ones(3, 4)
@@ -156,12 +156,12 @@ class UpdateRatioMonitor:
 
     @property
     def parameters(self) -> dict[str, ParameterInfo]:
-        """Description of every parameter by name, those included that were added or removed since the first step."""
+        """The description of every parameter by name, with those that were added or removed since the first step."""
         return self._watched.described
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Names of the parameters that do not require a gradient."""
+        """The names of the parameters that do not require a gradient."""
         return self._watched.frozen
 
     @torch.no_grad()
@@ -169,7 +169,7 @@ class UpdateRatioMonitor:
         """Remember the parameters; call it right before `optimizer.step()`.
 
         Args:
-            optimizer: what takes the step, to record its learning rate.
+            optimizer: What takes the step, to record its learning rate.
         """
         self.note_rates(optimizer)
         with threads_that_run():
@@ -189,7 +189,7 @@ class UpdateRatioMonitor:
         """Remember the learning rate of the step.
 
         Args:
-            optimizer: what takes the step; anything without parameter groups gives none.
+            optimizer: What takes the step; anything without parameter groups gives none.
         """
         self._rate, self._peak = _rates(optimizer, self._peak)
 
@@ -202,13 +202,13 @@ class UpdateRatioMonitor:
         """Compare with the remembered parameters and free them; call it before `zero_grad()`.
 
         Args:
-            step: number to record, counting from 1.
+            step: Number to record, counting from 1.
 
         Returns:
             The record of this step.
 
         Raises:
-            InputError: if `before_step` was not called for this step.
+            InputError: `before_step` was not called for this step.
         """
         if not self._before:
             raise InputError("after_step() needs before_step() right before optimizer.step() of the same step")
@@ -229,11 +229,11 @@ class UpdateRatioMonitor:
         """Turn rows of all ranks into a record.
 
         Args:
-            step: number to record.
-            names: of the parameters.
-            sizes: elements of each whole parameter.
+            step: Number to record.
+            names: Of the parameters.
+            sizes: Elements of each whole parameter.
             rows: (ranks, parameters, 4), see `update_rows`.
-            skipped: the step was skipped because gradients overflowed.
+            skipped: The step was skipped because gradients overflowed.
 
         Returns:
             The record.
@@ -264,8 +264,8 @@ class UpdateRatioMonitor:
         """Return the values of this rank that are compared, flat: all of them, or the sampled ones.
 
         Args:
-            name: of the parameter.
-            parameter: the parameter, or this rank's part of it.
+            name: Of the parameter.
+            parameter: The parameter, or this rank's part of it.
         """
         values = local_tensor(parameter)
         if self.mode == "exact" or values.numel() <= SAMPLE_SIZE:

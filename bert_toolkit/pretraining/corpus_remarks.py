@@ -11,7 +11,7 @@ _BLOCK = 1 << 20  # sentences that are looked at together, so that memory does n
 
 
 def corpus_remarks(documents: TokenizedDocuments, max_length: int, random_next: bool) -> list[str]:
-    """Says what sentence pairs cannot use.
+    """Say what sentence pairs cannot use.
 
     Args:
         documents: The corpus.

@@ -20,7 +20,7 @@ _UNUSED = re.compile(r"\[unused\d+\]")
 
 
 class DataCollatorForPreTraining:
-    """Pad examples to one batch and mask tokens for prediction.
+    """A collator that pads examples to one batch and masks tokens for prediction.
 
     Takes the pairs of `NextSentencePairs`, or ordinary tokenized sentences and pairs (dicts with `input_ids`,
     optionally `token_type_ids`, `attention_mask`, `next_sentence_label`, `word_ids`). The masks of an example are a
@@ -71,7 +71,7 @@ class DataCollatorForPreTraining:
         next_sentence_labels: bool = True,
         token_type_ids: bool = True,
     ) -> None:
-        """Looks up the tokenizer's vocabulary; see the class for the arguments."""
+        """Look up the tokenizer's vocabulary; see the class for the arguments."""
         if not 0 < mlm_probability < 1:
             raise InputError(f"`mlm_probability` must lie in (0, 1), got {mlm_probability}")
         require_fractions(mask_replace_prob=mask_replace_prob, random_replace_prob=random_replace_prob)

@@ -26,7 +26,7 @@ GPU_PEAKS = {
 def pretraining_flops(
     config: PretrainedConfig, tokens: float, length: float, predictions: float, sequences: float
 ) -> float:
-    """FLOPs that one training step needs: a multiplication and an addition each, backward = twice forward.
+    """Return the FLOPs that one training step needs: a multiplication and an addition each, backward = twice forward.
 
     Counted: matrix products of the layers, attention scores and their products with the values, the masked-LM head on
     predicted tokens only, the pooler. Not counted: padding, look-ups, normalization, recomputation.
@@ -48,7 +48,7 @@ def pretraining_flops(
 
 
 def device_peak(device: torch.device, mixed_precision: str) -> tuple[float, str] | None:
-    """Peak of one device in FLOP/s, and where the figure is from.
+    """Return the peak of one device in FLOP/s, and where the figure is from.
 
     Args:
         device: CPU (measured here with this process's threads, half a second) or CUDA (from `GPU_PEAKS`).

@@ -27,7 +27,7 @@ def random_bits(key: np.ndarray, counter: np.ndarray | int) -> np.ndarray:
         counter: Position in the stream, integers from 0.
 
     Returns:
-        uint64 array of the broadcast shape.
+        An array of uint64 in the broadcast shape.
     """
     z = np.atleast_1d(np.asarray(counter, dtype=np.uint64) + np.uint64(1))  # arrays wrap around without a warning
     z = z * GOLDEN_GAMMA + key
@@ -50,7 +50,7 @@ def stream_key(*parts: int) -> np.ndarray:
         parts: Integers of any sign; each is taken modulo 2**64.
 
     Returns:
-        uint64 array of shape (1,), read-only.
+        An array of uint64 of shape (1,), read-only.
     """
     key = np.zeros(1, dtype=np.uint64)
     for part in parts:
@@ -63,11 +63,11 @@ def random_below(bits: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
     """Turn 64 random bits into an integer in [0, bound) by Lemire's multiplication, from the upper 32 bits.
 
     Args:
-        bits: uint64 array of `random_bits`.
+        bits: Uint64 array of `random_bits`.
         bound: Exclusive upper bound, 1 to 2**32, broadcast against `bits`.
 
     Returns:
-        int64 array. No value is more than 2**-32 away from probability 1 / bound.
+        An array of int64. No value is more than 2**-32 away from probability 1 / bound.
     """
     product = (bits >> np.uint64(32)) * np.asarray(bound, dtype=np.uint64)
     return (product >> np.uint64(32)).astype(np.int64)
@@ -77,9 +77,9 @@ def random_fraction(bits: np.ndarray) -> np.ndarray:
     """Turn 64 random bits into a uniform fraction, from the upper 53 bits.
 
     Args:
-        bits: uint64 array of `random_bits`.
+        bits: Uint64 array of `random_bits`.
 
     Returns:
-        float64 array of the same shape, in [0, 1).
+        An array of float64 of the same shape, in [0, 1).
     """
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -50,13 +50,13 @@ class Segments(NamedTuple):
 
     @property
     def pair_length(self) -> np.ndarray:
-        """Tokens of the pair, special tokens included: (B,) int64."""
+        """The number of tokens of the pair, special tokens included: (B,) int64."""
         return self.a_length + self.b_length + np.where(self.b_length > 0, SPECIAL_TOKENS, SPECIAL_TOKENS - 1)
 
 
 @dataclass(frozen=True)
 class SegmentCutter:
-    """Cuts a corpus into chunks and segments.
+    """A cutter of a corpus into chunks and segments.
 
     Args:
         documents: The corpus.
@@ -71,7 +71,7 @@ class SegmentCutter:
     seed: int
 
     def chunks(self, sentence: np.ndarray, epoch: int) -> Chunks:
-        """The chunk that starts at each sentence.
+        """Return the chunk that starts at each sentence.
 
         Args:
             sentence: (B,) int64.
@@ -97,7 +97,7 @@ class SegmentCutter:
         return Chunks(begin, split, end)
 
     def segments(self, sentence: np.ndarray, random_next: np.ndarray, epoch: int) -> Segments:
-        """The segments of the pair that is made of the chunk at each sentence.
+        """Return the segments of the pair that is made of the chunk at each sentence.
 
         Args:
             sentence: (B,) int64.

@@ -56,7 +56,7 @@ class Losses(NamedTuple):
 
 
 class SentenceEncoder:
-    """Turns documents into token ids.
+    """An encoder that turns documents into token ids.
 
     A pair joins sentences, so each is tokenized as it would be inside a text: where the tokenizer keeps white space
     in its tokens and puts none before a text (byte-level BPE), a sentence is given the space that comes before it.
@@ -73,7 +73,7 @@ class SentenceEncoder:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, split_sentences: Callable[[Any], list[str]] | None = None
     ) -> None:
-        """Takes a copy of the tokenizer's backend; see the class for the arguments."""
+        """Take a copy of the tokenizer's backend; see the class for the arguments."""
         self.backend = Tokenizer.from_str(_backend_text(tokenizer))
         self.dtype = np.dtype("uint16" if max(self.backend.get_vocab().values()) < 2**16 else "uint32")
         self.split_sentences = split_sentences
@@ -81,7 +81,7 @@ class SentenceEncoder:
         self.unknown = None if tokenizer.unk_token is None else tokenizer.unk_token_id
 
     def __call__(self, batch: list[Any]) -> EncodedBatch:
-        """Tokenizes one batch of documents in this process.
+        """Tokenize one batch of documents in this process.
 
         Args:
             batch: The documents.
@@ -110,7 +110,7 @@ class SentenceEncoder:
         return EncodedBatch(tokens, lengths[lengths > 0], per_document[per_document > 0], losses)
 
     def stream(self, documents: Iterable[Any], processes: int, progress: tqdm) -> Iterator[EncodedBatch]:
-        """Tokenizes documents in batches of about a million characters, in order.
+        """Tokenize documents in batches of about a million characters, in order.
 
         At most two batches per process are in flight, so memory does not grow with the corpus.
 
@@ -148,7 +148,7 @@ class SentenceEncoder:
                     progress.update(size)
 
     def _batches(self, documents: Iterable[Any]) -> Iterator[list[Any]]:
-        """Groups documents into batches of about a million characters."""
+        """Group documents into batches of about a million characters."""
         batch: list[Any] = []
         characters = 0
         for number, document in enumerate(documents):
@@ -164,7 +164,7 @@ class SentenceEncoder:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest of all that decides the ids of a sentence: vocabulary, normalizer and pre-tokenizer.
+    """Return a digest of all that decides the ids of a sentence: vocabulary, normalizer and pre-tokenizer.
 
     Args:
         tokenizer: A tokenizer with a fast backend.
@@ -181,7 +181,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """Where stretches of these lengths begin when they follow one another.
+    """Return where stretches of these lengths begin when they follow one another.
 
     Args:
         lengths: (n,) integers.
@@ -260,7 +260,7 @@ def _start_process(encoder: SentenceEncoder) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process once its parent has gone, which a killed one cannot ask for."""
+    """End this process once its parent has gone, which a killed one cannot ask for."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -51,13 +51,17 @@ class Pair(Mapping[str, Any]):
     It is a row of the `PairBatch` that it was made with, which `DataCollatorForPreTraining` takes whole. It is a
     Mapping and no dict, because Trainer strips a dict of everything that is not an argument of the model, and masks
     need `example_index` and `epoch`.
+
+    Args:
+        batch: The pairs that were made together.
+        row: Which of them, from 0.
     """
 
     __slots__ = ("batch", "row")
     _KEYS = ("input_ids", "token_type_ids", "attention_mask", "next_sentence_label")
 
     def __init__(self, batch: PairBatch, row: int) -> None:
-        """Points at a row.
+        """Point at a row.
 
         Args:
             batch: The pairs that were made together.
@@ -68,7 +72,7 @@ class Pair(Mapping[str, Any]):
 
     @property
     def example_index(self) -> int:
-        """Index of the pair in its epoch."""
+        """The index of the pair in its epoch, from 0."""
         return int(self.batch.example_index[self.row])
 
     @property
@@ -155,7 +159,7 @@ class NextSentencePairs(torch.utils.data.Dataset[Pair]):
         seed: int = 0,
         group_size: int = 1,
     ) -> None:
-        """Tokenizes the documents if they are text, and plans epoch 0; see the class for the arguments."""
+        """Tokenize the documents if they are text, and plan epoch 0; see the class for the arguments."""
         if max_length < MINIMUM_LENGTH:
             raise InputError(
                 f"`max_length` must be at least {MINIMUM_LENGTH} tokens (three are special), got {max_length}"
@@ -206,7 +210,7 @@ class NextSentencePairs(torch.utils.data.Dataset[Pair]):
 
     @property
     def max_length(self) -> int:
-        """Longest pair in tokens, special tokens included."""
+        """The largest number of tokens that a pair may have, special tokens included."""
         return self._cutter.max_length
 
     @property
@@ -225,17 +229,17 @@ class NextSentencePairs(torch.utils.data.Dataset[Pair]):
 
     @property
     def random_next_share(self) -> float:
-        """Realized fraction of random B in the present epoch."""
+        """The realized fraction of random B in the present epoch, from 0 to 1."""
         self._make_plan(self.epoch)
         return float(self._random_next.mean())
 
     @property
     def remarks(self) -> list[str]:
-        """What of the corpus pairs leave unused, and why, in plain sentences; empty if all is well."""
+        """The parts of the corpus that pairs leave unused, and why, in plain sentences; empty if all is well."""
         return corpus_remarks(self.documents, self.max_length, self.random_next_probability > 0)
 
     def lengths(self) -> np.ndarray:
-        """Tokens of every pair of the present epoch.
+        """Return how many tokens each pair of the present epoch has.
 
         Returns:
             (len(self),) int64 in the order of the pairs, special tokens included.

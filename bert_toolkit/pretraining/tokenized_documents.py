@@ -68,7 +68,7 @@ class TokenizedDocuments:
         directory: Path | None = None,
         losses: Losses | None = None,
     ) -> None:
-        """Takes the arrays as they are; `from_documents`, `build` and `open` make them.
+        """Take the arrays as they are; `from_documents`, `build` and `open` make them.
 
         Args:
             tokens: See the class, as for the others.
@@ -90,14 +90,14 @@ class TokenizedDocuments:
         return len(self.document_starts) - 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles a mapped corpus as its folder: a pickled np.memmap would carry it to every spawned worker."""
+        """Pickle a mapped corpus as its folder: a pickled np.memmap would carry it to every spawned worker."""
         if self.directory is not None:
             return TokenizedDocuments.open, (self.directory,)
         arrays = (self.tokens, self.sentence_starts, self.document_starts)
         return TokenizedDocuments, (*arrays, self.tokenizer_fingerprint, None, self.losses)
 
     def bounds_of_document(self, sentence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The document that a sentence belongs to.
+        """Return the document that a sentence belongs to.
 
         Args:
             sentence: (n,) int64 numbers of sentences.
@@ -269,7 +269,7 @@ def _locked(folder: Path) -> int | None:
 
 
 def _remove_abandoned(directory: Path) -> None:
-    """Removes what killed processes left of the same corpus."""
+    """Remove what killed processes left of the same corpus."""
     for folder in directory.parent.glob(f".{directory.name}.unfinished.*"):
         if time.time() - folder.stat().st_mtime > 60 and (lock := _locked(folder)) is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -283,7 +283,7 @@ def _damaged(directory: Path, reason: str) -> InputError:
 
 
 def _write_arrays(directory: Path, batches: Iterator[EncodedBatch]) -> Losses:
-    """Appends the batches to the three files, and returns their losses together."""
+    """Append the batches to the three files, and return their losses together."""
     n_tokens = n_sentences = 0
     losses = Losses()
     with (

@@ -28,7 +28,7 @@ class PreTrainingTrainer(Trainer):
     """
 
     def __init__(self, *args: Any, next_sentence_weight: float = 1.0, **kwargs: Any) -> None:
-        """Hands all other arguments to `transformers.Trainer`; see the class."""
+        """Hand all other arguments to `transformers.Trainer`; see the class."""
         super().__init__(*args, **kwargs)
         self.next_sentence_weight = next_sentence_weight
 

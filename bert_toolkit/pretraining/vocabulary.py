@@ -80,7 +80,7 @@ def train_words(
 
 
 def save_tokenizer(tokenizer: BertTokenizer, folder: Path) -> None:
-    """Saves a tokenizer whole or not at all, so that a later run never reads what a killed one left half written.
+    """Save a tokenizer whole or not at all, so that a later run never reads what a killed one left half written.
 
     Args:
         tokenizer: The tokenizer.

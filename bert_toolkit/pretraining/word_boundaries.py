@@ -35,7 +35,7 @@ class WordBoundaries(NamedTuple):
     ends: np.ndarray | None
 
     def continues_word(self, input_ids: np.ndarray) -> np.ndarray:
-        """Where a token belongs to the word of the token before it.
+        """Return where a token belongs to the word of the token before it.
 
         Args:
             input_ids: (batch_size, sequence_length) int64.
@@ -50,7 +50,7 @@ class WordBoundaries(NamedTuple):
 
 
 def word_boundaries(tokenizer: PreTrainedTokenizerBase) -> WordBoundaries | None:
-    """Reads from a vocabulary where words begin and end.
+    """Read from a vocabulary where words begin and end.
 
     - WordPiece: what has the continuing prefix (`##`) continues a word.
     - Whole words: nothing continues.
@@ -109,7 +109,7 @@ def _stands_alone(character: str) -> bool:
 
 
 def _byte_decoder() -> Callable[[str], bytes]:
-    """Turns tokens of a byte-level vocabulary into the bytes that they stand for."""
+    """Turn tokens of a byte-level vocabulary into the bytes that they stand for."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     # visible characters of Latin-1 stand for themselves, the others follow in the order of their bytes
     byte_of = {character: ord(character) for character in alphabet if ord(character) < 256}

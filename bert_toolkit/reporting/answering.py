@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def span_logits(outputs: tuple[torch.Tensor, ...], labels: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of first and last token among a model's outputs, for `Trainer(preprocess_logits_for_metrics=)`.
+    """Return logits of first and last token among a model's outputs, for `Trainer(preprocess_logits_for_metrics=)`.
 
     Args:
         outputs: A tuple that begins with them: encoder-decoders give hidden states too.
@@ -54,11 +54,11 @@ class AnswerMetrics:
 
     @property
     def names(self) -> list[str]:
-        """All scores that every evaluation has, the best first."""
+        """The names of the scores that every evaluation has, the best first."""
         return ["answer_f1", "exact_match"]
 
     def answers(self, predictions: Any) -> list[Answer]:
-        """An answer to each question.
+        """Return an answer to each question.
 
         Args:
             predictions: Logits of first and last token, (n, T) each, as Trainer gives them.
@@ -68,7 +68,7 @@ class AnswerMetrics:
         return answers_of(start, end, self.windows, contexts, self.max_answer_length, self.null_threshold)
 
     def scores(self, answers: Sequence[Answer]) -> np.ndarray:
-        """Exact match and F1 of each answer, (n, 2).
+        """Return exact match and F1 of each answer, (n, 2).
 
         Args:
             answers: To the questions, in their order.
@@ -77,7 +77,7 @@ class AnswerMetrics:
         return np.array([answer_scores(given.text, texts) for given, texts in zip(answers, right, strict=True)])
 
     def summary(self, scores: np.ndarray) -> dict[str, float]:
-        """Means over all questions, and over those with and without an answer where there are both.
+        """Return means over all questions, and over those with and without an answer where there are both.
 
         Args:
             scores: As `scores` gives them.
@@ -103,7 +103,7 @@ class AnswerMetrics:
 def predict_answers(
     trainer: Trainer, validation: AnswerMetrics, test: AnswerMetrics
 ) -> tuple[list[Answer], dict[str, float]]:
-    """Evaluates on the validation questions and answers the test questions; the same questions only once.
+    """Evaluate on the validation questions and answer the test questions; the same questions only once.
 
     Args:
         trainer: Has finished training; its `compute_metrics` is `validation`.
@@ -132,7 +132,7 @@ def finish_answerer(
     answers: Sequence[Answer],
     trust_remote_code: bool = False,
 ) -> None:
-    """Prints the result tables, writes all files of a finished run, and checks that the saved model reloads.
+    """Print the result tables, write all files of a finished run, and check that the saved model reloads.
 
     Every process calls it; the main one prints and writes. The corpus' remarks go to card and results.
 

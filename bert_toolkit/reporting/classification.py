@@ -19,7 +19,7 @@ from bert_toolkit.training.evaluation import FinalPredictions
 
 
 def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts of true class (rows) against predicted class (columns).
+    """Return counts of true class (rows) against predicted class (columns).
 
     Args:
         labels: True class ids (n,).
@@ -39,7 +39,7 @@ def finish_classifier(
     texts: Mapping[str, Sequence[str]],
     trust_remote_code: bool = False,
 ) -> None:
-    """Prints the result tables, writes all files of a finished run, and checks that the saved model reloads.
+    """Print the result tables, write all files of a finished run, and check that the saved model reloads.
 
     Every process calls it; the main one prints and writes. The corpus' remarks go to card and results.
 
@@ -65,7 +65,7 @@ def finish_classifier(
 def write_classifier_report(
     run: FinishedTraining, corpus: CorpusSplits, predictions: FinalPredictions, texts: Mapping[str, Sequence[str]]
 ) -> None:
-    """Prints the result tables and writes all files of a finished run, on the main process.
+    """Print the result tables and write all files of a finished run, on the main process.
 
     Args:
         run: The run.

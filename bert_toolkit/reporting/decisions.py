@@ -13,7 +13,7 @@ LABEL_SEPARATOR = "; "
 
 
 def class_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, in float64.
+    """Return the softmax over the last axis, in float64.
 
     Args:
         logits: (n, classes).
@@ -26,7 +26,7 @@ def class_probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def label_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Sigmoid in float64.
+    """Return the sigmoid in float64.
 
     Args:
         logits: Of any shape.
@@ -41,7 +41,7 @@ def label_probabilities(logits: np.ndarray) -> np.ndarray:
 def decision_columns(
     logits: np.ndarray, label_names: Sequence[str], problem_type: str, threshold: float = 0.5
 ) -> dict[str, Sequence[Any]]:
-    """Columns for a table of predictions.
+    """Return columns for a table of predictions.
 
     Args:
         logits: (n, classes), or (n, 1) for regression.
@@ -68,7 +68,7 @@ def decision_columns(
 
 
 def label_column(labels: np.ndarray, label_names: Sequence[str], problem_type: str) -> Sequence[Any]:
-    """True labels in the form of the `prediction` of `decision_columns`.
+    """Return true labels in the form of the `prediction` of `decision_columns`.
 
     Args:
         labels: (n,), or (n, classes) of 0 and 1.
@@ -86,13 +86,13 @@ def label_column(labels: np.ndarray, label_names: Sequence[str], problem_type: s
 
 
 def join_labels(chosen: np.ndarray, label_names: Sequence[str]) -> list[str]:
-    """Names of the labels of each row.
+    """Return the names of the labels of each row.
 
     Args:
         chosen: Booleans (n, classes).
         label_names: Name of each class.
 
     Returns:
-        n strings, with `LABEL_SEPARATOR` between the names.
+        `n` strings, with `LABEL_SEPARATOR` between the names.
     """
     return [LABEL_SEPARATOR.join(label_names[i] for i in row.nonzero()[0]) for row in chosen]

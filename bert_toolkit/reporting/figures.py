@@ -18,7 +18,7 @@ CLASSES_DRAWN = 30
 def draw_learning_curves(
     log_history: Sequence[Mapping[str, float]], metrics: Sequence[str], title: str, loss: str = "loss (nats)"
 ) -> Figure:
-    """Draws the loss of training and validation and, beside it, validation metrics over the steps.
+    """Draw the loss of training and validation and, beside it, validation metrics over the steps.
 
     Args:
         log_history: `trainer.state.log_history`.
@@ -46,7 +46,7 @@ def draw_learning_curves(
 
 
 def draw_batch_scores(scores: Sequence[float], total: float, name: str, title: str) -> Figure:
-    """Draws a score for each batch of the test set as bars, with the score of the whole set as a line.
+    """Draw a score for each batch of the test set as bars, with the score of the whole set as a line.
 
     Args:
         scores: Score of each batch, in order.
@@ -68,7 +68,7 @@ def draw_batch_scores(scores: Sequence[float], total: float, name: str, title: s
 
 
 def draw_batch_losses(losses: Sequence[float], first_batch: int, title: str, loss: str = "loss (nats)") -> Figure:
-    """Draws the training loss of every batch and its running mean.
+    """Draw the training loss of every batch and its running mean.
 
     Args:
         losses: Loss of each batch, in order.
@@ -93,7 +93,7 @@ def draw_batch_losses(losses: Sequence[float], first_batch: int, title: str, los
 
 
 def draw_class_scores(scores: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Draws precision, recall and F1 of each class as bars, the first `CLASSES_DRAWN` classes.
+    """Draw precision, recall and F1 of each class as bars, the first `CLASSES_DRAWN` classes.
 
     Args:
         scores: Class name to `precision`, `recall` and `f1`.
@@ -118,7 +118,7 @@ def draw_class_scores(scores: Mapping[str, Mapping[str, float]], title: str) -> 
 
 
 def draw_predictions(labels: np.ndarray, predictions: np.ndarray, title: str) -> Figure:
-    """Draws predicted against true numbers, with the diagonal on which a perfect prediction lies.
+    """Draw predicted against true numbers, with the diagonal on which a perfect prediction lies.
 
     Args:
         labels: True numbers (n,).
@@ -139,7 +139,7 @@ def draw_predictions(labels: np.ndarray, predictions: np.ndarray, title: str) ->
 
 
 def draw_confusion_matrix(matrix: np.ndarray, label_names: Sequence[str], title: str) -> Figure:
-    """Draws counts of true (rows) against predicted classes (columns), colored by the fraction of the row.
+    """Draw counts of true (rows) against predicted classes (columns), colored by the fraction of the row.
 
     Of more than `CLASSES_DRAWN` classes those with most rows are drawn.
 
@@ -171,7 +171,7 @@ def draw_confusion_matrix(matrix: np.ndarray, label_names: Sequence[str], title:
 
 
 def save_figures(figures: Mapping[str, Figure], output_dir: str | Path, step: int, writer: Any = None) -> list[Path]:
-    """Writes figures as PNG below `output_dir/figures` and as images into the TensorBoard run of the training.
+    """Write figures as PNG below `output_dir/figures` and as images into the TensorBoard run of the training.
 
     Args:
         figures: Name to `matplotlib.figure.Figure`.

@@ -61,31 +61,31 @@ class FinishedTraining(ABC):
     @property
     @abstractmethod
     def output_dir(self) -> str:
-        """Where the run writes."""
+        """The folder that the run writes to."""
 
     @property
     @abstractmethod
     def steps(self) -> int:
-        """Optimizer steps that were taken."""
+        """The number of optimizer steps that were taken."""
 
     @property
     @abstractmethod
     def log_history(self) -> Sequence[Mapping[str, float]]:
-        """What was logged, each entry with its `step`."""
+        """The entries that were logged, each with its `step`."""
 
     @property
     @abstractmethod
     def health(self) -> TrainingHealthCallback | None:
-        """What watched the training, if anything did."""
+        """The callback that watched the training, None where nothing did."""
 
     @property
     @abstractmethod
     def parent(self) -> str | None:
-        """Folder or hub name of the model that training began with."""
+        """The folder or hub name of the model that training began with."""
 
     @property
     def name(self) -> str:
-        """Of the model, as its folder is called."""
+        """The name of the model, which is that of its folder."""
         return Path(self.output_dir).resolve().name
 
     @property
@@ -96,7 +96,7 @@ class FinishedTraining(ABC):
         }
 
     def with_remarks(self, remarks: Sequence[str], origin: Origin | None = None) -> Self:
-        """The run with what a reader of card and results must know of its data.
+        """Return the run with what a reader of card and results must know of its data.
 
         Args:
             remarks: Sentences on them.
@@ -108,10 +108,10 @@ class FinishedTraining(ABC):
 
     @abstractmethod
     def summary_writer(self) -> AbstractContextManager[Any]:
-        """The writer of the training's TensorBoard run; None where there is no such run."""
+        """Return the writer of the training's TensorBoard run; None where there is no such run."""
 
     def loss_figures(self, loss: str = "loss (nats)") -> dict[str, Figure]:
-        """The loss of each batch as a figure, none where it was not kept.
+        """Return the loss of each batch as a figure, none where it was not kept.
 
         Args:
             loss: What is on the axis.
@@ -119,7 +119,7 @@ class FinishedTraining(ABC):
         return {}
 
     def all_facts(self) -> dict[str, object]:
-        """The recipe's facts, then those of every run."""
+        """Return the recipe's facts, then those of every run."""
         verdict = self.health.verdict.removeprefix("Training health: ") if self.health else "not watched"
         return {**self.facts, "steps": self.steps, "training health": verdict}
 
@@ -138,40 +138,40 @@ class FinishedRun(FinishedTraining):
 
     @property
     def output_dir(self) -> str:
-        """Where the run writes."""
+        """The folder that the run writes to."""
         return str(self.trainer.args.output_dir)
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that were taken."""
+        """The number of optimizer steps that were taken."""
         return self.trainer.state.global_step
 
     @property
     def log_history(self) -> Sequence[Mapping[str, float]]:
-        """What was logged, each entry with its `step`."""
+        """The entries that were logged, each with its `step`."""
         return self.trainer.state.log_history
 
     @property
     def health(self) -> TrainingHealthCallback | None:
-        """What watched the training, if anything did."""
+        """The callback that watched the training, None where nothing did."""
         return self.callbacks.health
 
     @property
     def parent(self) -> str | None:
-        """Folder or hub name of the model that training began with."""
+        """The folder or hub name of the model that training began with."""
         return getattr(getattr(self.trainer.model, "config", None), "_name_or_path", None)
 
     @property
     def name(self) -> str:
-        """Of the model, on the hub or as its folder is called."""
+        """The name of the model on the hub, or that of its folder."""
         return (self.trainer.hub_model_id or super().name).split("/")[-1]
 
     def summary_writer(self) -> AbstractContextManager[Any]:
-        """Trainer's TensorBoard writer, which stays open; None where Trainer has none."""
+        """Return Trainer's TensorBoard writer, which stays open; None where Trainer has none."""
         return nullcontext(trainers_writer(self.trainer))
 
     def loss_figures(self, loss: str = "loss (nats)") -> dict[str, Figure]:
-        """The loss of each batch as a figure, none where it was not kept.
+        """Return the loss of each batch as a figure, none where it was not kept.
 
         Args:
             loss: What is on the axis.
@@ -182,7 +182,7 @@ class FinishedRun(FinishedTraining):
         return {"training_loss_by_batch": figures.draw_batch_losses(kept.losses, kept.first_batch, self.title, loss)}
 
     def all_facts(self) -> dict[str, object]:
-        """The recipe's facts, then those of every run."""
+        """Return the recipe's facts, then those of every run."""
         tokens = self.callbacks.tokens
         utilization = [entry["mfu"] for entry in self.trainer.state.log_history if "mfu" in entry]
         of_every_run = super().all_facts()
@@ -220,31 +220,31 @@ class FinishedLoop(FinishedTraining):
 
     @property
     def output_dir(self) -> str:
-        """Where the run writes."""
+        """The folder that the run writes to."""
         return self.folder
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that were taken."""
+        """The number of optimizer steps that were taken."""
         return self.step
 
     @property
     def log_history(self) -> Sequence[Mapping[str, float]]:
-        """What was logged, each entry with its `step`."""
+        """The entries that were logged, each with its `step`."""
         return self.logged
 
     @property
     def health(self) -> TrainingHealthCallback | None:
-        """What watched the training, if anything did."""
+        """The callback that watched the training, None where nothing did."""
         return None if self.watched is None else self.watched.health
 
     @property
     def parent(self) -> str | None:
-        """Folder or hub name of the model that training began with."""
+        """The folder or hub name of the model that training began with."""
         return self.began_with
 
     def summary_writer(self) -> AbstractContextManager[Any]:
-        """A TensorBoard writer in the folder in which Accelerate's tracker, closed by now, has written."""
+        """Return a TensorBoard writer in the folder in which Accelerate's tracker, closed by now, has written."""
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(Path(self.output_dir) / "runs"))
@@ -253,7 +253,7 @@ class FinishedLoop(FinishedTraining):
 def write_report(
     run: FinishedTraining, task: str, figures_of_task: Mapping[str, Figure], results_of_task: Mapping[str, Any]
 ) -> None:
-    """Writes figures, model card and `results.json`.
+    """Write figures, model card and `results.json`.
 
     Args:
         run: The run.
@@ -285,7 +285,7 @@ def write_report(
 def close_run(
     run: FinishedRun, write: Callable[[], None], auto_class: Any, rows: Any, trust_remote_code: bool = False
 ) -> None:
-    """Reports on the main process, then has every process check that the saved model predicts as the trained one.
+    """Report on the main process, then have every process check that the saved model predicts as the trained one.
 
     Args:
         run: The run.
@@ -308,7 +308,7 @@ def close_run(
 
 
 def tell_what_is_there(output_dir: str, auto_class: Any, is_main: bool = True) -> None:
-    """Writes the page of a run that has ended, and says where it is, how to see curves, and how to use the model.
+    """Write the page of a run that has ended, and say where it is, how to see curves, and how to use the model.
 
     A page that cannot be written is told in one warning.
 

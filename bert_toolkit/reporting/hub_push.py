@@ -12,7 +12,7 @@ LEFT_OUT = ("_*", "checkpoint-*", "*.partial", "predictions.tsv", "report.html",
 
 
 def push(trainer: Trainer) -> None:
-    """Uploads everything in the output directory but `LEFT_OUT`, in one commit, and prints where it is.
+    """Upload everything in the output directory but `LEFT_OUT`, in one commit, and print where it is.
 
     Trainer's own push would write a card of its own over the run's.
 

@@ -31,7 +31,7 @@ ARGUMENTS = (
 
 
 def write_hyperparameters(trainer: Trainer, facts: Mapping[str, object], scores: Mapping[str, float]) -> None:
-    """Writes hyper-parameters and scores into the writer that Trainer has open; nothing without TensorBoard.
+    """Write hyper-parameters and scores into the writer that Trainer has open; nothing without TensorBoard.
 
     `SummaryWriter.add_hparams` would write them as a run of their own, without the curves.
 

@@ -58,7 +58,7 @@ def write_model_card(
     origin: Origin | None = None,
     parent: str | None = None,
 ) -> Path:
-    """Writes the card, with the metadata that the hub reads: results, data, model that it was made from.
+    """Write the card, with the metadata that the hub reads: results, data, model that it was made from.
 
     License and language are those of the model that training began with, where its card says them; the language of
     data that are known goes first.
@@ -112,7 +112,7 @@ def write_model_card(
 
 
 def ancestors_of(parent: str | None) -> dict[str, Any]:
-    """What the card of a model that was trained further says of the one that training began with.
+    """Return what the card of a model that was trained further says of the one that training began with.
 
     Args:
         parent: Folder or hub name; None or "" for none.

@@ -22,7 +22,7 @@ CLASSES_SHOWN = 40
 
 
 def describe_device(training_arguments: TrainingArguments) -> str:
-    """One line on device, processes, threads and precision of a run.
+    """Return one line on device, processes, threads and precision of a run.
 
     Args:
         training_arguments: After the process group has started.
@@ -35,7 +35,7 @@ def describe_device(training_arguments: TrainingArguments) -> str:
 
 
 def device_in_words(device: torch.device, processes: int, precision: str) -> str:
-    """One line on device, processes, threads and precision.
+    """Return one line on device, processes, threads and precision.
 
     Args:
         device: Of this process.
@@ -56,7 +56,7 @@ def device_in_words(device: torch.device, processes: int, precision: str) -> str
 
 
 def slow_in_bf16(arguments: TrainingArguments) -> bool:
-    """Whether a run on the CPU asks for bf16 of a processor that has no instructions for it.
+    """Return whether a run on the CPU asks for bf16 of a processor that has no instructions for it.
 
     Without AVX-512 PyTorch converts values to fp32 and back, which takes several times as long as fp32 alone.
 
@@ -69,7 +69,7 @@ def slow_in_bf16(arguments: TrainingArguments) -> bool:
 
 
 def print_overview(title: str, facts: Mapping[str, object], arguments: TrainingArguments) -> None:
-    """Prints what a run is about to do, on the main process.
+    """Print what a run is about to do, on the main process.
 
     Args:
         title: Of the run.
@@ -94,7 +94,7 @@ def print_classifier_overview(
     model: nn.Module,
     arguments: TrainingArguments,
 ) -> None:
-    """Prints what a classifier is about to learn: settings, labels, token lengths and parameters.
+    """Print what a classifier is about to learn: settings, labels, token lengths and parameters.
 
     Args:
         title: Of the run.
@@ -119,7 +119,7 @@ def print_classifier_overview(
 
 
 def print_settings(rows: Mapping[str, object], title: str) -> None:
-    """Prints names and values as a table of two columns.
+    """Print names and values as a table of two columns.
 
     Args:
         rows: Name to value.
@@ -134,7 +134,7 @@ def print_settings(rows: Mapping[str, object], title: str) -> None:
 def print_class_balance(
     labels_by_split: Mapping[str, Sequence], label_names: Sequence[str], counted: str = "rows"
 ) -> None:
-    """Prints the number of rows of each split, and of each class with its share of them.
+    """Print the number of rows of each split, and of each class with its share of them.
 
     Args:
         labels_by_split: Split name to the class ids of its rows, or to 0 and 1 for each class and row.
@@ -157,7 +157,7 @@ def print_class_balance(
 
 
 def print_number_spread(numbers_by_split: Mapping[str, Sequence[float]]) -> None:
-    """Prints the number of rows of each split and how the numbers to predict are spread.
+    """Print the number of rows of each split and how the numbers to predict are spread.
 
     Args:
         numbers_by_split: Split name to the numbers of its rows.
@@ -178,7 +178,7 @@ def print_number_spread(numbers_by_split: Mapping[str, Sequence[float]]) -> None
 
 
 def print_tag_counts(sentences_by_split: Mapping[str, Dataset], tag_names: Sequence[str]) -> None:
-    """Prints the number of sentences of each split, and of words with each tag.
+    """Print the number of sentences of each split, and of words with each tag.
 
     Args:
         sentences_by_split: Split name to rows with a column `tags` of lists of ids.
@@ -190,7 +190,7 @@ def print_tag_counts(sentences_by_split: Mapping[str, Dataset], tag_names: Seque
 
 
 def print_class_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Prints precision, recall, F1 and rows of each class.
+    """Print precision, recall, F1 and rows of each class.
 
     Args:
         scores: Class name to what `task_scores.class_scores` gives; the first `CLASSES_SHOWN` are printed.
@@ -204,7 +204,7 @@ def print_class_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_token_lengths(lengths: Sequence[int] | np.ndarray, max_length: int, truncated: int) -> None:
-    """Prints the distribution of token lengths (special tokens included).
+    """Print the distribution of token lengths (special tokens included).
 
     Args:
         lengths: Tokens of each row after truncation.
@@ -226,7 +226,7 @@ def print_token_lengths(lengths: Sequence[int] | np.ndarray, max_length: int, tr
 
 
 def parameter_groups(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Counts parameters by embedding, layer and head.
+    """Count parameters by embedding, layer and head.
 
     A parameter belongs to its numbered layer if its name has a number, and to the module below the base model
     otherwise. A tied parameter is counted once.
@@ -249,7 +249,7 @@ def parameter_groups(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def print_parameters(model: nn.Module) -> None:
-    """Prints the parameter table of `parameter_groups` with totals.
+    """Print the parameter table of `parameter_groups` with totals.
 
     Args:
         model: Any model.

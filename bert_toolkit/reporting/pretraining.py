@@ -25,7 +25,7 @@ def print_pretraining_overview(
     model: PreTrainedModel,
     arguments: TrainingArguments,
 ) -> None:
-    """Prints what a pre-training is about to learn from: settings, what of the corpus is unused, lengths, parameters.
+    """Print what a pre-training is about to learn from: settings, what of the corpus is unused, lengths, parameters.
 
     Args:
         facts: Data, model, settings.
@@ -50,7 +50,7 @@ def sample_predictions(
     collator: Callable[[list[Mapping[str, Any]]], dict[str, torch.Tensor]],
     masks: int = 3,
 ) -> dict[str, list[dict[str, object]]]:
-    """Lets a model fill masks of a text, and judge one true and one random pair.
+    """Let a model fill masks of a text, and judge one true and one random pair.
 
     Args:
         model: Masked LM, with or without a next-sentence head.
@@ -119,7 +119,7 @@ def _segments(tokenizer: Any, pair: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def pair_scores(trainer: Trainer, source: str = "held-out") -> dict[str, float]:
-    """Evaluates on the pairs that `trainer` has for it.
+    """Evaluate on the pairs that `trainer` has for it.
 
     Args:
         trainer: Has finished training, with `pretraining_metrics`.
@@ -142,7 +142,7 @@ def finish_pretraining(
     examples: Mapping[str, Sequence[Mapping[str, Any]]],
     source: str = "held-out",
 ) -> None:
-    """Prints scores and examples, writes figures, model card and `results.json`, and checks that the model reloads.
+    """Print scores and examples, write figures, model card and `results.json`, and check that the model reloads.
 
     Every process calls it; the main one prints and writes.
 

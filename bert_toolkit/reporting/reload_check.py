@@ -24,7 +24,7 @@ class ReloadError(RuntimeError):
 
 
 def check_same_classes(before: EvalPrediction, after: EvalPrediction, output_dir: str) -> None:
-    """Compares the classes that a trained model and the saved one predict, in a loop without Trainer.
+    """Compare the classes that a trained model and the saved one predict, in a loop without Trainer.
 
     Args:
         before: Logits of the trained model.
@@ -40,7 +40,7 @@ def check_same_classes(before: EvalPrediction, after: EvalPrediction, output_dir
 
 
 def check_reload(trainer: Trainer, auto_class: Any, rows: Any, trust_remote_code: bool = False) -> None:
-    """Loads the saved model and tokenizer anew and compares its predictions with those of the trained model.
+    """Load the saved model and tokenizer anew and compare its predictions with those of the trained model.
 
     Both predict the same rows by a Trainer with the same arguments, so that batches and precision are the same, and
     logits may differ by `TOLERANCE` at most; numbers of classes or tokens may not. Under DeepSpeed, which allows one
@@ -103,7 +103,7 @@ def _in_place_of_its_own(trainer: Trainer, auto_class: Any, trust_remote_code: b
 
 
 def rows_to_check(rows: Any) -> Any:
-    """At most `ROWS_CHECKED` rows, evenly spread over a dataset.
+    """Return at most `ROWS_CHECKED` rows, evenly spread over a dataset.
 
     Args:
         rows: A `datasets.Dataset`.

@@ -16,7 +16,7 @@ NO_TEXT = "backslashreplace"  # how names of files are written that are no text 
 
 
 def write_results(output_dir: str | Path, results: Mapping[str, object]) -> Path:
-    """Writes `results.json` whole or not at all, with versions and command line added.
+    """Write `results.json` whole or not at all, with versions and command line added.
 
     Args:
         output_dir: Output directory of the run.
@@ -34,7 +34,7 @@ def write_results(output_dir: str | Path, results: Mapping[str, object]) -> Path
 
 
 def write_predictions(output_dir: str | Path, columns: Mapping[str, Sequence[Any]]) -> Path:
-    """Writes `predictions.tsv` with a header: tab-separated, line breaks and tabs inside a text become spaces.
+    """Write `predictions.tsv` with a header: tab-separated, line breaks and tabs inside a text become spaces.
 
     Args:
         output_dir: Output directory of the run.
@@ -52,7 +52,7 @@ def write_predictions(output_dir: str | Path, columns: Mapping[str, Sequence[Any
 
 
 def as_cell(value: object) -> str:
-    """A value as one line of a table.
+    """Return a value as one line of a table.
 
     Args:
         value: Numbers are shown with six digits.

@@ -73,7 +73,7 @@ class TagMetrics:
 
     @property
     def names(self) -> list[str]:
-        """All scores, the best first."""
+        """The names of all scores, the best first."""
         return ["entity_f1", "entity_precision", "entity_recall", "accuracy"] if self.corpus.scheme else ["accuracy"]
 
     def __call__(self, evaluation: EvalPrediction) -> dict[str, float]:
@@ -90,11 +90,15 @@ class TagMetrics:
 
 
 def predict_tags(trainer: Trainer, corpus: TaggedSplits) -> TaggedPredictions:
-    """Evaluates on the validation sentences and predicts the test sentences; the same sentences only once.
+    """Evaluate on the validation sentences and predict the test sentences; the same sentences only once.
 
     Args:
         trainer: Has finished training.
         corpus: Tokenized splits.
+
+    Returns:
+        What was predicted of the test sentences, and metrics of the validation sentences with the prefix
+        `validation_`.
     """
     with plain_prediction(trainer):
         same = corpus.test is corpus.validation
@@ -111,7 +115,7 @@ def predict_tags(trainer: Trainer, corpus: TaggedSplits) -> TaggedPredictions:
 def finish_tagger(
     run: FinishedRun, corpus: TaggedSplits, predictions: TaggedPredictions, trust_remote_code: bool = False
 ) -> None:
-    """Prints the result tables, writes all files of a finished run, and checks that the saved model reloads.
+    """Print the result tables, write all files of a finished run, and check that the saved model reloads.
 
     Every process calls it; the main one prints and writes. The corpus' remarks go to card and results.
 

@@ -21,7 +21,7 @@ NO_VALUE = "#c9cdd3"
 
 
 def curves(runs: Sequence[RunFiles], names: Mapping[str, str], axis: str, logarithmic: bool = False) -> Chart | None:
-    """Numbers over the steps, with the findings of the first run marked.
+    """Draw numbers over the steps, with the findings of the first run marked.
 
     Args:
         runs: One run, or two whose curves lie over each other, the second dashed.
@@ -62,7 +62,7 @@ def curves(runs: Sequence[RunFiles], names: Mapping[str, str], axis: str, logari
 
 
 def heat_map(blocks: Mapping[str, Series], cases: Sequence[Case], meaning: str) -> Chart:
-    """Layers over the steps, color being the logarithm of a number; hovering shows the number.
+    """Draw layers over the steps, color being the logarithm of a number; hovering shows the number.
 
     Args:
         blocks: Layer to its number at each sampled step, the first layer on top.
@@ -112,7 +112,7 @@ def heat_map(blocks: Mapping[str, Series], cases: Sequence[Case], meaning: str) 
 
 
 def bars(values: Sequence[float], total: float | None, axis: str) -> Chart:
-    """A number for each batch as bars, with that of all rows as a line.
+    """Draw a number for each batch as bars, with that of all rows as a line.
 
     Args:
         values: One for each batch, in order.
@@ -136,7 +136,7 @@ def bars(values: Sequence[float], total: float | None, axis: str) -> Chart:
 
 
 def thinned(points: Series) -> Series:
-    """Evenly chosen points where there are more than can be drawn, the first and the last among them.
+    """Return evenly chosen points where there are more than can be drawn, the first and the last among them.
 
     Args:
         points: Any number.
@@ -150,7 +150,7 @@ def thinned(points: Series) -> Series:
 
 
 def as_text(text: str) -> str:
-    """Text that plotly.js shows as it is: it reads a part of HTML in labels.
+    """Return text that plotly.js shows as it is: it reads a part of HTML in labels.
 
     Args:
         text: Any text.

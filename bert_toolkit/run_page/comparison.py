@@ -40,7 +40,7 @@ class Parting:
 
 
 def differing_settings(one: RunFiles, other: RunFiles) -> dict[str, tuple[str, str]]:
-    """Settings, facts and versions that differ.
+    """Return settings, facts and versions that differ.
 
     Args:
         one: A run.
@@ -56,7 +56,7 @@ def differing_settings(one: RunFiles, other: RunFiles) -> dict[str, tuple[str, s
 
 
 def partings(one: RunFiles, other: RunFiles) -> list[Parting]:
-    """Where each number that both runs have parts, that which parts first before the others.
+    """Return where two runs part in each number that both have, the earliest parting first.
 
     Args:
         one: A run.
@@ -82,7 +82,7 @@ def partings(one: RunFiles, other: RunFiles) -> list[Parting]:
 
 
 def parting(name: str, left: Series, right: Series) -> Parting:
-    """Where two series part.
+    """Return where two series part.
 
     Args:
         name: Of the number.

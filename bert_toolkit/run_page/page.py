@@ -67,7 +67,7 @@ def check_plotly() -> None:
 
 
 def page_of(runs: Sequence[RunFiles]) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
         runs: A run, or two to compare.

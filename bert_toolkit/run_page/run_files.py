@@ -57,23 +57,23 @@ class RunFiles:
 
     @property
     def cases(self) -> Sequence[Case]:
-        """Errors and warnings that nothing else explains, then the notes."""
+        """The errors and warnings that nothing else explains, then the notes."""
         own = [case for case in self.all_cases if case.symptom_of is None]
         return sorted(own, key=lambda case: case.finding.severity == "note")
 
     @property
     def all_cases(self) -> Sequence[Case]:
-        """Everything that was found, symptoms and notes included."""
+        """The cases of everything that was found, symptoms and notes included."""
         return [] if self.findings is None else list(self.findings.cases.values())
 
     @property
     def command(self) -> str:
-        """What started the run; empty where it is not known."""
+        """The command that started the run; empty where it is not known."""
         return self.record.command or str(self.results.get("command", ""))
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Package to version."""
+        """The versions of packages, by name; empty where they are not known."""
         versions = self.record.versions or self.results.get("versions")
         return versions if isinstance(versions, dict) else {}
 

@@ -84,6 +84,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Args:
         path: The file.
 
+    Returns:
+        The object.
+
     Raises:
         InputError: No such file, or it holds something else.
     """
@@ -99,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def numbers_logged(log_history: object) -> list[dict[str, float]]:
-    """The numbers of a log history, whatever else it holds.
+    """Return the numbers of a log history, whatever else it holds.
 
     Args:
         log_history: Of a file; anything.

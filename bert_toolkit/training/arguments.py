@@ -46,7 +46,7 @@ class RunArguments:
     cpu_threads: int | None = field(default=None, metadata={"help": "threads per process; default: all cores"})
 
     def __post_init__(self) -> None:
-        """Refuses counts that cannot be meant.
+        """Refuse counts that cannot be meant.
 
         Raises:
             InputError: `monitor_every` is negative, or `max_train_samples` or `cpu_threads` is not positive.
@@ -66,7 +66,7 @@ class TrainerRunArguments(RunArguments):
     )
 
     def __post_init__(self) -> None:
-        """Refuses counts that cannot be meant.
+        """Refuse counts that cannot be meant.
 
         Raises:
             InputError: As `RunArguments`, or `early_stopping_patience` is not positive.
@@ -86,7 +86,7 @@ class ClassifierRunArguments(TrainerRunArguments):
     )
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be meant or done.
+        """Refuse what cannot be meant or done.
 
         Raises:
             InputError: As `TrainerRunArguments`, or a search of fewer than 0 trials, or one without Optuna.
@@ -110,7 +110,7 @@ class _RecipeArgumentParser(HfArgumentParser):
 def parse_arguments(
     dataclass_types: Sequence[Any], defaults: Mapping[str, Any], arguments: Sequence[str] | None = None
 ) -> tuple[Any, ...]:
-    """Reads a recipe's command line.
+    """Read a recipe's command line.
 
     A first argument that ends in `.yaml`, `.yml` or `.json` is a file of `flag: value` pairs. The order of
     precedence is command line, then file, then `defaults`, then the dataclasses' own defaults. `--help` and
@@ -153,7 +153,7 @@ def parse_arguments(
 def help_text(
     dataclass_types: Sequence[Any], defaults: Mapping[str, Any], in_full: bool = False, width: int | None = None
 ) -> str:
-    """What `--help` prints: what the recipe is, then its flags under the first sentence of their dataclass.
+    """Return what `--help` prints: what the recipe is, then its flags under the first sentence of their dataclass.
 
     Args:
         dataclass_types: As for `parse_arguments`.

@@ -28,7 +28,7 @@ STOPPED_STATUS = 128 + signal.SIGTERM  # 143, what a shell reports for a process
 
 
 def resume_callbacks() -> list[TrainerCallback]:
-    """What makes a run that was stopped go on exactly where it was.
+    """Return what makes a run that was stopped go on exactly where it was.
 
     Returns:
         Callbacks, to be given to Trainer last and in this order.
@@ -37,7 +37,7 @@ def resume_callbacks() -> list[TrainerCallback]:
 
 
 class CheckpointMarkerCallback(TrainerCallback):
-    """Writes the names and sizes of a checkpoint's files into it once every process has written its part.
+    """A callback that writes names and sizes of a checkpoint's files into it once all processes have written theirs.
 
     It also removes old checkpoints, as `save_total_limit` says, instead of Trainer, which removes them before the new
     one is marked, and a kill in between would leave none. Marks of steps later than the one that training starts
@@ -48,13 +48,13 @@ class CheckpointMarkerCallback(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        """Waits for `on_train_begin`."""
+        """Wait for `on_train_begin`."""
         self._limit: int | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Takes over the limit of checkpoints, and unmarks those of steps that are still to come."""
+        """Take over the limit of checkpoints, and unmark those of steps that are still to come."""
         if args.save_total_limit is not None:  # None: an earlier call of train() was interrupted
             self._limit, args.save_total_limit = args.save_total_limit, None
         if state.is_world_process_zero:
@@ -63,7 +63,7 @@ class CheckpointMarkerCallback(TrainerCallback):
                     (folder / MARKER).unlink(missing_ok=True)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Marks the checkpoint just written, then removes old ones."""
+        """Mark the checkpoint just written, then remove old ones."""
         if _is_distributed():
             torch.distributed.barrier()
         if state.is_world_process_zero:
@@ -75,13 +75,13 @@ class CheckpointMarkerCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Gives the limit back, and leaves the best checkpoint alone where one is allowed."""
+        """Give the limit back, and leave the best checkpoint alone where one is allowed."""
         args.save_total_limit = self._limit
         if self._limit == 1 and state.best_model_checkpoint and state.is_world_process_zero:
             self._remove_old(str(args.output_dir), {Path(state.best_model_checkpoint).name})
 
     def _remove_old(self, output_dir: str, kept: set[str]) -> None:
-        """Removes what is not whole, then the oldest, until as many as allowed are left."""
+        """Remove what is not whole, then the oldest, until as many as allowed are left."""
         if self._limit is None or self._limit < 1:
             return
         folders = [folder for _, folder in _checkpoints(output_dir)]
@@ -92,7 +92,7 @@ class CheckpointMarkerCallback(TrainerCallback):
 
 
 class StopOnSigtermCallback(TrainerCallback):
-    """After SIGTERM, saves a checkpoint at the next step boundary and ends the process with status 143.
+    """A callback that, after SIGTERM, saves a checkpoint at the next step boundary and exits with status 143.
 
     Schedulers send SIGTERM some time before they take a machine away. An evaluation that is due at the same step runs
     first, so that the resumed run equals an uninterrupted one. If any process receives the signal, all stop at the
@@ -105,7 +105,7 @@ class StopOnSigtermCallback(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        """Waits for `on_train_begin`."""
+        """Wait for `on_train_begin`."""
         self._received = self._stop = self._leave = False
         self._saved_step: int | None = None
         self._previous_handler: Any = None
@@ -115,7 +115,7 @@ class StopOnSigtermCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Listens for the signal."""
+        """Listen for the signal."""
         self._received = self._stop = self._leave = False
         if threading.current_thread() is threading.main_thread():
             self._previous_handler = signal.signal(signal.SIGTERM, self._receive)
@@ -127,7 +127,7 @@ class StopOnSigtermCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Asks for a checkpoint where a signal has come, unless an epoch ends here."""
+        """Ask for a checkpoint where a signal has come, unless an epoch ends here."""
         self._stop = self._stop or self._counted_vote()
         self._cast_vote()
         # What is due at the end of an epoch would be passed over if the checkpoint were written before it
@@ -137,12 +137,12 @@ class StopOnSigtermCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Asks for a checkpoint where a signal has come in the epoch's last step."""
+        """Ask for a checkpoint where a signal has come in the epoch's last step."""
         if self._stop:
             self._save_and_leave(state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ends the process where this checkpoint was asked for."""
+        """End the process where this checkpoint was asked for."""
         self._saved_step = state.global_step
         if self._leave:
             self._exit(args, state)
@@ -150,7 +150,7 @@ class StopOnSigtermCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stops listening, and ends the process where a signal came in the last step."""
+        """Stop listening, and end the process where a signal came in the last step."""
         self._stop = self._stop or self._counted_vote()
         self._cast_vote()
         self._stop = self._stop or self._counted_vote()
@@ -196,7 +196,7 @@ class StopOnSigtermCallback(TrainerCallback):
 
 
 def is_whole_checkpoint(folder: str | Path) -> bool:
-    """Whether every file that `CheckpointMarkerCallback` listed in a checkpoint is there with its full size.
+    """Return whether every file that `CheckpointMarkerCallback` listed in a checkpoint is there with its full size.
 
     Args:
         folder: The checkpoint.
@@ -213,7 +213,7 @@ def is_whole_checkpoint(folder: str | Path) -> bool:
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """The whole checkpoint with the highest step.
+    """Return the whole checkpoint with the highest step.
 
     Args:
         output_dir: Output directory of a run.
@@ -225,7 +225,7 @@ def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def checkpoints_of(output_dir: str | Path) -> list[Path]:
-    """All checkpoints of a run, whole or not.
+    """Return all checkpoints of a run, whole or not.
 
     Args:
         output_dir: Output directory of the run.
@@ -237,7 +237,7 @@ def checkpoints_of(output_dir: str | Path) -> list[Path]:
 
 
 def checkpoint_to_resume(output_dir: str | Path, resume_from_checkpoint: str | None) -> str | None:
-    """Turns the flag `--resume_from_checkpoint` into the argument of `Trainer.train`.
+    """Turn the flag `--resume_from_checkpoint` into the argument of `Trainer.train`.
 
     Args:
         output_dir: Where `last` is looked for.

@@ -20,7 +20,7 @@ CLASS_WEIGHTS = ("none", "balanced")
 def class_weighted_loss(
     corpus: CorpusSplits, class_weights: str, label_smoothing: float = 0.0
 ) -> Callable[..., Tensor] | None:
-    """The loss of `--class_weights`, for `Trainer(compute_loss_func=)`.
+    """Return the loss of `--class_weights`, for `Trainer(compute_loss_func=)`.
 
     Balanced weights are those of scikit-learn: rows / (classes x rows of the class), so that every class weighs the
     same over the training rows and the mean weight is 1.

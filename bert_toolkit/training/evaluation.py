@@ -35,7 +35,7 @@ class FinalPredictions:
 
 
 def longest_first(rows: Dataset, drop_last: bool = False) -> Dataset:
-    """Rows with a column `length`, the longest first, so that an evaluation computes little padding.
+    """Return rows with a column `length`, the longest first, so that an evaluation computes little padding.
 
     Args:
         rows: Tokenized rows.
@@ -49,7 +49,7 @@ def longest_first(rows: Dataset, drop_last: bool = False) -> Dataset:
 
 
 def predict_splits(trainer: Trainer, corpus: CorpusSplits) -> FinalPredictions:
-    """Evaluates on the validation rows, which `trainer` has, and predicts the test rows; the same rows only once.
+    """Evaluate on the validation rows, which `trainer` has, and predict the test rows; the same rows only once.
 
     Args:
         trainer: Has finished training.
@@ -71,7 +71,7 @@ def predict_splits(trainer: Trainer, corpus: CorpusSplits) -> FinalPredictions:
 
 
 def rows_in_order(array: Any, rows: Dataset) -> np.ndarray:
-    """What was predicted of `longest_first(rows)`, in the order of the rows.
+    """Return what was predicted of `longest_first(rows)`, in the order of the rows.
 
     Args:
         array: One entry per row, (n, ...).
@@ -87,7 +87,7 @@ def rows_in_order(array: Any, rows: Dataset) -> np.ndarray:
 
 @contextmanager
 def plain_prediction(trainer: Trainer) -> Iterator[None]:
-    """Makes `predict` return all rows in one array and in the order of the dataset, whatever flags the run has.
+    """Make `predict` return all rows in one array and in the order of the dataset, whatever flags the run has.
 
     Args:
         trainer: Its arguments are changed for as long as the context lasts.
@@ -111,7 +111,7 @@ def plain_prediction(trainer: Trainer) -> Iterator[None]:
 
 
 def class_logits(outputs: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
-    """The logits among a model's outputs, for `Trainer(preprocess_logits_for_metrics=)`.
+    """Return the logits among a model's outputs, for `Trainer(preprocess_logits_for_metrics=)`.
 
     Args:
         outputs: Logits (B, classes), or a tuple that begins with them: encoder-decoders give hidden states too.

@@ -12,7 +12,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def full_disk_reason(error: BaseException) -> str | None:
-    """What could not be written, if an error says that a disk is full or that a file may not grow.
+    """Return what could not be written, if an error says that a disk is full or that a file may not grow.
 
     safetensors wraps the system's error in one of its own that names the number, and PyTorch's writer of archives
     forgets the reason, so that any failed write of it counts.

@@ -26,7 +26,7 @@ WARM_UPS = (0.0, 0.05, 0.1, 0.2)
 
 
 def search_hyperparameters(trainer: Trainer, trials: int) -> dict[str, str]:
-    """Trains several times with settings of a small space, and sets the best ones in the trainer's arguments.
+    """Train several times with settings of a small space, and set the best ones in the trainer's arguments.
 
     The space: a third to three times the run's learning rate, half of its epochs to all of them, and 0, 5, 10 or 20 %
     of warm-up. The first trial has the run's own settings, the others those that Optuna proposes. What is fixed

@@ -55,7 +55,7 @@ def start_recipe(
     defaults: Mapping[str, Any],
     run_arguments: type[SharedArguments] = TrainerRunArguments,  # type: ignore[assignment]
 ) -> tuple[OwnArguments, SharedArguments, TrainingArguments]:
-    """Reads the command line and makes everything ready for a training with Trainer.
+    """Read the command line and make everything ready for a training with Trainer.
 
     Args:
         own_arguments: The recipe's dataclass.
@@ -96,7 +96,7 @@ def open_run(
     seed: int,
     resume: bool = False,
 ) -> None:
-    """Checks processes and output directory, chooses the number of threads, and seeds every random number generator.
+    """Check processes and output directory, choose the number of threads, and seed every random number generator.
 
     Args:
         run: Flags of every recipe.
@@ -117,7 +117,7 @@ def open_run(
 
 
 def prepare_processes() -> None:
-    """Chooses CPU or accelerator before `TrainingArguments` starts the process group. A recipe calls it first.
+    """Choose CPU or accelerator before `TrainingArguments` starts the process group. A recipe calls it first.
 
     Several processes without an accelerator form a group only when they are told to use the CPU; otherwise each
     would train alone. On CPU, PyTorch is told to take large tensors from huge pages (Linux, its own switch
@@ -142,7 +142,7 @@ def prepare_processes() -> None:
 
 
 def use_cpu_threads(threads: int | None, device: torch.device) -> None:
-    """Shares the cores among the processes of this machine when they train on the CPU.
+    """Share the cores among the processes of this machine when they train on the CPU.
 
     `accelerate launch` gives each process one thread unless `--cpu` or OMP_NUM_THREADS says otherwise, which halves
     the speed of a two-core machine. So one thread is taken for that default; a larger OMP_NUM_THREADS is kept.
@@ -160,7 +160,7 @@ def use_cpu_threads(threads: int | None, device: torch.device) -> None:
 
 
 def check_world_size(world_size: int) -> None:
-    """Refuses a run whose processes do not know of each other.
+    """Refuse a run whose processes do not know of each other.
 
     Args:
         world_size: `TrainingArguments.world_size`.
@@ -177,7 +177,7 @@ def check_world_size(world_size: int) -> None:
 
 
 def prepare_output_dir(output_dir: str | Path, overwrite: bool, resume: bool, is_main_process: bool = True) -> None:
-    """Makes sure that the run may write to `output_dir` and that nothing in it is lost.
+    """Make sure that the run may write to `output_dir` and that nothing in it is lost.
 
     Args:
         output_dir: Created if absent.
@@ -222,7 +222,7 @@ def prepare_output_dir(output_dir: str | Path, overwrite: bool, resume: bool, is
 
 
 def run_recipe(main: Callable[[], None]) -> NoReturn:
-    """Runs a recipe's `main` and exits.
+    """Run a recipe's `main` and exit.
 
     Status 0; 2 with one line for input that was refused or a disk that is full; 143 where SIGTERM stopped the training
     after a checkpoint (`StopOnSigtermCallback`).
@@ -266,7 +266,7 @@ def run_recipe(main: Callable[[], None]) -> NoReturn:
 
 
 def _refuse(message: str) -> NoReturn:
-    """Ends the process with one line.
+    """End the process with one line.
 
     No word to the other processes: they may be in the same error or wait for this one; the launcher sees this status
     and stops them.

@@ -11,7 +11,7 @@ from bert_toolkit.errors import InputError
 
 
 def use_layer_wise_learning_rates(trainer: Trainer, decay: float) -> None:
-    """Has a Trainer make its optimizer with the groups of `layer_wise_parameter_groups`.
+    """Have a Trainer make its optimizer with the groups of `layer_wise_parameter_groups`.
 
     Args:
         trainer: Before training.
@@ -30,7 +30,7 @@ def use_layer_wise_learning_rates(trainer: Trainer, decay: float) -> None:
 def layer_wise_parameter_groups(
     model: PreTrainedModel, learning_rate: float, decay: float, weight_decay: float, decayed_names: list[str]
 ) -> list[dict[str, object]]:
-    """Optimizer groups in which each layer learns `decay` times as fast as the one above it.
+    """Return optimizer groups in which each layer learns `decay` times as fast as the one above it.
 
     The head and pooler keep `learning_rate`; the last layer has `learning_rate * decay`, and the embeddings
     `learning_rate * decay ** (layers + 1)` (Howard & Ruder 2018, "discriminative fine-tuning"; Sun et al. 2019 found

@@ -38,7 +38,7 @@ class LengthGroupedRows(Dataset):
     """
 
     def __init__(self, rows: Any, lengths: Sequence[int], group_size: int, seed: int = 0) -> None:
-        """Makes the order of the first epoch."""
+        """Make the order of the first epoch."""
         if len(lengths) != len(rows):
             raise ValueError(f"lengths must be given for all {len(rows)} rows, got {len(lengths)}")
         if group_size < 1:
@@ -73,7 +73,7 @@ class LengthGroupedRows(Dataset):
         return fetch(places) if fetch else [self.rows[place] for place in places]
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch; workers that are already running follow.
+        """Choose the epoch; workers that are already running follow.
 
         Args:
             epoch: Number of the epoch, from 0.
@@ -82,7 +82,7 @@ class LengthGroupedRows(Dataset):
 
     @property
     def order(self) -> np.ndarray:
-        """Which row stands where in the present epoch, (n,)."""
+        """The number of the row at each place of the present epoch, (n,)."""
         epoch = int(self._epoch[0])
         if epoch != self._order_epoch:
             self._order, self._order_epoch = self._make_order(epoch), epoch

@@ -35,7 +35,7 @@ ANSWERERS = {"toolkit": ToolkitBertForQuestionAnswering, "transformers": AutoMod
 
 
 def load_pretrained(auto_class: Any, name_or_path: str, trust_remote_code: bool = False, **settings: Any) -> Any:
-    """`auto_class.from_pretrained`, which runs no code of the model unless told to.
+    """Call `auto_class.from_pretrained`, which runs no code of the model unless told to.
 
     Args:
         auto_class: A model, tokenizer or configuration class, or one of the Auto classes.
@@ -54,7 +54,7 @@ def load_pretrained(auto_class: Any, name_or_path: str, trust_remote_code: bool 
 
 
 def load_and_tell(auto_class: Any, name_or_path: str, trust_remote_code: bool = False, **settings: Any) -> Any:
-    """`load_pretrained` of a model to train, in float32, which says in a line each what is new and what is missing.
+    """Call `load_pretrained` for a model to train, in float32, and say in a line each what is new and what is missing.
 
     transformers' own report shows a new head, which every fine-tuning has, as it shows a damaged encoder; and it loads
     weights in the precision in which they were saved, in which half of the updates would be rounded away.
@@ -105,7 +105,7 @@ def _precision_of(name_or_path: str) -> str:
 
 
 def model_type_of(name_or_path: str) -> str:
-    """The `model_type` of a saved model; `bert` for the checkpoints of 2018 and 2019, which name none.
+    """Return the `model_type` of a saved model; `bert` for the checkpoints of 2018 and 2019, which name none.
 
     Args:
         name_or_path: Folder or hub name.
@@ -122,7 +122,7 @@ def model_type_of(name_or_path: str) -> str:
 
 
 def load_tokenizer(name_or_path: str, trust_remote_code: bool = False, of_words: bool = False) -> Any:
-    """The tokenizer of a model whose texts can form batches.
+    """Load the tokenizer of a model whose texts can form batches.
 
     Args:
         name_or_path: Folder or hub name.
@@ -145,7 +145,7 @@ def load_tokenizer(name_or_path: str, trust_remote_code: bool = False, of_words:
 
 
 def check_vocabulary(tokenizer: Any, name_or_path: str) -> None:
-    """Refuses a tokenizer that transformers made of nothing, as it does for a folder with weights alone.
+    """Refuse a tokenizer that transformers made of nothing, as it does for a folder with weights alone.
 
     Args:
         tokenizer: As loaded.
@@ -165,7 +165,7 @@ def check_vocabulary(tokenizer: Any, name_or_path: str) -> None:
 def load_classifier(
     name_or_path: str, corpus: CorpusSplits, implementation: str = "auto", trust_remote_code: bool = False
 ) -> Any:
-    """A model with a fresh head for the labels of a corpus.
+    """Load a model with a fresh head for the labels of a corpus.
 
     Args:
         name_or_path: Folder or hub name of a pre-trained encoder.
@@ -188,7 +188,7 @@ def load_classifier(
 def load_tagger(
     name_or_path: str, tag_names: Sequence[str], implementation: str = "auto", trust_remote_code: bool = False
 ) -> Any:
-    """A model with a fresh head that gives each token a tag.
+    """Load a model with a fresh head that gives each token a tag.
 
     Args:
         name_or_path: Folder or hub name of a pre-trained encoder.
@@ -206,7 +206,7 @@ def load_tagger(
 
 
 def load_answerer(name_or_path: str, implementation: str = "auto", trust_remote_code: bool = False) -> Any:
-    """A model with a fresh head that finds first and last token of an answer.
+    """Load a model with a fresh head that finds first and last token of an answer.
 
     Args:
         name_or_path: Folder or hub name of a pre-trained encoder.

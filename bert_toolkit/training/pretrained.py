@@ -24,14 +24,19 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 
 
 class ModelChoice(NamedTuple):
-    """A model for `from_pretrained`, and one line for people that says which it is and why it was taken."""
+    """A model for `from_pretrained`, and one line for people that says which it is and why it was taken.
+
+    Args:
+        name_or_path: What `from_pretrained` takes: a folder or a name on the hub.
+        description: The line.
+    """
 
     name_or_path: str
     description: str
 
 
 def choose_model(model_name_or_path: str | None = None) -> ModelChoice:
-    """Decides which pre-trained weights to use and checks that they are there, without loading them.
+    """Decide which pre-trained weights to use and check that they are there, without loading them.
 
     A choice that was made is never replaced by another: where it is not available, that is an error. Only weights in
     safetensors are accepted, as the older formats run code when they are read.
@@ -81,7 +86,7 @@ def choose_model(model_name_or_path: str | None = None) -> ModelChoice:
 
 
 def offline_weights() -> Path:
-    """Folder of the pre-trained weights that the `offline` extra installs, checked.
+    """Return the folder of the pre-trained weights that the `offline` extra installs, checked.
 
     Returns:
         A folder with `config.json`, tokenizer and `model.safetensors` (91 MB; the check reads it once).
@@ -109,7 +114,7 @@ def offline_weights() -> Path:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Checks that `from_pretrained` will find a configuration and whole safetensors weights in a folder.
+    """Check that `from_pretrained` will find a configuration and whole safetensors weights in a folder.
 
     Args:
         folder: What `save_pretrained` wrote.

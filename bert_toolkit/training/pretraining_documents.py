@@ -80,11 +80,11 @@ class FirstDocuments:
     """
 
     def __init__(self, documents: Iterable[Any], count: int) -> None:
-        """Reads nothing."""
+        """Read nothing."""
         self.documents, self.count = documents, count
 
     def __iter__(self) -> Iterator[Any]:
-        """Reads the documents from their beginning."""
+        """Read the documents from their beginning."""
         return islice(iter(self.documents), self.count)
 
 
@@ -94,7 +94,7 @@ def open_documents(
     text_column: str = "text",
     documents_split: str | None = None,
 ) -> Documents:
-    """Documents of files, or of a dataset on the hub.
+    """Open documents of files, or of a dataset on the hub.
 
     Args:
         train_file: A text or JSONL file, or a folder of them; None for the State of the Union speeches.
@@ -129,7 +129,7 @@ def open_documents(
 
 
 def hold_out(documents: Documents, fraction: float, max_train_samples: int | None = None) -> DocumentSplits:
-    """Holds documents out: two at least, or none at all.
+    """Hold documents out: two at least, or none at all.
 
     Args:
         documents: Gone through once to be counted.
@@ -165,7 +165,7 @@ def hold_out(documents: Documents, fraction: float, max_train_samples: int | Non
 
 
 def first_pairs(pairs: Any, count: int) -> Subset[Any]:
-    """The first of some sentence pairs; a part of a dataset has no epoch, so that every evaluation sees the same.
+    """Return the first of some sentence pairs, without an epoch, so that every evaluation sees the same.
 
     Args:
         pairs: The pairs.
@@ -190,7 +190,7 @@ def tokenize_documents(
     cache_dir: str,
     processes: int | None,
 ) -> tuple[Any, TokenizedDocuments, TokenizedDocuments | None]:
-    """Tokenizes documents, by a tokenizer that is there or one learned from those to train on.
+    """Tokenize documents, by a tokenizer that is there or one learned from those to train on.
 
     Every process calls it; one works for all of a machine. What an earlier run has learned or tokenized is taken from
     the cache.

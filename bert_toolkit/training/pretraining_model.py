@@ -20,7 +20,7 @@ SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 51
 
 
 def predicts_next_sentences(objective: str, next_sentence_weight: float, arguments: TrainingArguments) -> bool:
-    """Whether a run trains next-sentence prediction beside masked words.
+    """Return whether a run trains next-sentence prediction beside masked words.
 
     Args:
         objective: `mlm+nsp` or `mlm`.
@@ -53,7 +53,7 @@ def predicts_next_sentences(objective: str, next_sentence_weight: float, argumen
 
 
 def model_to_continue(model_name_or_path: str | None) -> str | None:
-    """Where the weights of a model are that is to be trained further.
+    """Return where the weights of a model are that is to be trained further.
 
     Args:
         model_name_or_path: A folder, a hub name, `offline` for the weights of that extra, or None.
@@ -86,7 +86,7 @@ def load_or_make_model(
     layer_norm_placement: str = "post",
     dropout: float | None = None,
 ) -> Any:
-    """A model for masked words, and for next sentences if they are to be predicted.
+    """Load or make a model for masked words, and for next sentences if they are to be predicted.
 
     Args:
         name_or_path: Of `model_to_continue`; None starts from scratch.

@@ -36,7 +36,7 @@ class Answer:
 def tokenize_questions(
     corpus: QuestionSplits, tokenizer: Any, max_length: int, doc_stride: int, seed: int, most: int | None = None
 ) -> tuple[Dataset, Dataset, Dataset]:
-    """Windows of the three splits; every process calls it, and one tokenizes for all of a machine.
+    """Cut the three splits into windows; every process calls it, and one tokenizes for all of a machine.
 
     Args:
         corpus: Questions.
@@ -89,7 +89,7 @@ def tokenize_questions(
 def windows_of(
     rows: dict[str, list[Any]], numbers: list[int], tokenizer: Any, max_length: int, doc_stride: int
 ) -> dict[str, list[Any]]:
-    """Cuts questions with long texts into windows that overlap.
+    """Cut questions with long texts into windows that overlap.
 
     Args:
         rows: `question`, `context`, `answers` and `begins`, lists.
@@ -150,7 +150,7 @@ def answers_of(
     max_answer_length: int,
     null_threshold: float | None,
 ) -> list[Answer]:
-    """The best answer to each question over all its windows.
+    """Return the best answer to each question over all its windows.
 
     Args:
         start_logits: Of the tokens of each window, (n, T); columns behind a window's tokens do not count.

@@ -28,7 +28,7 @@ _TABLES = {"input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
 
 
 def longest_input(tokenizer: Any, model: PreTrainedModel) -> int | None:
-    """How many tokens a model takes.
+    """Return how many tokens a model takes.
 
     Args:
         tokenizer: Its `model_max_length` counts too.
@@ -47,7 +47,7 @@ def longest_input(tokenizer: Any, model: PreTrainedModel) -> int | None:
 
 
 def check_max_length(max_length: int, tokenizer: Any, model: PreTrainedModel) -> None:
-    """Refuses texts longer than a model's positions.
+    """Refuse texts longer than a model's positions.
 
     Args:
         max_length: Tokens per text at most, special tokens included.
@@ -64,7 +64,7 @@ def check_max_length(max_length: int, tokenizer: Any, model: PreTrainedModel) ->
 
 
 def check_token_ids(model: PreTrainedModel, *splits: Dataset) -> None:
-    """Refuses tokens for which a model has no embedding, as where a tokenizer has grown and its model has not.
+    """Refuse tokens for which a model has no embedding, as where a tokenizer has grown and its model has not.
 
     Args:
         model: Any model of texts.
@@ -91,7 +91,7 @@ def _check_highest(model: PreTrainedModel, column: str, highest: int) -> None:
 def rehearse(
     model: PreTrainedModel, tokenizer: Any, corpus: CorpusSplits, max_length: int, arguments: TrainingArguments
 ) -> None:
-    """Checks `max_length`, and runs a text of that many tokens and a short one through a model of transformers.
+    """Check `max_length`, and run a text of that many tokens and a short one through a model of transformers.
 
     Costs four forward passes without gradients: with the short text alone and with both, in evaluation and in
     training. Models that several devices share are not tried.
@@ -127,7 +127,7 @@ def rehearse(
 
 
 def rehearse_rows(model: PreTrainedModel, rows: Dataset, collate: Any, arguments: TrainingArguments) -> None:
-    """Runs the longest and the shortest of tokenized rows through a model of transformers, as `rehearse` does.
+    """Run the longest and the shortest of tokenized rows through a model of transformers, as `rehearse` does.
 
     Args:
         model: With a head that gives a loss.

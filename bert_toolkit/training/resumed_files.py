@@ -24,7 +24,7 @@ class DamagedCheckpointError(InputError):
 
 
 def find_checkpoint(trainer: Trainer) -> str | None:
-    """The checkpoint from which a training goes on, looked through by the main process, told to all.
+    """Find the checkpoint from which a training goes on, looked through by the main process, told to all.
 
     For `--resume_from_checkpoint last` a damaged checkpoint is named, with what is wrong with it, and passed over for
     the newest one that is whole.

@@ -1,4 +1,4 @@
-"""Texts of a labelled corpus as tokens, each text tokenized once."""
+"""Texts of a labeled corpus as tokens, each text tokenized once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REMARKABLE = 0.05
 def tokenize_corpus(
     corpus: CorpusSplits, tokenizer: Any, max_length: int, seed: int, max_train_samples: int | None = None
 ) -> CorpusSplits:
-    """Tokenizes the three splits; of the training rows only those that will be trained on.
+    """Tokenize the three splits; of the training rows only those that will be trained on.
 
     Every process calls it; one tokenizes for all of a machine.
 
@@ -51,7 +51,7 @@ def tokenize_corpus(
 
 
 def unknown_text(rows: Dataset, tokenizer: Any) -> list[str]:
-    """Says how much of the text is nothing but unknown tokens to a tokenizer, as that of another language.
+    """Say how much of the text is nothing but unknown tokens to a tokenizer, as that of another language.
 
     Args:
         rows: Tokenized rows.
@@ -77,7 +77,7 @@ def unknown_text(rows: Dataset, tokenizer: Any) -> list[str]:
 def tokenize_texts(
     rows: dict[str, list[Any]], tokenizer: Any, columns: Sequence[str], max_length: int
 ) -> dict[str, list[Any]]:
-    """Tokenizes a batch of rows.
+    """Tokenize a batch of rows.
 
     Args:
         rows: Column name to values.

@@ -18,7 +18,7 @@ from bert_toolkit.metrics.classification import IGNORED_LABEL
 def tokenize_sentences(
     corpus: TaggedSplits, tokenizer: Any, max_length: int, seed: int, max_train_samples: int | None = None
 ) -> TaggedSplits:
-    """Tokenizes the three splits; every process calls it, and one tokenizes for all of a machine.
+    """Tokenize the three splits; every process calls it, and one tokenizes for all of a machine.
 
     Args:
         corpus: Sentences.
@@ -50,7 +50,7 @@ def tokenize_sentences(
 
 
 def tokenize_words(rows: dict[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-    """Tokenizes a batch of sentences.
+    """Tokenize a batch of sentences.
 
     Args:
         rows: `words` and `tags`, lists of lists.
@@ -79,7 +79,7 @@ def tokenize_words(rows: dict[str, list[Any]], tokenizer: Any, max_length: int) 
 def tags_of_words(
     predicted: np.ndarray, labels: np.ndarray, tag_names: Sequence[str]
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """True and predicted tags of the words that a model has seen, sentence by sentence.
+    """Return true and predicted tags of the words that a model has seen, sentence by sentence.
 
     Args:
         predicted: Tag ids of the tokens, (n, T).

@@ -39,7 +39,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 def check_trainer_flags(arguments: TrainingArguments) -> None:
-    """Refuses values that PyTorch or Trainer would refuse later, in a traceback.
+    """Refuse values that PyTorch or Trainer would refuse later, in a traceback.
 
     Args:
         arguments: Of the run.
@@ -89,7 +89,7 @@ def check_trainer_flags(arguments: TrainingArguments) -> None:
 
 
 def check_early_stopping(arguments: TrainingArguments) -> None:
-    """Refuses early stopping where no evaluation can end the training.
+    """Refuse early stopping where no evaluation can end the training.
 
     Args:
         arguments: Of the run.
@@ -107,7 +107,7 @@ def check_early_stopping(arguments: TrainingArguments) -> None:
 
 
 def choose_learning_rate(arguments: TrainingArguments, model: PreTrainedModel, wide: float, narrow: float) -> None:
-    """Sets the learning rate by the size of the model where none was passed.
+    """Set the learning rate by the size of the model where none was passed.
 
     Args:
         arguments: Of the run; changed.
@@ -120,7 +120,7 @@ def choose_learning_rate(arguments: TrainingArguments, model: PreTrainedModel, w
 
 
 def choose_best_metric(arguments: TrainingArguments, best: str) -> None:
-    """Puts a recipe's own score in place of `metric_for_best_model auto`, the loss where nothing else is computed.
+    """Put a recipe's own score in place of `metric_for_best_model auto`, the loss where nothing else is computed.
 
     Args:
         arguments: Of the run; changed.
@@ -133,7 +133,7 @@ def choose_best_metric(arguments: TrainingArguments, best: str) -> None:
 
 
 def check_classifier_flags(arguments: TrainingArguments, corpus: CorpusSplits, metrics: Iterable[str]) -> None:
-    """Refuses flags that do not go with the data and the metrics of a classifier.
+    """Refuse flags that do not go with the data and the metrics of a classifier.
 
     Args:
         arguments: Of the run.
@@ -153,7 +153,7 @@ def check_classifier_flags(arguments: TrainingArguments, corpus: CorpusSplits, m
 
 
 def check_tagger_flags(arguments: TrainingArguments, validation_rows: int, metrics: Iterable[str]) -> None:
-    """Refuses flags that do not go with the data and the metrics of a tagger.
+    """Refuse flags that do not go with the data and the metrics of a tagger.
 
     Args:
         arguments: Of the run.
@@ -173,7 +173,7 @@ def check_tagger_flags(arguments: TrainingArguments, validation_rows: int, metri
 
 
 def check_answerer_flags(arguments: TrainingArguments, validation_rows: int, metrics: Iterable[str]) -> None:
-    """Refuses flags that do not go with questions whose windows are scored together.
+    """Refuse flags that do not go with questions whose windows are scored together.
 
     Args:
         arguments: Of the run.

@@ -35,7 +35,7 @@ class RunCallbacks:
 
 
 def add_run_callbacks(trainer: Trainer, run: TrainerRunArguments, batch_losses: bool = False) -> RunCallbacks:
-    """Adds the callbacks of every recipe to a Trainer.
+    """Add the callbacks of every recipe to a Trainer.
 
     Args:
         trainer: Before training.
@@ -60,7 +60,7 @@ def add_run_callbacks(trainer: Trainer, run: TrainerRunArguments, batch_losses: 
 
 
 def _check_label_names(trainer: Trainer) -> None:
-    """Refuses names of labels by which Trainer would compute no loss and no metrics in an evaluation."""
+    """Refuse names of labels by which Trainer would compute no loss and no metrics in an evaluation."""
     names, right = trainer.args.label_names, find_labels(type(trainer.model))
     if names is not None and set(names) != set(right):
         raise InputError(
@@ -71,7 +71,7 @@ def _check_label_names(trainer: Trainer) -> None:
 
 @contextmanager
 def _errors_of_optimizer(trainer: Trainer) -> Iterator[None]:
-    """Makes the toolkit's error of what Trainer raises while it builds optimizer and schedule from flags."""
+    """Make the toolkit's error of what Trainer raises while it builds optimizer and schedule from flags."""
     try:
         yield
     except (ImportError, ValueError, TypeError, KeyError) as error:
@@ -88,7 +88,7 @@ def _errors_of_optimizer(trainer: Trainer) -> Iterator[None]:
 
 
 def train_and_save(trainer: Trainer) -> None:
-    """Trains, or goes on from the checkpoint that `--resume_from_checkpoint` names, and saves the model.
+    """Train, or go on from the checkpoint that `--resume_from_checkpoint` names, and save the model.
 
     The model is saved before it is evaluated, because `--bf16_full_eval` and `--fp16_full_eval` round its weights.
 
