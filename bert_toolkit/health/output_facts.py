@@ -75,12 +75,14 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
         label, and away from it), `softmax_twice` (1 where the gradient is that of a cross-entropy that took softmax or
         sigmoid of these values for logits, 0 where it is that of one on them, NaN where rows do not tell),
         `linear_loss` (1 where each row is drawn to one class by the same force whatever its values are, and they are
-        no log-probabilities), `gradient_column_sum` (0 where each class is drawn as much up as down over the rows,
-        relative), `target_top_share` (of the class that most counted rows are drawn to, where logits are `(N, C)`),
-        and for tokens `target_is_input`, `target_is_next`, `target_is_second` (share of counted rows drawn to the
-        token at their own place, the next, the one after). Of a single output per row `drawn_up` (share of rows that
-        are drawn up), `drawn_to` (the one value that all rows are drawn to, in proportion to their distance; NaN where
-        each has its own) and `drawn_alike` (the sum of the gradient, where it is the same at all rows; else NaN).
+        no log-probabilities), `squared_error` (1 where the gradient is that of squared distances to zeros and a one, 0
+        where it is that of a cross-entropy), `gradient_column_sum` (0 where each class is drawn as much up as down
+        over the rows, relative; NaN where a row is drawn to several), `target_top_share` (of the class that most
+        counted rows are drawn to, where logits are `(N, C)`), and for tokens `target_is_input`, `target_is_next`,
+        `target_is_second` (share of counted rows drawn to the token at their own place, the next, the one after). Of a
+        single output per row `drawn_up` (share of rows that are drawn up), `drawn_to` (the one value that all rows are
+        drawn to, in proportion to their distance; NaN where each has its own) and `drawn_alike` (the sum of the
+        gradient, where it is the same at all rows; else NaN).
     """
     facts: dict[str, Tensor | float] = {}
     ids, mask, labels = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
@@ -117,9 +119,12 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
         of_rows, of_entries = _squashed_before(part, values, target, valid), _gated_before(part, values)
         facts["softmax_twice"] = torch.where(row_sum < 1e-2, of_rows, of_entries)
         facts["linear_loss"] = _drawn_evenly(part, values, valid)
+        facts["squared_error"] = _of_squared_error(part, values, target, valid)
     if logits.ndim == 2:
         sums = rows.sum(0).abs().float() / rows.abs().sum(0).float().clamp(min=torch.finfo(torch.float32).tiny)
-        facts["gradient_column_sum"] = sums.amax() if len(rows) >= 4 else math.nan
+        # A row is drawn to one class; where it is drawn to several, outputs were centered over the batch on purpose.
+        to_one = ((rows < 0).sum(-1) <= 1).all()
+        facts["gradient_column_sum"] = torch.where(to_one, sums.amax(), math.nan) if len(rows) >= 4 else math.nan
         most = torch.where(valid, target, -1 - torch.arange(len(target), device=target.device)).mode().values
         facts["target_top_share"] = torch.where(
             valid.sum() >= 4, ((target == most) & valid).sum() / valid.sum().clamp(min=1), math.nan
@@ -149,6 +154,9 @@ def _squashed_before(gradient: Tensor, logits: Tensor, target: Tensor, valid: Te
     plain = probability - wanted
     inner = probability.softmax(-1) - wanted
     twice = probability * (inner - (probability * inner).sum(-1, keepdim=True))
+    # What looks alike while outputs are small and is meant: temperatures, and the error 1 - p of a robust loss.
+    tempered = [(logits / degrees).softmax(-1) - wanted for degrees in (2.0, 4.0, 8.0)]
+    robust = probability * ((probability * wanted).sum(-1, keepdim=True) - wanted)
     gated = gate * (1.0 - gate) * (gate.softmax(-1) - wanted)
     usable = valid & (probability.amax(-1) < 0.99)
 
@@ -159,7 +167,8 @@ def _squashed_before(gradient: Tensor, logits: Tensor, target: Tensor, valid: Te
         middle = torch.where(usable, weight, math.nan).nanmedian()
         return torch.where(usable, (weight / middle - 1.0).abs() + rest, math.nan).nanmean()
 
-    told = _which(scatter(plain), torch.minimum(scatter(twice), scatter(gated)))
+    meant = torch.stack([scatter(loss) for loss in (plain, robust, *tempered)]).amin()
+    told = _which(meant, torch.minimum(scatter(twice), scatter(gated)))
     return torch.where(usable.sum() >= 4, told, math.nan)
 
 
@@ -167,6 +176,22 @@ def _which(once: Tensor, before: Tensor) -> Tensor:
     """0 where weights are equal under a loss of the logits, 1 where they are under one of what was made of them."""
     told = torch.where((before < 0.01) & (once > 0.03), 1.0, math.nan)
     return torch.where((once < 0.01) & (before > 0.03), 0.0, told)
+
+
+def _of_squared_error(gradient: Tensor, outputs: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Whether the loss is the squared distance to a row of zeros and a one, 1, or a cross-entropy, 0; else NaN."""
+    wide = torch.float32 if outputs.device.type == "mps" else torch.float64
+    outputs, gradient = outputs.to(wide), gradient.to(wide)
+    wanted = torch.nn.functional.one_hot(target, outputs.shape[-1]).to(outputs)
+
+    def rest(expected: Tensor) -> Tensor:
+        weight = (gradient * expected).sum(-1) / expected.square().sum(-1).clamp(min=1e-20)
+        left = (gradient - weight[:, None] * expected).norm(dim=-1) / gradient.norm(dim=-1).clamp(min=1e-20)
+        return torch.where(valid, left, math.nan).nanmean()
+
+    squares, entropy = rest(outputs - wanted), rest(outputs.softmax(-1) - wanted)
+    told = torch.where((entropy < 0.02) & (squares > 5 * entropy), 0.0, math.nan)
+    return torch.where((squares < 0.02) & (entropy > 5 * squares), 1.0, told)
 
 
 def _gated_before(gradient: Tensor, logits: Tensor) -> Tensor:
@@ -181,7 +206,8 @@ def _gated_before(gradient: Tensor, logits: Tensor) -> Tensor:
         return (weight / weight.nanmedian() - 1.0).abs().nanmean()
 
     told = _which(scatter(gate - wanted), scatter(gate * (1.0 - gate) * (gate.sigmoid() - wanted)))
-    return torch.where(usable.sum() >= 8, told, math.nan)
+    both = (wanted.bool() & usable).any() & (~wanted.bool() & usable).any()  # else it is a mean, as a critic's
+    return torch.where((usable.sum() >= 8) & both, told, math.nan)
 
 
 def _drawn_evenly(gradient: Tensor, logits: Tensor, valid: Tensor) -> Tensor:

@@ -67,8 +67,7 @@ class ProtocolWatch:
         key = id(parameter)
 
         def hook(gradient: Tensor) -> None:
-            if key not in self._arrived:
-                self._incoming[key] = gradient.detach().clone()
+            self._incoming[key] = gradient.detach().clone()
 
         return hook
 
@@ -77,12 +76,15 @@ class ProtocolWatch:
         incoming = self._incoming.pop(id(parameter), None)
         if incoming is None or incoming.is_sparse:
             return
-        size = incoming.norm()
-        self._arrived[id(parameter)] = size
+        key, size = id(parameter), incoming.norm()
+        is_first = key not in self._arrived
+        self._arrived.setdefault(key, size)
         if parameter.grad is None:
             return
-        # What was there before the first backward pass of this step, relative to what it brought.
-        self._stale[id(parameter)] = (parameter.grad - incoming).norm() / size.clamp(min=1e-30)
+        # What was there before the first backward pass of this step, relative to what it brought; a later pass that
+        # finds nothing tells that it was cleared meanwhile (the other player's loss came before this one's).
+        before = (parameter.grad - incoming).norm() / size.clamp(min=1e-30)
+        self._stale[key] = before if is_first else torch.where(before == 0, before, self._stale[key])
 
     @torch.no_grad()
     def facts(self, optimizer: Any) -> dict[str, Tensor | float]:

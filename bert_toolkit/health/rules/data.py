@@ -343,13 +343,18 @@ def texts_cut(history: HealthHistory, *, tokens: float = 1.0, samples: int = 3) 
 def input_scale(
     history: HealthHistory, *, largest: float = 30.0, smallest: float = 1e-3, samples: int = 3
 ) -> Finding | None:
-    """Float inputs have a root mean square far from one, or are not finite."""
+    """Float inputs have a root mean square far from one, or are not finite.
+
+    The scale says nothing where a normalization is the first thing in the model.
+    """
     bad = latest(history, "float_input_nonfinite", 1)
     if len(bad) and bad[-1] > 0:
         return input_scale.finding(
             history, value=bad[-1], threshold=0.0, seen=f"{bad[-1]:.2%} of the inputs are NaN or infinite"
         )
     recent = latest(history, "float_input_rms", samples)
+    if history.roles[0] == "norm":
+        return None
     if len(recent) < samples or not ((recent > largest).all() or ((recent > 0) & (recent < smallest)).all()):
         return None
     return input_scale.finding(

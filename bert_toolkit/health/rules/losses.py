@@ -17,9 +17,11 @@ from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rul
 def outputs_not_logits(history: HealthHistory, *, samples: int = 3) -> Finding | None:
     """What goes into the loss as logits cannot be logits: probabilities, or values of one sign with exact zeros.
 
-    Judged where the gradient of every row sums to zero, as only that of a softmax does; so the loss takes them for
-    logits. Losses that take probabilities are silent. Where softmax or sigmoid stands between the model and its loss,
-    the gradient is exactly that of such a loss, and not that of a cross-entropy on what the model returns.
+    Judged where the gradient of every row sums to zero, as that of a softmax does; so the loss takes them for logits.
+    Losses that take probabilities are silent: a squared error of probabilities has such sums as well and is told apart
+    once outputs leave the even distribution, and values of a softmax wait for that. Where softmax or sigmoid stands
+    between the model and its loss, the gradient is exactly that of such a loss, and not that of a cross-entropy on
+    what the model returns.
     """
     squashed = history.fact("softmax_twice")
     squashed = squashed[np.isfinite(squashed)]
@@ -41,6 +43,9 @@ def outputs_not_logits(history: HealthHistory, *, samples: int = 3) -> Finding |
         if len(recent) < samples or not (recent > limit).all():
             continue
         if len(row_sum) < samples or not (row_sum < 1e-2).all():
+            continue
+        squares = history.fact("squared_error")
+        if (squares == 1.0).any() or (fact == "logits_sum_to_one" and not (squares == 0.0).any()):
             continue
         return outputs_not_logits.finding(history, value=recent[-1], threshold=limit, seen=seen)
     return None
@@ -109,7 +114,8 @@ def targets_broadcast(history: HealthHistory, *, samples: int = 4) -> Finding | 
     """
     value = latest(history, "drawn_to", samples)
     force = latest(history, "drawn_alike", samples)
-    if len(force) == samples and np.ptp(force) > 1e-3 * np.abs(force).max():
+    # A critic's loss is a mean, whose gradient has the same size in every batch.
+    if len(force) == samples and np.ptp(np.abs(force)) > 1e-3 * np.abs(force).max():
         return targets_broadcast.finding(
             history,
             value=force[-1],
@@ -118,8 +124,11 @@ def targets_broadcast(history: HealthHistory, *, samples: int = 4) -> Finding | 
             cause="the loss compares means over the batch instead of each output with its target",
             remedy="take the mean after the square: (outputs - targets).square().mean()",
         )
+    if len(value) < samples:
+        return None
     outputs = max(abs(history.fact("logit_max")[-1]), abs(history.fact("logit_min")[-1]))
-    if len(value) < samples or np.ptp(value) < 1e-3 * max(np.abs(value).max(), outputs):
+    distances = np.diff(np.sort(value)) > 1e-3 * max(np.abs(value).max(), outputs)
+    if distances.sum() < 2:  # at least three values: two are those of real and generated rows
         return None
     return targets_broadcast.finding(
         history,

@@ -44,6 +44,8 @@ def loss_diverging(
     if loss.samples < 8 or not math.isfinite(loss.start):
         return None
     classes = bool(history.integer_labels[-1])
+    if not classes and loss.start <= 0:  # a score rather than a distance
+        return None
     thresholds = {"rise": rise if classes else 2.0, "given_back": given_back if classes else math.inf}
     found = _gone_up(loss, abs(loss.start), deviations, **thresholds)
     if found is None:

@@ -167,6 +167,10 @@ def not_updated(history: HealthHistory, *, samples: int = 4) -> Finding | None:
     if not on.all():
         return None
     stuck = (history.gradient[recent] > 0).all(axis=0) & (history.ratio[recent] == 0).all(axis=0)
+    stuck &= np.ptp(history.weight[recent], axis=0) == 0  # else another optimizer moves them between the samples
+    norms = history.gradient_norm
+    if (norms[recent] < 1e-5 * np.nanmax(norms)).all():  # it has converged: what is left rounds away
+        return None
     moving = (history.ratio[recent] > 0).any()
     if not moving and "RAdam" in history.settings.optimizer and history.step[-1] < 12:
         return None  # rectified Adam and its schedule-free form make no step before their variance is known
@@ -266,7 +270,7 @@ def _cut_off(history: HealthHistory, never: np.ndarray, ever: np.ndarray) -> tup
             silent = kind[never[kind] & judged[kind]]
             if len(silent) == len(kind) and len(kind) > 1:
                 # What serves an input that is optional: an encoder's states, global attention, entities.
-                part = r"cross|encoder_attn|EncDec|global|entit|e2|2e_"
+                part = r"cross|encoder_attn|EncDec|global|entit|e2|2e_|seg_embed|r_s_bias"
                 used = np.array([p for p in silent if not re.search(part, history.names[p])], dtype=int)
                 warnings += used[history.is_matrix[used]].tolist()
             elif silent.tolist() != [kind[-1]] or not re.search(r"att(e?n|\b)", history.names[kind[-1]]):

@@ -382,7 +382,8 @@ def not_as_in_checkpoint(history: HealthHistory, *, most: float = 0.6) -> Findin
 
     Eight rows of each parameter are compared with the safetensors file, 1 % of their norm allowed for other
     precisions. Where more than `most` of the parameters differ, the model plainly holds other weights (a resumed or
-    merged one). A head that was drawn anew, pooler included, is a note: some do so on purpose.
+    merged one). A head that was drawn anew, pooler included, is a note: some do so on purpose; and so is what differs
+    under adapters, of which some take their start out of the weights (PiSSA).
     """
     start = history.start
     if not start or "differs" not in start or len(history) > 1:
@@ -391,7 +392,8 @@ def not_as_in_checkpoint(history: HealthHistory, *, most: float = 0.6) -> Findin
     positions = np.flatnonzero(differs)
     if not len(positions) or differs.sum() > most * known.sum():
         return None
-    severity: Severity = "note" if all(history.blocks[p] == "head" for p in positions) else "warning"
+    meant = history.where("adapter").any() or all(history.blocks[p] == "head" for p in positions)
+    severity: Severity = "note" if meant else "warning"
     return not_as_in_checkpoint.finding(
         history,
         parameters=positions,
