@@ -97,7 +97,7 @@ class ProtocolWatch:
             `stale_gradient`: what the gradients held before the first backward pass, relative to what it brought.
             `cleared_gradient`: share of the watched parameters whose gradient arrived and is gone.
             `optimizer_steps`: steps that the optimizer counts for a parameter that it has moved, before this one.
-            `optimizer_steps_in_all`: sum of these counts over the watched parameters, of which several may take turns.
+            `optimizer_steps_in_all`: sum of these counts over all parameters.
             `optimizer_state`: share of the watched parameters for which it keeps anything.
         """
         found: dict[str, Tensor | float] = {}
@@ -116,9 +116,10 @@ class ProtocolWatch:
             found["cleared_gradient"] = torch.where(moved, 0.0, torch.stack(gone).mean())
         state: Mapping[Any, Any] = getattr(innermost(optimizer), "state", {})
         if self._arrived and state is not None:
-            states = [state.get(p, {}) if hasattr(state, "get") else {} for p in self._watched]
-            held = [s for p, s in zip(self._watched, states, strict=True) if id(p) in self._arrived]
-            found["optimizer_state"] = sum(bool(s) for s in held) / len(held)
+            held = [p for p in self._watched if id(p) in self._arrived]
+            found["optimizer_state"] = sum(bool(state.get(p)) for p in held if hasattr(state, "get")) / len(held)
+            # Of all parameters: several may take turns.
+            states = list(state.values()) if hasattr(state, "values") else []
             counts = [s["step"] for s in states if isinstance(s, Mapping) and "step" in s]
             numbers = [torch.as_tensor(c, dtype=torch.float32).reshape(()) for c in counts]
             if numbers:

@@ -114,8 +114,7 @@ def targets_broadcast(history: HealthHistory, *, samples: int = 4) -> Finding | 
     """
     value = latest(history, "drawn_to", samples)
     force = latest(history, "drawn_alike", samples)
-    # A critic's loss is a mean, whose gradient has the same size in every batch.
-    if len(force) == samples and np.ptp(np.abs(force)) > 1e-3 * np.abs(force).max():
+    if len(force) == samples and _differ(np.abs(force), np.abs(force).max()):
         return targets_broadcast.finding(
             history,
             value=force[-1],
@@ -127,8 +126,7 @@ def targets_broadcast(history: HealthHistory, *, samples: int = 4) -> Finding | 
     if len(value) < samples:
         return None
     outputs = max(abs(history.fact("logit_max")[-1]), abs(history.fact("logit_min")[-1]))
-    distances = np.diff(np.sort(value)) > 1e-3 * max(np.abs(value).max(), outputs)
-    if distances.sum() < 2:  # at least three values: two are those of real and generated rows
+    if not _differ(value, max(np.abs(value).max(), outputs)):
         return None
     return targets_broadcast.finding(
         history,
@@ -137,6 +135,11 @@ def targets_broadcast(history: HealthHistory, *, samples: int = 4) -> Finding | 
         seen=f"in each of {samples} batches all outputs are drawn to one value, now {value[-1]:.3g}, before "
         f"{value[-2]:.3g}",
     )
+
+
+def _differ(values: np.ndarray, scale: float) -> bool:
+    """Whether there are at least three values: a critic's mean has the same in every batch, or one for each player."""
+    return bool((np.diff(np.sort(values)) > 1e-3 * scale).sum() >= 2)
 
 
 @rule(

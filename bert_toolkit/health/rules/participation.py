@@ -168,9 +168,6 @@ def not_updated(history: HealthHistory, *, samples: int = 4) -> Finding | None:
         return None
     stuck = (history.gradient[recent] > 0).all(axis=0) & (history.ratio[recent] == 0).all(axis=0)
     stuck &= np.ptp(history.weight[recent], axis=0) == 0  # else another optimizer moves them between the samples
-    norms = history.gradient_norm
-    if (norms[recent] < 1e-5 * np.nanmax(norms)).all():  # it has converged: what is left rounds away
-        return None
     moving = (history.ratio[recent] > 0).any()
     if not moving and "RAdam" in history.settings.optimizer and history.step[-1] < 12:
         return None  # rectified Adam and its schedule-free form make no step before their variance is known
@@ -179,7 +176,9 @@ def not_updated(history: HealthHistory, *, samples: int = 4) -> Finding | None:
     # Late in a decay even fp32 rounds steps away, from normalisation weights of 1 first.
     full_rate = (history.rate[recent] >= 0.1 * history.rate.max()).all()
     exact = (history.item_size > 2) & ~history.where("embedding") & full_rate
-    positions = np.flatnonzero(stuck & (unheld | off | exact))
+    with np.errstate(invalid="ignore"):  # where training has converged, what is left rounds away
+        converged = (history.gradient[recent] < 1e-4 * np.nanmax(history.gradient, axis=0)).all(axis=0)
+    positions = np.flatnonzero(stuck & (unheld | off | (exact & ~converged)))
     if not len(positions):
         return None
     if unheld[positions].all():
