@@ -266,6 +266,11 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
         4,
         lambda: Loop(loss_of=own(lambda z, y: functional.cross_entropy(z * 0, y))),
     ),
+    "outputs_cut_from_the_graph": (
+        "all_gradients_zero",
+        4,
+        lambda: Loop(loss_of=own(lambda z, y: functional.cross_entropy(z.detach().requires_grad_(), y))),
+    ),
     "rate_for_epochs": ("rate_gone_early", 40, lambda: Loop(after_step=halved)),
     "table_of_deviation_1": (
         "initial_loss_high",
@@ -316,12 +321,36 @@ HEALTHY: dict[str, Callable[[], Loop]] = {
     ),
     "copying": lambda: Loop(translator(), batches(sentences_to_continue)),
     "restarts": lambda: Loop(after_step=restarting),
+    "temperature_4": lambda: Loop(loss_of=own(lambda z, y: functional.cross_entropy(z / 4, y)), rate=3e-3),
+    "one_minus_the_probability": lambda: Loop(
+        loss_of=own(lambda z, y: (1 - z.softmax(-1).gather(1, y[:, None])).mean()), rate=3e-3
+    ),
+    "squared_error_of_probabilities": lambda: Loop(
+        Body(3, lambda z: z.softmax(-1)),
+        data(without_labels),
+        loss_of=own(lambda p, y: (p - functional.one_hot(y, 3)).square().sum(1).mean()),
+        rate=3e-3,
+    ),
+    "correlations_over_the_batch": lambda: Loop(Body(6), data(without_labels), loss_of=own(decorrelation)),
+    "another_loss_before": lambda: Loop(loss_of=attacked),
 }
+
+
+def decorrelation(outputs: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
+    centered = (outputs - outputs.mean(0)) / outputs.std(0)
+    return (centered.T @ centered / len(outputs) - torch.eye(outputs.shape[1])).square().sum()
+
+
+def attacked(loop: Loop, output: dict, batch: dict) -> torch.Tensor:
+    """An attack on the embeddings, whose gradients of the weights are cleared before those of the loss."""
+    loop.model(**batch)["loss"].backward()
+    loop.optim.zero_grad()
+    return loop.model(**batch)["loss"]
 
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_loop_is_silent(name):
     loop = HEALTHY[name]()
     loop.steps = 40
-    ours = {rule for rule, _, _ in FAULTS.values()}
+    ours = {"gradients_kept", *(rule for rule, _, _ in FAULTS.values())}
     assert not loop.rules() & ours

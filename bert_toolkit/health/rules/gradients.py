@@ -236,11 +236,25 @@ def silent_units(history: HealthHistory, positions: Sequence[int] | np.ndarray) 
     remedy="print outputs and loss, and loss.grad_fn; look for masks, clamps and products with zero",
 )
 def all_gradients_zero(history: HealthHistory, *, samples: int = 3) -> Finding | None:
-    """Every gradient of every parameter has been exactly zero since the start, and the loss is not."""
+    """Every gradient of every parameter has been exactly zero since the start, and the loss is not.
+
+    Or no parameter has had a gradient at all, and none has moved: an optimizer that keeps gradients elsewhere moves
+    them.
+    """
     if len(history) < samples:
         return None
     gradients, loss = history.gradient, history.loss
     known = np.isfinite(gradients)
+    if not known.any() and (history.gradient_norm == 0).all() and (np.nan_to_num(history.ratio) == 0).all():
+        return all_gradients_zero.finding(
+            history,
+            value=0.0,
+            threshold=0.0,
+            seen=f"no parameter had a gradient in any of {len(history)} samples, and none has moved",
+            cause="the loss is not connected to the parameters: no_grad() around the forward pass, detach(), .item() "
+            "or .numpy() on the way, a loss in a new tensor; or nobody calls backward()",
+            remedy="call backward() on the loss as it comes from the model's outputs; print loss.grad_fn",
+        )
     if not known.any(axis=1).all() or np.nansum(gradients) != 0.0 or history.nonfinite.any():
         return None
     told = loss[np.isfinite(loss)]  # what Trainer logs comes later than the first samples

@@ -176,8 +176,8 @@ def not_updated(history: HealthHistory, *, samples: int = 4) -> Finding | None:
     # Late in a decay even fp32 rounds steps away, from normalisation weights of 1 first.
     full_rate = (history.rate[recent] >= 0.1 * history.rate.max()).all()
     exact = (history.item_size > 2) & ~history.where("embedding") & full_rate
-    with np.errstate(invalid="ignore"):  # where training has converged, what is left rounds away
-        converged = (history.gradient[recent] < 1e-4 * np.nanmax(history.gradient, axis=0)).all(axis=0)
+    # Where training has converged, what is left rounds away.
+    converged = (history.gradient[recent] < 1e-4 * np.fmax.reduce(history.gradient, axis=0)).all(axis=0)
     positions = np.flatnonzero(stuck & (unheld | off | (exact & ~converged)))
     if not len(positions):
         return None
