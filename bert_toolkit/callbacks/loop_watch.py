@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bert_toolkit.callbacks.gradient_flow import GradientFlowCallback
 from bert_toolkit.callbacks.monitored_run import MonitoredRun
 from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
 from bert_toolkit.callbacks.run_report import page_unless_it_fails
 from bert_toolkit.callbacks.safe_outputs import SafeOutputs
-from bert_toolkit.callbacks.trainer_watch import health_callback
+from bert_toolkit.callbacks.trainer_watch import chosen_callbacks
 from bert_toolkit.callbacks.training_health import TrainingHealthCallback
-from bert_toolkit.callbacks.update_ratios import UpdateRatioCallback
 from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.update_ratios import Mode
 from bert_toolkit.run_page.page import check_plotly
@@ -44,7 +42,8 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
     Args:
         model: The module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
         optimizer: A `torch.optim.Optimizer` or Accelerate's wrapper of one.
-        every_n_steps: Distance of the steps of which gradients and updates are recorded; health looks at every tenth.
+        every_n_steps: Distance of the steps of which gradients and updates are recorded, 0 for health alone; health
+            looks at every tenth.
         health: Watch health too; or a `TrainingHealthCallback` with settings of its own.
         output_dir: Files go to `output_dir/monitoring`, TensorBoard to `output_dir/runs`.
         tensorboard: Write a TensorBoard run; or a `SummaryWriter` to write to.
@@ -56,16 +55,17 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         tokenizer: For health.
         figures: Draw figures.
         mode: Of the update ratios, `"exact"` or `"sampled"`; see `UpdateRatioCallback`.
-        callbacks: Further callbacks of your own, see `MonitoringCallback`.
+        callbacks: Further callbacks of your own, see `MonitoringCallback`. Those that watch gradients, updates or
+            health take the place of the ones that `watch_loop` would make.
         report: Write the page of the run, `output_dir/report.html`, at the end; see `ReportCallback`.
 
     Attributes:
         step: Number of optimizer steps so far.
-        gradient_flow, update_ratios, health: The callbacks, with their records and findings.
+        gradient_flow, update_ratios, health: The callbacks, with their records and findings; None where not watched.
 
     Raises:
-        InputError: `every_n_steps` is not positive, `mode` is unknown, `optimizer` is no optimizer, or `report` is
-            asked for without plotly.
+        InputError: `every_n_steps` is negative, `mode` is unknown, `optimizer` is no optimizer, `health` is a second
+            `TrainingHealthCallback`, or `report` is asked for without plotly.
 
     Examples:
         >>> model, batches = make_model(), make_batches()
@@ -109,13 +109,13 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
                 "optimizer must be a torch.optim.Optimizer or what Accelerate prepares from one, got "
                 f"{type(optimizer).__name__}"
             )
-        self.gradient_flow = GradientFlowCallback(every_n_steps, figures=figures)
-        self.update_ratios = UpdateRatioCallback(every_n_steps, figures=figures, mode=mode)
-        self.health = health_callback(health)
+        chosen = chosen_callbacks(callbacks, every_n_steps, health, figures, mode)
+        self.gradient_flow, self.update_ratios = chosen.gradient_flow, chosen.update_ratios
+        self.health = chosen.health
         self.step = first_step
-        self._callbacks: list[MonitoringCallback] = [self.gradient_flow, self.update_ratios]
-        self._callbacks += [] if self.health is None else [self.health]
-        self._callbacks += callbacks
+        watchers: list[MonitoringCallback | None] = [self.gradient_flow, self.update_ratios, self.health]
+        self._callbacks = [watcher for watcher in watchers if watcher is not None]
+        self._callbacks += [callback for callback in callbacks if callback not in self._callbacks]
         self._optimizer = optimizer
         self._scaler = getattr(optimizer, "scaler", None) or scaler
         self._tensorboard = tensorboard
