@@ -43,12 +43,11 @@ def test_loop_learns_and_what_it_saved_loads(tmp_path, launch, cola_dir, tiny_be
     steps = [event.step for event in ratios]
     # the warm-up begins at a rate of 0, which moves nothing
     assert steps == sorted({2, 5, 10, 20, 50} | set(range(10, steps[-1] + 1, 10)))
-    assert ratios[0].value == 0, "the warm-up begins with a rate of 0"
-    assert all(0 < event.value < 1 for event in ratios[1:])
+    assert all(0 < event.value < 1 for event in ratios)
     assert {"train/loss", "train/learning_rate", "eval/accuracy"} <= set(scalars.Tags()["scalars"])
     records = load_records(tmp_path / "run" / "monitoring" / "gradient_flow.npz", GradientFlowRecord)
     coefficients = [record.clip_coefficient for record in records]
-    assert [record.step for record in records] == steps
+    assert [record.step for record in records] == [1, *steps]
     assert all(0 < value <= 1 for value in coefficients) and min(coefficients) < 0.9, "gradients are clipped"
 
 
