@@ -22,6 +22,7 @@ from bert_toolkit.callbacks.trainer_watch import chosen_callbacks
 from bert_toolkit.callbacks.training_health import TrainingHealthCallback
 from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.update_ratios import Mode
+from bert_toolkit.processes import rank, world_size
 from bert_toolkit.run_page.page import check_plotly
 from bert_toolkit.run_page.run_record import FILE, read_run_record
 
@@ -127,7 +128,7 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
             model=model,
             optimizer=optimizer,
             output_dir=Path(output_dir),
-            is_main=not _is_distributed() or torch.distributed.get_rank() == 0,
+            is_main=rank() == 0,
             first_step=first_step,
             last_step=total_steps,
             writer=self._tensorboard_writer if tensorboard else None,
@@ -272,7 +273,7 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         numbers = torch.zeros(2, device=device)
         if losses:
             numbers[0], numbers[1] = torch.stack([loss.to(device) for loss in losses]).mean(), 1.0
-        if _is_distributed():
+        if world_size() > 1:
             torch.distributed.all_reduce(numbers)
         total, count = numbers.tolist()
         loss = total / count if count else math.nan
@@ -313,11 +314,6 @@ def _earlier_log(output_dir: Path, first_step: int) -> list[dict[str, Any]]:
     except InputError as error:
         logger.warning("What was logged up to step %d is left out: %s", first_step, error)
         return []
-
-
-def _is_distributed() -> bool:
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORED_LABEL = -100
+from bert_toolkit.ignored_label import IGNORED_LABEL
+
 _FINGERPRINT_PRIME = 2_147_483_647
 
 
