@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
+from bert_toolkit.processes import is_distributed, rank
+
 HUB_MODEL = "google-bert/bert-base-uncased"
 HUB_TIMEOUT = 3.0
 """Seconds after which a hub that has not answered counts as absent: the libraries' own retries take 26."""
@@ -27,9 +29,8 @@ def hub_answers(timeout: float = HUB_TIMEOUT) -> bool:
     Returns:
         The answer, the same on every process.
     """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    answer = [distributed and torch.distributed.get_rank() > 0 or _ask_hub(timeout)]
-    if distributed:
+    answer = [rank() > 0 or _ask_hub(timeout)]
+    if is_distributed():
         torch.distributed.broadcast_object_list(answer, src=0)
     return answer[0]
 

@@ -7,7 +7,6 @@ It shows where each part of the toolkit goes in a loop of your own: `watch_loop`
 """
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -94,11 +93,8 @@ def main() -> None:
         overview.print_parameters(accelerator.unwrap_model(model))
 
     # training
-    watching = nullcontext()
-    if run.monitor_every:
-        plan = {"output_dir": output_dir, "total_steps": steps, "schedule": schedule, "tokenizer": tokenizer}
-        plan |= {"health": run.training_health, "report_to": accelerator.log}
-        watching = watch_loop(model, optimizer, run.monitor_every, **plan)
+    plan = {"output_dir": output_dir, "total_steps": steps, "schedule": schedule, "tokenizer": tokenizer}
+    watching = watch_loop(model, optimizer, run.monitor_every, run.training_health, report_to=accelerator.log, **plan)
     logged = []
 
     def log(values: dict[str, float], step: int) -> None:
@@ -126,8 +122,7 @@ def main() -> None:
                         log({"loss": loss.item(), "learning_rate": schedule.get_last_lr()[0]}, step)
             scores = compute_classification_metrics(predict(accelerator, model, validation_batches))
             log({f"eval_{name}": value for name, value in scores.items()}, step)
-            if watched is not None:
-                watched.log_evaluation(scores)
+            watched.log_evaluation(scores)
             mcc = scores["matthews_correlation"]
             accelerator.print(f"epoch {epoch + 1}: validation Matthews correlation {mcc:.4f}")
     progress.close()

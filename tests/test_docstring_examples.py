@@ -16,10 +16,22 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(bert_toolkit.__
 MET_FIRST = [
     "ClassificationMetrics",
     "DataCollatorForPreTraining",
+    "GradientFlowCallback",
+    "GradientFlowMonitor",
     "NextSentencePairs",
+    "ReportCallback",
     "TokenizedDocuments",
+    "ToolkitBertConfig",
+    "ToolkitBertForPreTraining",
+    "ToolkitBertForSequenceClassification",
+    "ToolkitBertModel",
+    "TrainingHealthCallback",
+    "UpdateRatioCallback",
+    "UpdateRatioMonitor",
     "flat_accuracy",
     "matthews_correlation",
+    "watch",
+    "watch_loop",
 ]
 ELSEWHERE = ("bert_toolkit.callbacks.", "bert_toolkit.monitoring.", "bert_toolkit.metrics.pretraining_scores")
 WITH_EXAMPLES = [

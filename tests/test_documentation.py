@@ -29,6 +29,16 @@ PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "pretraining_
 # a command that is shown: script, and what follows it; the launcher's own flags come before the script
 COMMAND = re.compile(r"(?:accelerate launch|torchrun|python3?|-m) [^`\n]*?((?:recipes|benchmarks)/\w+\.py)([^`\n|)]*)")
 
+# British spellings that have stood here, and their relatives
+BRITISH = re.compile(
+    r"(?:label|model|travel|cancel|signal)l(?:ed|ing)\b|(?:normal|initial|token|optim|recogn|organ|summar|serial|random|minim"
+    r"|maxim|general|regular|special|util|real|quant|standard|vector|parallel|synchron|visual|emphas)is(?:e[ds]?|ing"
+    r"|ations?)\b|analys(?:ed|ing)\b|behaviour|neighbour|colour|favour|honour|\bcentred?\b|\bgrey\b|licence|learnt|misspelt",
+    re.IGNORECASE,
+)
+SPELLED = [path for folder in ("bert_toolkit", "recipes") for path in sorted((ROOT / folder).rglob("*.py"))]
+SPELLED += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "training-health.md"]
+
 
 def blocks(page: Path, *languages: str) -> list[str]:
     found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -172,3 +182,16 @@ def test_site_builds_without_a_warning(tmp_path):
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert "GradientFlowCallback" in (tmp_path / "reference" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", SPELLED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_spelling_is_american(path):
+    text = path.read_text(encoding="utf-8")
+    assert not [found.group() for found in BRITISH.finditer(text) if found.group() != "GREY"]
+
+
+def test_british_spellings_are_seen():
+    assert all(
+        map(BRITISH.search, ("first_labelled", "Normalisation", "neighbours", "centre of grey", "it is centred"))
+    )
+    assert not any(map(BRITISH.search, ("optimistic", "PARALLELISM", "labeled", "specialist", "realistic", "center")))

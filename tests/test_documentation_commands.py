@@ -1,4 +1,4 @@
-"""Every command that a page shows runs in a copy of the repository, with flags behind it that make it small.
+"""Every command that a page shows runs in a copy of the repository, with flags after it that make it small.
 
 The commands of a page follow one another in one folder, as a reader would type them, so that what needs the output of
 an earlier one gets it. docs/classify.md needs no flags and runs in recipes/test_classify_page.py.
@@ -18,7 +18,7 @@ FINE_TUNING = "--max_train_samples 64 --num_train_epochs 1 --cpu_threads 1"
 PAIRS = "--max_steps 2 --eval_steps 1 --max_length 64 --held_out_pairs 32 --processes 1 --cpu_threads 1"
 PAIRS += " --cache_dir corpora"
 COLA = "--threads 1 --precisions fp32"
-# A command that holds the text on the left is run with what stands on the right behind it
+# A command that holds the text on the left is run with what stands on the right after it
 SMALL = {
     "printf": "",
     "bert-toolkit report runs/": "",
@@ -68,7 +68,7 @@ def shown(page: Path) -> tuple[list[str], list[str]]:
     text, commands, printed = page.read_text(encoding="utf-8"), [], []
     found = SHOWN.findall(text)
     assert text.count("```") == 2 * sum(bool(block) for _, block, _ in found), (
-        f"{page.name}: a block is not recognised"
+        f"{page.name}: a block is not recognized"
     )
     for language, block, span in found:
         if block and (language in ("bash", "sh") or not language and re.match(PROGRAM, block)):

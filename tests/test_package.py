@@ -75,7 +75,7 @@ def test_every_file_of_the_package_is_in_the_wheel(built):
     assert in_wheel == files
 
 
-def test_metadata_names_the_extras_and_the_licence(built):
+def test_metadata_names_the_extras_and_the_license(built):
     with zipfile.ZipFile(built[1]) as wheel:
         (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = wheel.read(name).decode()

@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "bert_toolkit"
 
 # From the ground up. A room may import every room of the lines above its own, no other of its own line, and itself.
 FLOORS = (
-    {"errors", "files", "hub", "provenance"},
+    {"errors", "files", "ignored_label", "processes"},
+    {"hub", "provenance"},
     {"model", "monitoring", "data", "pretraining"},
     {"metrics", "health"},
     {"run_page"},

@@ -33,7 +33,7 @@ def total_norm(history: HealthHistory) -> np.ndarray:
 # rule -> (broken training, healthy training, what is drawn, its name, logarithmic)
 PICTURES: dict[str, tuple[str, str, Callable[[HealthHistory], np.ndarray], str, bool]] = {
     "identical_inputs": ("gpt2.constant_input", "gpt2_as_it_is", lambda h: h.identical_inputs, "inputs alike", False),
-    "masked_attention": ("gpt2.all_masked_attention", "gpt2_as_it_is", lambda h: h.masked_share, "hidden", False),
+    "fully_masked_inputs": ("gpt2.all_masked_attention", "gpt2_as_it_is", lambda h: h.masked_share, "hidden", False),
     "wrong_loss_sign": ("gpt2.wrong_loss_sign", "gpt2_as_it_is", lambda h: h.loss, "loss", False),
     "initial_scale": (
         "gpt2.initial_scale_x10",
@@ -148,13 +148,13 @@ def pictures(histories: Path, seed: int) -> None:
         figure = Figure(figsize=(4.2, 2.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        for name, title, colour in ((f"control.{healthy}", "healthy", "#0072B2"), (broken, "broken", "#D55E00")):
+        for name, title, color in ((f"control.{healthy}", "healthy", "#0072B2"), (broken, "broken", "#D55E00")):
             kind, job = name.split(".")
             run = build(kind, job, seed)
             history = HealthHistory(run.model, run.settings["max_steps"])
             history.load(histories / f"{name}.{seed}.npz", sys.maxsize)
             values = np.asarray(statistic(history), dtype=float)
-            axes.plot(history.step, values, color=colour, label=title, marker=".", markersize=3, linewidth=1)
+            axes.plot(history.step, values, color=color, label=title, marker=".", markersize=3, linewidth=1)
         if logarithmic:
             axes.set_yscale("log")
         axes.set_xlabel("step", fontsize=8)

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bert_toolkit.callbacks.gradient_flow import GradientFlowCallback
 from bert_toolkit.callbacks.monitored_run import MonitoredRun
 from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
 from bert_toolkit.callbacks.run_report import page_unless_it_fails
 from bert_toolkit.callbacks.safe_outputs import SafeOutputs
-from bert_toolkit.callbacks.trainer_watch import health_callback
+from bert_toolkit.callbacks.trainer_watch import chosen_callbacks
 from bert_toolkit.callbacks.training_health import TrainingHealthCallback
-from bert_toolkit.callbacks.update_ratios import UpdateRatioCallback
 from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.update_ratios import Mode
+from bert_toolkit.processes import rank, world_size
 from bert_toolkit.run_page.page import check_plotly
 from bert_toolkit.run_page.run_record import FILE, read_run_record
 
@@ -44,7 +43,8 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
     Args:
         model: The module that is trained; DDP, FSDP2 and `torch.compile` wrappers are seen through.
         optimizer: A `torch.optim.Optimizer` or Accelerate's wrapper of one.
-        every_n_steps: Distance of the steps of which gradients and updates are recorded; health looks at every tenth.
+        every_n_steps: Distance of the steps of which gradients and updates are recorded, 0 for health alone; health
+            looks at every tenth.
         health: Watch health too; or a `TrainingHealthCallback` with settings of its own.
         output_dir: Files go to `output_dir/monitoring`, TensorBoard to `output_dir/runs`.
         tensorboard: Write a TensorBoard run; or a `SummaryWriter` to write to.
@@ -56,16 +56,17 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         tokenizer: For health.
         figures: Draw figures.
         mode: Of the update ratios, `"exact"` or `"sampled"`; see `UpdateRatioCallback`.
-        callbacks: Further callbacks of your own, see `MonitoringCallback`.
+        callbacks: Further callbacks of your own, see `MonitoringCallback`. Those that watch gradients, updates or
+            health take the place of the ones that `watch_loop` would make.
         report: Write the page of the run, `output_dir/report.html`, at the end; see `ReportCallback`.
 
     Attributes:
         step: Number of optimizer steps so far.
-        gradient_flow, update_ratios, health: The callbacks, with their records and findings.
+        gradient_flow, update_ratios, health: The callbacks, with their records and findings; None where not watched.
 
     Raises:
-        InputError: `every_n_steps` is not positive, `mode` is unknown, `optimizer` is no optimizer, or `report` is
-            asked for without plotly.
+        InputError: `every_n_steps` is negative, `mode` is unknown, `optimizer` is no optimizer, `health` is a second
+            `TrainingHealthCallback`, or `report` is asked for without plotly.
 
     Examples:
         >>> model, batches = make_model(), make_batches()
@@ -109,13 +110,13 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
                 "optimizer must be a torch.optim.Optimizer or what Accelerate prepares from one, got "
                 f"{type(optimizer).__name__}"
             )
-        self.gradient_flow = GradientFlowCallback(every_n_steps, figures=figures)
-        self.update_ratios = UpdateRatioCallback(every_n_steps, figures=figures, mode=mode)
-        self.health = health_callback(health)
+        chosen = chosen_callbacks(callbacks, every_n_steps, health, figures, mode)
+        self.gradient_flow, self.update_ratios = chosen.gradient_flow, chosen.update_ratios
+        self.health = chosen.health
         self.step = first_step
-        self._callbacks: list[MonitoringCallback] = [self.gradient_flow, self.update_ratios]
-        self._callbacks += [] if self.health is None else [self.health]
-        self._callbacks += callbacks
+        watchers: list[MonitoringCallback | None] = [self.gradient_flow, self.update_ratios, self.health]
+        self._callbacks = [watcher for watcher in watchers if watcher is not None]
+        self._callbacks += [callback for callback in callbacks if callback not in self._callbacks]
         self._optimizer = optimizer
         self._scaler = getattr(optimizer, "scaler", None) or scaler
         self._tensorboard = tensorboard
@@ -127,7 +128,7 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
             model=model,
             optimizer=optimizer,
             output_dir=Path(output_dir),
-            is_main=not _is_distributed() or torch.distributed.get_rank() == 0,
+            is_main=rank() == 0,
             first_step=first_step,
             last_step=total_steps,
             writer=self._tensorboard_writer if tensorboard else None,
@@ -272,7 +273,7 @@ class watch_loop:  # noqa: N801 - read as a statement: with watch_loop(model, op
         numbers = torch.zeros(2, device=device)
         if losses:
             numbers[0], numbers[1] = torch.stack([loss.to(device) for loss in losses]).mean(), 1.0
-        if _is_distributed():
+        if world_size() > 1:
             torch.distributed.all_reduce(numbers)
         total, count = numbers.tolist()
         loss = total / count if count else math.nan
@@ -313,11 +314,6 @@ def _earlier_log(output_dir: Path, first_step: int) -> list[dict[str, Any]]:
     except InputError as error:
         logger.warning("What was logged up to step %d is left out: %s", first_step, error)
         return []
-
-
-def _is_distributed() -> bool:
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from bert_toolkit.processes import world_size
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
     from transformers.training_args import TrainingArguments
@@ -66,12 +68,11 @@ class MonitoredRun:
         Args:
             flag: The flag of this process.
         """
-        distributed = torch.distributed
-        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        if world_size() == 1:
             return flag
         device = next(self.model.parameters()).device if self.device is None else self.device
         answer = torch.tensor(float(flag), device=device)
-        distributed.all_reduce(answer, op=distributed.ReduceOp.MAX)
+        torch.distributed.all_reduce(answer, op=torch.distributed.ReduceOp.MAX)
         return bool(answer.item())
 
 

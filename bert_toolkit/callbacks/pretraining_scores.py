@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +10,11 @@ from torch.utils.hooks import RemovableHandle
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from bert_toolkit.metrics.classification import IGNORED_LABEL
+from bert_toolkit.callbacks.training_clock import TrainingClock
+from bert_toolkit.ignored_label import IGNORED_LABEL
 from bert_toolkit.metrics.pretraining_scores import pretraining_scores
 from bert_toolkit.pretraining.flops import pretraining_flops
+from bert_toolkit.processes import is_distributed
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -43,8 +44,7 @@ class PreTrainingScoresCallback(TrainerCallback):
     def __init__(self, peak_flops: float | None = None) -> None:
         self.peak_flops = peak_flops
         self._sums: torch.Tensor | None = None
-        self._seconds = 0.0
-        self._started: float | None = None
+        self._clock = TrainingClock()
         self._handle: RemovableHandle | None = None
         self._config: Any = None
 
@@ -70,21 +70,20 @@ class PreTrainingScoresCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock."""
-        if self._started is None:
-            self._started = time.perf_counter()
+        self._clock.start()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop the clock for logging, evaluation and saving."""
         if control.should_evaluate or control.should_save or control.should_log:
-            self._pause()
+            self._clock.stop(self._sums)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop the clock."""
-        self._pause()
+        self._clock.stop(self._sums)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -99,26 +98,18 @@ class PreTrainingScoresCallback(TrainerCallback):
         if "loss" not in logs or self._sums is None:
             return
         sums = self._sums
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             torch.distributed.all_reduce(sums)
         mlm_loss, mlm_right, masked, nsp_loss, nsp_right, sequences, tokens, padded, attended = sums.tolist()
         scores = pretraining_scores(mlm_loss, mlm_right, masked, nsp_loss, nsp_right, sequences)
-        seconds = max(self._seconds, 1e-9)
+        seconds = max(self._clock.seconds, 1e-9)
         scores |= {"tokens_per_second": tokens / seconds, "padding_share": 1 - tokens / padded}
         if self.peak_flops is not None:
             flops = pretraining_flops(self._config, tokens, attended / tokens, masked, sequences)
             scores["mfu"] = flops / seconds / (self.peak_flops * args.world_size)
-        self._sums, self._seconds = None, 0.0
+        self._sums, self._clock.seconds = None, 0.0
         logs.update(scores)
         state.log_history[-1].update(scores)
-
-    def _pause(self) -> None:
-        if self._started is None:
-            return
-        if self._sums is not None:
-            self._sums.cpu()  # waits for an accelerator
-        self._seconds += time.perf_counter() - self._started
-        self._started = None
 
     @torch.no_grad()
     def _count(self, model: Any, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:

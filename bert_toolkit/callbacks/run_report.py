@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class ReportCallback(TrainerCallback):
     """A callback that writes `output_dir/report.html`, one page that shows what the run has left.
 
-    Writes at `on_train_end`, on the main process; takes about a second and logs nothing. Add it behind the callbacks
+    Writes at `on_train_end`, on the main process; takes about a second and logs nothing. Add it after the callbacks
     whose files it is to show; `bert_toolkit.watch(trainer, report=True)` does. A page that cannot be written is told
     in one warning. `bert-toolkit report RUN` writes the same page later, or while the run goes on.
 

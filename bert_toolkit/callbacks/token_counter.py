@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -10,6 +9,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
+
+from bert_toolkit.callbacks.training_clock import TrainingClock
+from bert_toolkit.processes import is_distributed
 
 
 class TokenCounterCallback(TrainerCallback):
@@ -28,10 +30,14 @@ class TokenCounterCallback(TrainerCallback):
     def __init__(self) -> None:
         self.tokens = 0
         self.padded_tokens = 0
-        self.seconds = 0.0
         self._handle: RemovableHandle | None = None
         self._counts = torch.zeros(2, dtype=torch.int64)
-        self._started: float | None = None
+        self._clock = TrainingClock()
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of training without evaluation and saving."""
+        return self._clock.seconds
 
     @property
     def tokens_per_second(self) -> float:
@@ -54,41 +60,32 @@ class TokenCounterCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock."""
-        if self._started is None:
-            self._started = time.perf_counter()
+        self._clock.start()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop the clock for evaluation and saving."""
         if control.should_evaluate or control.should_save:
-            self._pause(args)
+            self._clock.stop(self._counts)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop the clock."""
-        self._pause(args)
+        self._clock.stop(self._counts)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop watching, and sum up over all processes."""
-        self._pause(args)
+        self._clock.stop(self._counts)
         if self._handle is not None:
             self._handle.remove()
         counts = self._counts
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             torch.distributed.all_reduce(counts)
         self.tokens, self.padded_tokens = counts.tolist()
-
-    def _pause(self, args: TrainingArguments) -> None:
-        if self._started is None:
-            return
-        if args.device.type == "cuda":
-            torch.cuda.synchronize(args.device)
-        self.seconds += time.perf_counter() - self._started
-        self._started = None
 
     def _count(self, model: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not model.training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,6 +12,7 @@ from bert_toolkit.callbacks.gradient_flow import GradientFlowCallback
 from bert_toolkit.callbacks.run_report import ReportCallback
 from bert_toolkit.callbacks.training_health import TrainingHealthCallback
 from bert_toolkit.callbacks.update_ratios import UpdateRatioCallback
+from bert_toolkit.errors import InputError
 from bert_toolkit.monitoring.update_ratios import Mode
 
 if TYPE_CHECKING:
@@ -24,13 +26,13 @@ class WatchingCallbacks:
     """The callbacks that watch a training.
 
     Args:
-        gradient_flow: Its `records` hold the statistics of all gradients.
-        update_ratios: Its `records` hold how far steps moved the parameters.
+        gradient_flow: Its `records` hold the statistics of all gradients; None where health alone is watched.
+        update_ratios: Its `records` hold how far steps moved the parameters; None where health alone is watched.
         health: Its `findings` hold what is wrong; None where health is not watched.
     """
 
-    gradient_flow: GradientFlowCallback
-    update_ratios: UpdateRatioCallback
+    gradient_flow: GradientFlowCallback | None
+    update_ratios: UpdateRatioCallback | None
     health: TrainingHealthCallback | None
 
 
@@ -52,8 +54,10 @@ def watch(
 
     Args:
         trainer: Any Trainer, before `train()`.
-        every_n_steps: Distance of the steps of which gradients and updates are recorded; health looks at every tenth.
-        health: Watch health too; or a `TrainingHealthCallback` with settings of its own.
+        every_n_steps: Distance of the steps of which gradients and updates are recorded, 0 for health alone; health
+            looks at every tenth.
+        health: Watch health too; or a `TrainingHealthCallback` with settings of its own. False adds none, and one that
+            the trainer has already stays.
         figures: Draw figures.
         mode: Of the update ratios, `"exact"` or `"sampled"`; see `UpdateRatioCallback`.
         report: Write the page of the run, `report.html`, when training ends; see `ReportCallback`.
@@ -62,7 +66,8 @@ def watch(
         The callbacks, with their records and findings.
 
     Raises:
-        InputError: `every_n_steps` is not positive, `mode` is unknown, or `report` is asked for without plotly.
+        InputError: `every_n_steps` is negative, `mode` is unknown, `health` is a second `TrainingHealthCallback`, or
+            `report` is asked for without plotly.
 
     Examples:
         >>> trainer = make_trainer()  # any Trainer
@@ -74,33 +79,50 @@ def watch(
         >>> watching.health.findings
         []
     """
-    watching = WatchingCallbacks(
-        _present(trainer, GradientFlowCallback) or GradientFlowCallback(every_n_steps, figures=figures),
-        _present(trainer, UpdateRatioCallback) or UpdateRatioCallback(every_n_steps, figures=figures, mode=mode),
-        health_callback(health, _present(trainer, TrainingHealthCallback)),
-    )
+    watching = chosen_callbacks(trainer.callback_handler.callbacks, every_n_steps, health, figures, mode)
     for callback in (watching.gradient_flow, watching.update_ratios, watching.health):
         if callback is not None:
             callback.attach(trainer)
-    if report and _present(trainer, ReportCallback) is None:
+    if report and _first(trainer.callback_handler.callbacks, ReportCallback) is None:
         trainer.add_callback(ReportCallback())
     return watching
 
 
-def health_callback(
-    health: bool | TrainingHealthCallback, present: TrainingHealthCallback | None = None
-) -> TrainingHealthCallback | None:
-    """Return the callback that an argument `health` means.
+def chosen_callbacks(
+    present: Sequence[TrainerCallback],
+    every_n_steps: int,
+    health: bool | TrainingHealthCallback,
+    figures: bool,
+    mode: Mode,
+) -> WatchingCallbacks:
+    """Return the callbacks that arguments of `watch` mean, none twice: two of a class would write the same files.
 
     Args:
-        health: Whether to watch health, or what watches it.
-        present: The callback that is there already.
+        present: The callbacks that are there already.
+        every_n_steps: See `watch`.
+        health: See `watch`.
+        figures: See `watch`.
+        mode: See `watch`.
+
+    Raises:
+        InputError: `every_n_steps` is negative, `mode` is unknown, or `health` is a second `TrainingHealthCallback`.
     """
+    flow, ratios = _first(present, GradientFlowCallback), _first(present, UpdateRatioCallback)
+    watching_health = _first(present, TrainingHealthCallback)
+    if every_n_steps != 0:
+        flow = flow or GradientFlowCallback(every_n_steps, figures=figures)
+        ratios = ratios or UpdateRatioCallback(every_n_steps, figures=figures, mode=mode)
     if isinstance(health, TrainingHealthCallback):
-        return health
-    return (present or TrainingHealthCallback()) if health else present
+        if watching_health not in (None, health):
+            raise InputError(
+                "health must be True, False or the TrainingHealthCallback that is among the callbacks already, got a "
+                "second one, which would write the same files: leave one of them out"
+            )
+        watching_health = health
+    elif health:
+        watching_health = watching_health or TrainingHealthCallback()
+    return WatchingCallbacks(flow, ratios, watching_health)
 
 
-def _present(trainer: Trainer, kind: type[Callback]) -> Callback | None:
-    found = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kind))
-    return next(found, None)
+def _first(callbacks: Sequence[TrainerCallback], kind: type[Callback]) -> Callback | None:
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)

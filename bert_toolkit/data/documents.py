@@ -58,7 +58,7 @@ def split_sentences(text: str) -> list[str]:
     SB11): a sentence ends at a mark such as `.`, `!`, `。`, `؟` or `।` with the quotes and brackets that close it.
     After a mark of Western punctuation, white space must follow and no small letter, comma or dash. Beyond Unicode's
     rules, `…`, the Greek question mark, Tibetan's shad, and the colon and bar that stand for the marks of Armenian and
-    Hindi on keyboards are marks too; notes such as [1] and characters that are not seen may stand behind a mark; and a
+    Hindi on keyboards are marks too; notes such as [1] and characters that are not seen may stand after a mark; and a
     single `.` does not count after an abbreviation of `ABBREVIATIONS` or a single capital (an initial). Languages
     without marks, such as Thai, are not divided.
 

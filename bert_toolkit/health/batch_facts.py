@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORED_LABEL = -100
+from bert_toolkit.ignored_label import IGNORED_LABEL
+
 _FINGERPRINT_PRIME = 2_147_483_647
 
 
@@ -24,14 +25,14 @@ def batch_facts(inputs: Mapping[str, Any], special_tokens: Mapping[str, int]) ->
         special_tokens: Name (`pad`, `unk`, `eos`, …) to id, as far as a tokenizer told them.
 
     Returns:
-        As far as the batch allows: `examples`; `labelled_fraction` (of real tokens), `labels_on_padding`,
+        As far as the batch allows: `examples`; `labeled_fraction` (of real tokens), `labels_on_padding`,
         `label_equals_input`, `label_equals_next_input`, `label_pad_run` (see the functions below);
         `top_label_fraction` (of the most frequent class in this batch); `padding_seen` (share of the padding tokens
         that no mask hides, NaN where there are none), `padding_tokens` (of all) and `words_hidden` (share of the
         tokens that are not special which the mask hides); `unknown_fraction`, `mask_fraction` (mask tokens of
         those that are no other special ones), `top_target_fraction` (of the most frequent label of tokens),
         `eos_in_inputs`, `eos_in_labels`; `longest_row`, `shortest_row` (real tokens), `top_token_fraction`;
-        `distinct_rows` (share of the rows, counting equal ones once); `first_labelled`, `last_labelled` (of special
+        `distinct_rows` (share of the rows, counting equal ones once); `first_labeled`, `last_labeled` (of special
         tokens that begin and end a text, those with a label); `label_low`, `label_high` (of labels that are numbers);
         `decoder_ids_vary`; `fingerprint`; `float_input_rms`, `float_input_nonfinite`; `positions_vary`.
     """
@@ -49,7 +50,7 @@ def batch_facts(inputs: Mapping[str, Any], special_tokens: Mapping[str, int]) ->
         if isinstance(labels, Tensor) and labels.ndim >= 2 and not labels.is_floating_point():
             facts |= _token_label_facts(ids, labels, real, special_tokens)
     if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.ndim == 1 and len(labels):
-        facts["labelled_fraction"] = (labels != IGNORED_LABEL).double().mean()
+        facts["labeled_fraction"] = (labels != IGNORED_LABEL).double().mean()
         facts["top_label_fraction"] = (labels == labels.mode().values).double().mean()
     if isinstance(labels, Tensor) and labels.is_floating_point() and labels.numel():
         facts |= {"label_low": labels.amin().double(), "label_high": labels.amax().double()}
@@ -175,7 +176,7 @@ def _token_label_facts(
     """Labels of tokens: which count, and whether the inputs give them away."""
     labels = labels.reshape(len(labels), -1)
     counted = labels != IGNORED_LABEL
-    facts: dict[str, Tensor | float] = {"labelled_fraction": counted.double().mean()}
+    facts: dict[str, Tensor | float] = {"labeled_fraction": counted.double().mean()}
     if "pad" in special and labels.shape[1] > 1:
         # Padding that is a target: a run of it, since one padding token may serve as the end token as well.
         padding = labels == special["pad"]
@@ -184,14 +185,14 @@ def _token_label_facts(
     facts["top_target_fraction"] = _top_fraction(labels, counted)
     if labels.shape != ids.shape or real is None:
         return facts
-    facts["labelled_fraction"] = _fraction(counted, real)
+    facts["labeled_fraction"] = _fraction(counted, real)
     facts["labels_on_padding"] = _fraction(counted, ~real)
     if {"cls", "sep"} <= special.keys():
         ends = (ids == special["sep"]) & real
         first, last = ids[:, 0] == special["cls"], ends.any(1)
         place = (ends.long() * torch.arange(ids.shape[1], device=ids.device)).argmax(1)
-        facts["first_labelled"] = _fraction(counted[:, 0], first)
-        facts["last_labelled"] = _fraction(counted.gather(1, place[:, None]).squeeze(1), last)
+        facts["first_labeled"] = _fraction(counted[:, 0], first)
+        facts["last_labeled"] = _fraction(counted.gather(1, place[:, None]).squeeze(1), last)
     facts["label_equals_input"] = _fraction(labels == ids, counted & real)
     facts["label_equals_next_input"] = _fraction(labels[:, :-1] == ids[:, 1:], (counted & real)[:, :-1])
     if "eos" in special:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from bert_toolkit.errors import InputError
+from bert_toolkit.errors import InputError, reason_of
 from bert_toolkit.health.findings import Finding, Severity, as_json
 
 
@@ -75,9 +75,9 @@ class FindingsFile:
                 if entry["event"] == "finding" and (last_step is None or entry["step"] <= last_step):
                     cases[entry["rule"]] = _case(entry, last_step)
         except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+            raise InputError(f"{path} cannot be read: {reason_of(error)}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{path} holds no findings or is damaged: {error}") from error
+            raise InputError(f"{path} holds no findings or is damaged: {reason_of(error)}") from error
         return cls(cases, verdict)
 
 

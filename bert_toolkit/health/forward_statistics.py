@@ -17,6 +17,7 @@ from bert_toolkit.health.output_facts import gradient_facts, logit_facts
 from bert_toolkit.monitoring.guarded_hooks import GuardedHooks
 from bert_toolkit.monitoring.parameter_roles import unwrap
 from bert_toolkit.monitoring.tensor_statistics import HostCopy
+from bert_toolkit.processes import is_distributed, world_size
 
 # Labels are counted, and predictions compared with them, where a model tells at most this many classes apart.
 MOST_CLASSES = 1000
@@ -261,11 +262,11 @@ class PendingForward:
         elif not self._facts:
             return
         found = flattened(self._facts, device)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             # Every rank must judge the same numbers: one message holds the counts, one the facts.
             if passes:
                 torch.distributed.all_reduce(numbers)
-                numbers[:_OWN_NUMBERS] /= torch.distributed.get_world_size()
+                numbers[:_OWN_NUMBERS] /= world_size()
             found = mean_over_ranks(found)
         self._has_passes = bool(passes)
         self._numbers = HostCopy(torch.cat([numbers.to(found.dtype), found]))

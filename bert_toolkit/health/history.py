@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from bert_toolkit.errors import InputError
+from bert_toolkit.files import replaced_at_once
 from bert_toolkit.health.facts import FactValue
 from bert_toolkit.health.forward_statistics import ForwardStatistics
 from bert_toolkit.health.settings import RunSettings
@@ -289,16 +290,13 @@ class HealthHistory:
         Args:
             path: The file; its folder is made.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
         arrays = {name: array[: self._length] for name, array in self._stored.items()}
         arrays["names"] = np.array(self.names)
         arrays |= {f"fact/{name}": array[: self._length] for name, array in self._facts.items()}
         arrays |= {f"start/{name}": array for name, array in self.start.items()}
         arrays["about"] = np.array(json.dumps({"settings": self.settings.as_json(), "places": self.places}))
-        with partial.open("wb") as file:
+        with replaced_at_once(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
 
     def load(self, path: Path, last_step: int) -> bool:
         """Take over the samples of a file, unless they are those of another model.

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -25,6 +24,7 @@ from bert_toolkit.health.weight_census import weight_census
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import learning_rates, named_unique_parameters
 from bert_toolkit.monitoring.update_ratios import UpdateRatioRecord
+from bert_toolkit.processes import world_size
 
 
 def is_probed(times: int, *, second: int = 4) -> bool:
@@ -147,7 +147,7 @@ class HealthWatch:
             facts |= self._protocol.facts(optimizer)
             self._protocol.stop()
             facts |= self._drift if self._has_begun else self._values.before_step()
-        if self._protocol is not None and self._replicated and _world_size() > 1:
+        if self._protocol is not None and self._replicated and world_size() > 1:
             fingerprint = None if self._forward is None else self._forward.batch_fingerprint
             facts |= replica_facts(self._values.checksums(), fingerprint)
         self._facts = facts
@@ -202,9 +202,3 @@ class HealthWatch:
         if self._flow is not None:
             self._flow.forget()
         self._pending, self._facts = None, {}
-
-
-def _world_size() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return 1

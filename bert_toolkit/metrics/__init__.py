@@ -1,7 +1,7 @@
 """Every score: of classifiers, of several labels at once, of regression, and of pre-training."""
 
+from bert_toolkit.ignored_label import IGNORED_LABEL
 from bert_toolkit.metrics.classification import (
-    IGNORED_LABEL,
     ClassificationCounts,
     ClassificationMetrics,
     compute_classification_metrics,

@@ -14,12 +14,10 @@ import numpy as np
 import torch
 
 from bert_toolkit.errors import InputError
+from bert_toolkit.ignored_label import IGNORED_LABEL
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
-
-IGNORED_LABEL = -100
-"""Label of a position that does not count: what Trainer pads with and what PyTorch's losses ignore."""
 
 
 def flat_accuracy(predictions: Any, labels: Any) -> float:

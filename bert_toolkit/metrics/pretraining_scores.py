@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from bert_toolkit.metrics.classification import IGNORED_LABEL
+from bert_toolkit.ignored_label import IGNORED_LABEL
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction

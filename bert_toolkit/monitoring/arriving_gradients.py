@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from bert_toolkit.monitoring.gradient_flow import PendingGradientFlow
 from bert_toolkit.monitoring.guarded_hooks import GuardedHooks
 from bert_toolkit.monitoring.tensor_statistics import PendingRows, local_absolute_rows, local_tensor
+from bert_toolkit.processes import world_size
 
 # Optimizers that are known to step there; others are found out at their first sampled step.
 _KNOWN = ("Lomo", "AdaLomo", "LayerWiseDummyOptimizer")
@@ -59,7 +60,7 @@ class ArrivingGradients:
         self._rows: dict[int, Tensor] = {}
         self._came = [0] * len(named)
         self._guard = GuardedHooks()
-        whole = not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1)
+        whole = world_size() == 1
         whole = whole and not any(isinstance(p, DTensor) for _, p in named)
         hooks = [self._guard(partial(self._on_gradient, place)) for place in range(len(named))] if whole else []
         self._handles: list[Any] = [p.register_hook(hook) for (_, p), hook in zip(named, hooks, strict=False)]

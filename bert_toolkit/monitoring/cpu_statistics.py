@@ -186,7 +186,7 @@ def _large_absolute_row(values: Tensor, scratch: _Scratch) -> tuple[float, ...]:
 
 
 def _absolute_chunk(chunk: Tensor, magnitude: Tensor, other: Tensor) -> tuple[float, float, float, int] | None:
-    """Mean, centred squares, maximum and non-zero count of |chunk|; None where fp32 cannot hold the squares.
+    """Mean, centered squares, maximum and non-zero count of |chunk|; None where fp32 cannot hold the squares.
 
     The squares are those around zero less those of the mean. Where too few digits would be left, they are summed
     around the mean.
@@ -207,11 +207,11 @@ def _absolute_chunk(chunk: Tensor, magnitude: Tensor, other: Tensor) -> tuple[fl
     around_zero = float(torch.mul(magnitude, magnitude, out=other).sum())  # sum() is pairwise, dot() is not
     squares = around_zero - size * mean * mean
     if not squares >= _ENOUGH_DIGITS * around_zero and math.isfinite(around_zero):
-        centre = mean if exact else float(np.float32(mean))
-        magnitude.sub_(centre)
+        center = mean if exact else float(np.float32(mean))
+        magnitude.sub_(center)
         offset = float(magnitude.sum()) / size
         squares = float(magnitude.square_().sum()) - size * offset * offset
-        mean = centre + offset
+        mean = center + offset
     return mean, max(squares, 0.0) if squares == squares else squares, high, nonzero
 
 

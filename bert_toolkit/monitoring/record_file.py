@@ -7,7 +7,8 @@ from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 
-from bert_toolkit.errors import InputError
+from bert_toolkit.errors import InputError, reason_of
+from bert_toolkit.files import replaced_at_once
 from bert_toolkit.monitoring.parameter_roles import ParameterInfo
 
 Record = TypeVar("Record")
@@ -50,11 +51,8 @@ def save_records(path: Path, records: Sequence[Record], parameters: dict[str, Pa
             arrays[field.name] = matrix
         else:
             arrays[field.name] = np.array(values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
+    with replaced_at_once(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    partial.replace(path)
 
 
 def load_records(path: Path, kind: type[Record], last_step: int | None = None) -> list[Record]:
@@ -117,8 +115,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except Exception as error:  # whatever zip, zlib and numpy stumble over in a damaged file
-        reason = str(error) or type(error).__name__
-        raise InputError(f"{path} is no npz file or a damaged one: {reason}") from error
+        raise InputError(f"{path} is no npz file or a damaged one: {reason_of(error)}") from error
 
 
 def _array(

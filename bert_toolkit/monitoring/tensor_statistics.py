@@ -2,7 +2,7 @@
 
 Every function turns a list of tensors into *rows*, one per tensor. A row holds sums, never quotients, so rows of
 the shards of one tensor can be combined exactly. Rows of absolute values are
-(count, sum, squares, max, nonzero) with `squares` = sum((|x| - mean)^2), centred so that the standard deviation of
+(count, sum, squares, max, nonzero) with `squares` = sum((|x| - mean)^2), centered so that the standard deviation of
 nearly constant values does not cancel away. Rows of an update are (count, changed, update squares, parameter squares).
 """
 
@@ -236,7 +236,7 @@ def _collect(tensors: Sequence[Tensor], compute: Callable[..., Tensor], *columns
 def gathered_rows(rows: Tensor, group: Any = None) -> Tensor:
     """Return the rows of all ranks, (ranks, tensors, columns); one collective.
 
-    Gathering (not reducing) keeps the maximum and the centred squares exact, in one message of fixed size.
+    Gathering (not reducing) keeps the maximum and the centered squares exact, in one message of fixed size.
 
     Args:
         rows: Of this rank, or of those that were joined with it before: (ranks, tensors, columns).

@@ -9,11 +9,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bert_toolkit.errors import InputError
+from bert_toolkit.ignored_label import IGNORED_LABEL
 from bert_toolkit.pretraining.checks import require_fractions, require_special_tokens
 from bert_toolkit.pretraining.keyed_random import random_bits, stream_key
 from bert_toolkit.pretraining.masking import choose_tokens, choose_words, replace_tokens
 from bert_toolkit.pretraining.sentence_pairs import Pair, PairBatch
 from bert_toolkit.pretraining.word_boundaries import word_boundaries
+from bert_toolkit.processes import rank
 
 _INDEXED, _STREAM = range(100, 102)
 _UNUSED = re.compile(r"\[unused\d+\]")
@@ -129,7 +131,7 @@ class DataCollatorForPreTraining:
             targets = choose_words(candidates, continues_word, keys, self.mlm_probability)
         else:
             targets = choose_tokens(candidates, keys, self.mlm_probability)
-        batch["labels"] = np.where(targets, input_ids, -100)
+        batch["labels"] = np.where(targets, input_ids, IGNORED_LABEL)
         batch["input_ids"] = replace_tokens(
             input_ids,
             targets,
@@ -210,13 +212,12 @@ class DataCollatorForPreTraining:
                 [random_bits(stream_key(_INDEXED, self.seed, epoch), index) for epoch, index in places]
             )
         worker = torch.utils.data.get_worker_info()
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         # a worker's seed is new in every epoch, so masks are too although the worker counts its calls from 0
         key = stream_key(
             _STREAM,
             self.seed,
             worker.seed if worker else 0,
-            torch.distributed.get_rank() if distributed else 0,
+            rank(),
             self._calls,
         )
         self._calls += 1

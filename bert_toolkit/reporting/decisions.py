@@ -1,4 +1,4 @@
-"""What logits say in the words of the labels, for one class a row, several at once, or a number."""
+"""What logits say in the words of the labels, for one class per row, several at once, or a number."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel, Trainer, TrainingArguments
 
+from bert_toolkit.ignored_label import IGNORED_LABEL
 from bert_toolkit.model import ToolkitBertForPreTraining
 from bert_toolkit.pretraining import NextSentencePairs
 from bert_toolkit.reporting import figures, overview
@@ -92,7 +93,7 @@ def _show_mask(
     tokenizer: Any, batch: Mapping[str, torch.Tensor], output: Mapping[str, torch.Tensor]
 ) -> dict[str, object] | None:
     ids, labels = batch["input_ids"][0], batch["labels"][0]
-    places = ((ids == tokenizer.mask_token_id) & (labels != -100)).nonzero().flatten().tolist()
+    places = ((ids == tokenizer.mask_token_id) & (labels != IGNORED_LABEL)).nonzero().flatten().tolist()
     if not places:
         return None
     place = max(places, key=lambda place: len(tokenizer.decode([labels[place]])))  # long words tell more

@@ -12,6 +12,7 @@ from transformers import AutoModelForTokenClassification, EvalPrediction, Traine
 
 from bert_toolkit.data.corpus_splits import Origin
 from bert_toolkit.data.tagged_sentences import TaggedSplits
+from bert_toolkit.ignored_label import IGNORED_LABEL
 from bert_toolkit.metrics.entity_scores import entity_scores
 from bert_toolkit.metrics.task_scores import class_scores
 from bert_toolkit.reporting import figures, overview, results
@@ -19,7 +20,7 @@ from bert_toolkit.reporting.classification import confusion_counts
 from bert_toolkit.reporting.finished_run import FinishedRun, close_run, write_report
 from bert_toolkit.reporting.reload_check import rows_to_check
 from bert_toolkit.training.evaluation import longest_first, plain_prediction, rows_in_order
-from bert_toolkit.training.tokenized_words import IGNORED_LABEL, tags_of_words
+from bert_toolkit.training.tokenized_words import tags_of_words
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from bert_toolkit.errors import InputError
 from bert_toolkit.files import replaced_at_once
+from bert_toolkit.processes import is_distributed
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class CheckpointMarkerCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint just written, then remove old ones."""
-        if _is_distributed():
+        if is_distributed():
             torch.distributed.barrier()
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
@@ -121,7 +122,7 @@ class StopOnSigtermCallback(TrainerCallback):
             self._previous_handler = signal.signal(signal.SIGTERM, self._receive)
         else:
             logger.warning("SIGTERM will not be answered with a checkpoint: only Python's main thread gets signals")
-        if _is_distributed() and self._group is None:
+        if is_distributed() and self._group is None:
             self._group = torch.distributed.new_group(backend="gloo")  # of CPUs, so that no GPU has to be waited for
 
     def on_step_end(
@@ -270,10 +271,6 @@ def _checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
     """Step and folder of every checkpoint, whole or not, in the order of steps."""
     found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(output_dir).glob("checkpoint-*"))
     return sorted((int(match[1]), path) for match, path in found if match)
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:

@@ -88,7 +88,7 @@ def search_hyperparameters(trainer: Trainer, trials: int) -> dict[str, str]:
         torch.distributed.broadcast_object_list(found, src=0)
     best, fact = found
     vars(args).update(best)
-    set_seed(args.seed)  # as if nothing had been trained before
+    set_seed(args.seed)  # training begins as it would without a search
     return {"hyperparameter search": fact}
 
 

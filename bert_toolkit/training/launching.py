@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import TrainingArguments, set_seed
 
 from bert_toolkit.errors import InputError, one_line, reason_of
+from bert_toolkit.processes import is_distributed
 from bert_toolkit.training.arguments import RECIPE_DEFAULTS, RunArguments, TrainerRunArguments, parse_arguments
 from bert_toolkit.training.full_disk import full_disk_reason
 from bert_toolkit.training.trainer_flags import check_early_stopping, check_trainer_flags
@@ -260,7 +261,7 @@ def run_recipe(main: Callable[[], None]) -> NoReturn:
     except SystemExit as stop:
         status = stop.code
     gc.collect()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_distributed():
         torch.distributed.destroy_process_group()
     sys.exit(status)
 

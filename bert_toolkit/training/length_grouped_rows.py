@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import Dataset
 
 # Sorted together: enough that batches hold little padding, few enough that a batch's company changes every epoch. At
-# least four windows an epoch, as in Trainer's group_by_length: sorted as a whole, a small dataset makes batches of one
-# length each, and `recipes/cola.py` on the sample then stayed at chance with one seed of three (42).
+# least four windows per epoch, as in Trainer's group_by_length: sorted as a whole, a small dataset makes batches of
+# one length each, and `recipes/cola.py` on the sample then stayed at chance with one seed of three (42).
 _SORTED_GROUPS, _FEWEST_WINDOWS = 50, 4
 
 

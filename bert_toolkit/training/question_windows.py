@@ -153,7 +153,7 @@ def answers_of(
     """Return the best answer to each question over all its windows.
 
     Args:
-        start_logits: Of the tokens of each window, (n, T); columns behind a window's tokens do not count.
+        start_logits: Of the tokens of each window, (n, T); columns after a window's tokens do not count.
         end_logits: Likewise.
         windows: Columns `row` and `offsets`, in the same order.
         contexts: Of each question.

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from bert_toolkit.data.tagged_sentences import TaggedSplits
 from bert_toolkit.errors import InputError
-from bert_toolkit.metrics.classification import IGNORED_LABEL
+from bert_toolkit.ignored_label import IGNORED_LABEL
 
 
 def tokenize_sentences(

@@ -46,11 +46,7 @@ def add_run_callbacks(trainer: Trainer, run: TrainerRunArguments, batch_losses: 
         Those of them that the report reads.
     """
     tokens, losses = TokenCounterCallback(), BatchLossCallback() if batch_losses else None
-    health = TrainingHealthCallback() if run.training_health else None
-    if run.monitor_every:
-        watch(trainer, run.monitor_every, health=health or False)
-    elif health is not None:
-        health.attach(trainer)
+    health = watch(trainer, run.monitor_every, health=run.training_health).health
     patience = run.early_stopping_patience
     stopping = None if patience is None else EarlyStoppingCallback(patience)
     for callback in (tokens, losses, stopping, *resume_callbacks()):

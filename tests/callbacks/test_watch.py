@@ -81,7 +81,33 @@ def test_without_health_and_with_health_of_ones_own(tmp_path):
     assert watch(trainer, health=own).health is own
 
 
-@pytest.mark.parametrize("settings", [{"every_n_steps": 0}, {"mode": "fast"}])
+def test_health_that_the_trainer_has_already(tmp_path):
+    own = TrainingHealthCallback(3)
+    trainer = Trainer(Classifier(), arguments(tmp_path), train_dataset=rows(), callbacks=[own])
+    for health in (False, True, own):
+        assert watch(trainer, health=health).health is own
+    before = list(trainer.callback_handler.callbacks)
+    with pytest.raises(InputError, match="health must be True, False or the .* got a second one, .*: leave one"):
+        watch(trainer, health=TrainingHealthCallback(3))
+    assert trainer.callback_handler.callbacks == before
+    assert sum(isinstance(callback, TrainingHealthCallback) for callback in before) == 1
+
+
+def test_zero_steps_are_health_alone(tmp_path):
+    trainer = Trainer(Classifier(), arguments(tmp_path, max_steps=4), train_dataset=rows())
+    watching = watch(trainer, every_n_steps=0)
+    assert watching.gradient_flow is watching.update_ratios is None
+    trainer.train()
+    assert watching.health.history.step.tolist() == [1]
+    files = {path.name for path in (tmp_path / "monitoring").iterdir()}
+    assert files == {"run.json", "training_health.jsonl", "training_health.npz"}
+    flow = GradientFlowCallback(3, figures=False)
+    trainer = Trainer(Classifier(), arguments(tmp_path), train_dataset=rows(), callbacks=[flow])
+    watching = watch(trainer, every_n_steps=0, health=False)
+    assert watching.gradient_flow is flow and watching.update_ratios is watching.health is None
+
+
+@pytest.mark.parametrize("settings", [{"every_n_steps": -1}, {"mode": "fast"}])
 def test_wrong_arguments_change_nothing(tmp_path, settings):
     trainer = Trainer(Classifier(), arguments(tmp_path), train_dataset=rows())
     before = list(trainer.callback_handler.callbacks)

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bert_toolkit import InputError, MonitoringCallback, TrainingHealthCallback, watch_loop
+from bert_toolkit import GradientFlowCallback, InputError, MonitoringCallback, TrainingHealthCallback, watch_loop
 from bert_toolkit.monitoring import GradientFlowRecord
 from bert_toolkit.monitoring.record_file import load_records
 
@@ -332,7 +332,31 @@ def test_wrong_arguments():
         watch_loop(model, model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(InputError, match="every_n_steps"):
-        watch_loop(model, optimizer, every_n_steps=0)
+        watch_loop(model, optimizer, every_n_steps=-1)
+    with pytest.raises(InputError, match="got a second one"):
+        watch_loop(model, optimizer, health=TrainingHealthCallback(), callbacks=[TrainingHealthCallback()])
+
+
+@pytest.mark.parametrize("health", [True, False])
+def test_zero_steps_are_health_alone(tmp_path, health):
+    model = Classifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with watch_loop(model, optimizer, 0, health, tmp_path) as watching:
+        loop(model, optimizer, 3)
+        watching.log_evaluation({"accuracy": 0.5})
+    assert watching.gradient_flow is watching.update_ratios is None
+    files = {"run.json", "training_health.jsonl", "training_health.npz"} if health else set()
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_watchers_of_ones_own_take_the_place_of_the_usual_ones(tmp_path):
+    model = Classifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    flow, health = GradientFlowCallback(2, figures=False), TrainingHealthCallback(3)
+    with watch_loop(model, optimizer, output_dir=tmp_path, figures=False, callbacks=[flow, health]) as watching:
+        loop(model, optimizer, 3)
+    assert watching.gradient_flow is flow and watching.health is health
+    assert [record.step for record in flow.records] == [1, 2]
 
 
 @pytest.mark.parametrize("by_name", [False, True])

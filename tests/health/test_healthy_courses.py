@@ -399,6 +399,34 @@ def test_history_comes_back_from_its_file(tmp_path):
     assert not other.load(tmp_path / "h.npz", last_step=300)
 
 
+def test_facts_of_other_names_in_an_older_file_harm_nothing(tmp_path):
+    course = Course()
+    course.facts = {"labelled_fraction": np.full(course.samples, 0.2)}
+    history, again = course.history(), HealthHistory(course.model, 600)
+    history.save(tmp_path / "h.npz")
+    assert again.load(tmp_path / "h.npz", last_step=600) and len(again) == len(history)
+    judge = HealthJudge()
+    judge.judge(again)
+    assert not judge.findings
+    assert np.isnan(again.fact("labeled_fraction")).all()
+
+
+def test_disk_that_is_full_leaves_the_file_of_before_and_nothing_else(tmp_path, monkeypatch):
+    history = Course().history()
+    history.save(tmp_path / "h.npz")
+    before = (tmp_path / "h.npz").read_bytes()
+
+    def fail(file, **arrays):
+        file.write(b"half a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", fail)
+    with pytest.raises(OSError, match="no space"):
+        history.save(tmp_path / "h.npz")
+    assert list(tmp_path.iterdir()) == [tmp_path / "h.npz"]
+    assert (tmp_path / "h.npz").read_bytes() == before
+
+
 def test_gradients_are_undone_of_clipping():
     course = Course(samples=3)
     np.testing.assert_allclose(course.history().gradient, course.gradient, rtol=1e-12)

@@ -48,8 +48,8 @@ def randomize(model: nn.Module, seed: int) -> nn.Module:
     for name, parameter in sorted(model.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.1
-        centre = 1.0 if name.endswith("LayerNorm.weight") else 0.0
-        parameter.data.copy_(centre + scale * noise)
+        center = 1.0 if name.endswith("LayerNorm.weight") else 0.0
+        parameter.data.copy_(center + scale * noise)
     return model
 
 

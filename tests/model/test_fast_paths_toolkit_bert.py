@@ -219,7 +219,7 @@ def test_packed_sequences_on_a_gpu(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.03])
 def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
-    """Counted on a million elements; a neighbour in the same 64 random bits says nothing about an element."""
+    """Counted on a million elements; a neighbor in the same 64 random bits says nothing about an element."""
     dropout, size = fast_paths_toolkit_bert.ToolkitBertDropout(rate), 1_000_003
     torch.manual_seed(0)
     x = torch.ones(size, requires_grad=True)

@@ -114,6 +114,7 @@ def test_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "savez_compressed", fail)
     with pytest.raises(OSError, match="no space"):
         save_records(tmp_path / "g.npz", RECORDS, PARAMETERS)
+    assert list(tmp_path.iterdir()) == [tmp_path / "g.npz"]
     assert [r.step for r in load_records(tmp_path / "g.npz", GradientFlowRecord)] == [1]
 
 

@@ -206,7 +206,7 @@ def test_update_in_bf16_where_most_steps_are_rounded_away(path):
     after = [before[0] + 5e-6 * torch.randn(400, 300, generator=g).bfloat16()]
     changed = float((before[0] != after[0]).double().mean())
     assert 0 < changed < 0.3
-    # The batched path takes the difference in bf16 itself, which is exact between neighbours.
+    # The batched path takes the difference in bf16 itself, which is exact between neighbors.
     check_update(after, before, 1e-5 if path == "chunks" else 4e-3)
 
 

@@ -1,4 +1,4 @@
-"""The recipe for anybody's texts: each kind of label, from data to labelled file, on small data with a tiny model."""
+"""The recipe for anybody's texts: each kind of label, from data to labeled file, on small data with a tiny model."""
 
 import csv
 import json
@@ -154,14 +154,14 @@ class TestOneClassAText:
         with (tmp_path / "new.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("n", "text"), *((i, row["text"]) for i, row in enumerate(rows))])
         arguments = ["--model_name_or_path", str(output_dir), "--data", str(tmp_path / "new.csv")]
-        monkeypatch.setattr(sys, "argv", ["predict", *arguments, "--output", str(tmp_path / "labelled.jsonl")])
+        monkeypatch.setattr(sys, "argv", ["predict", *arguments, "--output", str(tmp_path / "labeled.jsonl")])
         predict_main()
         assert "20 rows of" in capsys.readouterr().out
-        labelled = [json.loads(line) for line in (tmp_path / "labelled.jsonl").read_text().splitlines()]
-        assert [row["n"] for row in labelled] == [str(i) for i in range(20)]
-        assert [row["prediction"] for row in labelled] == [row["prediction"] for row in rows]
+        labeled = [json.loads(line) for line in (tmp_path / "labeled.jsonl").read_text().splitlines()]
+        assert [row["n"] for row in labeled] == [str(i) for i in range(20)]
+        assert [row["prediction"] for row in labeled] == [row["prediction"] for row in rows]
         expected = [float(row["probability"]) for row in rows]
-        assert [row["probability"] for row in labelled] == pytest.approx(expected, abs=2e-5)
+        assert [row["probability"] for row in labeled] == pytest.approx(expected, abs=2e-5)
 
     def test_finished_run_is_not_overwritten(self, finished, run, reviews):
         output_dir, _ = finished

@@ -29,9 +29,9 @@ def test_every_block_of_the_page_runs(tmp_path):
         assert process.returncode == 0 or refused, f"{block}\n{process.stderr[-3000:]}"
         printed.append(process.stdout)
     assert "1 class" not in printed[0] and "2 classes" in printed[0]
-    labelled = printed[1].splitlines()[-2:]
-    assert [line.split("\t")[0] for line in labelled] == ["the book was great", "the song was awful"]
-    assert {line.split("\t")[1] for line in labelled} <= {"positive", "negative"}
+    labeled = printed[1].splitlines()[-2:]
+    assert [line.split("\t")[0] for line in labeled] == ["the book was great", "the song was awful"]
+    assert {line.split("\t")[1] for line in labeled} <= {"positive", "negative"}
     assert re.search(r"error: .*broken.csv:3 has nothing in column 'text'", printed[-1])
     for run in ("reviews", "pairs", "tags"):
         assert (tmp_path / "runs" / run / "results.json").exists()

@@ -41,13 +41,13 @@ def test_loop_learns_and_what_it_saved_loads(tmp_path, launch, cola_dir, tiny_be
     scalars = EventAccumulator(str(tmp_path / "run" / "runs")).Reload()
     ratios = scalars.Scalars("update_ratio/layer.0")
     steps = [event.step for event in ratios]
-    assert steps == sorted({1, 2, 5, 10, 20, 50} | set(range(10, steps[-1] + 1, 10)))
-    assert ratios[0].value == 0, "the warm-up begins with a rate of 0"
-    assert all(0 < event.value < 1 for event in ratios[1:])
+    # the warm-up begins at a rate of 0, which moves nothing
+    assert steps == sorted({2, 5, 10, 20, 50} | set(range(10, steps[-1] + 1, 10)))
+    assert all(0 < event.value < 1 for event in ratios)
     assert {"train/loss", "train/learning_rate", "eval/accuracy"} <= set(scalars.Tags()["scalars"])
     records = load_records(tmp_path / "run" / "monitoring" / "gradient_flow.npz", GradientFlowRecord)
     coefficients = [record.clip_coefficient for record in records]
-    assert [record.step for record in records] == steps
+    assert [record.step for record in records] == [1, *steps]
     assert all(0 < value <= 1 for value in coefficients) and min(coefficients) < 0.9, "gradients are clipped"
 
 
@@ -83,14 +83,19 @@ def check_it_ends_as_the_other_recipes_do(folder, results, printed):
         assert headings == ["Findings", "Curves", "Layers", "Scores", "Predictions", "Data and settings"]
 
 
-def test_monitor_every_zero_watches_nothing(tmp_path, launch, cola_dir, tiny_bert_dir):
+@pytest.mark.parametrize("health", [True, False])
+def test_monitor_every_zero_watches_health_alone(tmp_path, launch, cola_dir, tiny_bert_dir, health):
     flags = {"data_dir": cola_dir, "model_name_or_path": tiny_bert_dir, "output_dir": tmp_path / "run"}
     flags |= {"num_train_epochs": 1, "max_train_samples": 16, "batch_size": 8, "cpu_threads": 1, "monitor_every": 0}
+    flags["training_health"] = health
     process = launch("cola_no_trainer", flags)
     assert process.returncode == 0, process.stderr[-3000:]
     tags = EventAccumulator(str(tmp_path / "run" / "runs")).Reload().Tags()["scalars"]
     assert tags and not any(tag.startswith(("gradient_flow", "update_ratio")) for tag in tags)
-    assert not (tmp_path / "run" / "monitoring").exists()
+    assert (tmp_path / "run" / "monitoring" / "training_health.jsonl").exists() == health
+    assert not list((tmp_path / "run").rglob("*.npz")) or health
+    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert (results["training health"] == "not watched") != health
 
 
 def test_finished_run_is_not_overwritten(tmp_path, launch, cola_dir, tiny_bert_dir):

@@ -103,9 +103,9 @@ def test_a_model_that_knows_finds_the_answer_in_whichever_window(tiny_bert_dir):
     context = "today . " * 12 + "the old king runs today . " + "waits . " * 9
     rows = {"question": ["runs", "sings"], "context": [context] * 2, "answers": [["old king"], []]}
     encoded = windows_of({**rows, "begins": [[context.index("old king")], []]}, [0, 1], tokenizer, 16, 6)
-    labelled = [i for i, start in enumerate(encoded["start_positions"]) if start]
-    assert len(encoded["row"]) > 6 and len(labelled) >= 1
-    for i in labelled:
+    labeled = [i for i, start in enumerate(encoded["start_positions"]) if start]
+    assert len(encoded["row"]) > 6 and len(labeled) >= 1
+    for i in labeled:
         ids = encoded["input_ids"][i][encoded["start_positions"][i] : encoded["end_positions"][i] + 1]
         assert tokenizer.decode(ids) == "old king"
     start, end = (np.full((len(encoded["row"]), 16), -9.0) for _ in range(2))

@@ -37,7 +37,7 @@ def test_little_padding_and_no_drift_through_the_epoch():
         assert lengths.sum() / padded > 0.93
         means = np.array([batch.mean() for batch in batches])
         correlations.append(np.corrcoef(means[:-1], means[1:])[0, 1])
-    # 267 batches an epoch, 20 epochs: neighbours of a random order correlate by 0 ± 0.014
+    # 267 batches an epoch, 20 epochs: neighbors of a random order correlate by 0 ± 0.014
     assert abs(np.mean(correlations)) < 0.06
 
 

@@ -51,7 +51,7 @@ def triplets() -> dict[str, list]:
     return {"anchor": early[:few], "positive": early[few : 2 * few], "negative": late[:few]}
 
 
-def labelled(label: type) -> dict[str, list]:
+def labeled(label: type) -> dict[str, list]:
     """Pairs of one century (1) and of different ones (0)."""
     early = [text for year, text in spoken() if year < 1850]
     late = [text for year, text in spoken() if year > 1970]
@@ -121,13 +121,13 @@ def ranking_of_matryoshkas(setup: Setup) -> Ready:
 @program(TUNING, packages=PACKAGES)
 def cosine_of_pairs(setup: Setup) -> Ready:
     """CosineSimilarityLoss on scores of 0 and 1."""
-    return bi_encoder(setup, labelled(float), lambda model: losses().CosineSimilarityLoss(model), 0.85)
+    return bi_encoder(setup, labeled(float), lambda model: losses().CosineSimilarityLoss(model), 0.85)
 
 
 @program(HELD_OUT, packages=PACKAGES)
 def cosent(setup: Setup) -> Ready:
     """CoSENTLoss, which compares pairs of pairs."""
-    return bi_encoder(setup, labelled(float), lambda model: losses().CoSENTLoss(model), 0.9)
+    return bi_encoder(setup, labeled(float), lambda model: losses().CoSENTLoss(model), 0.9)
 
 
 @program(HELD_OUT, packages=PACKAGES)
@@ -139,7 +139,7 @@ def triplets_of_sentences(setup: Setup) -> Ready:
 @program(TUNING, packages=PACKAGES)
 def contrast_of_pairs(setup: Setup) -> Ready:
     """OnlineContrastiveLoss, which takes the hard pairs alone."""
-    return bi_encoder(setup, labelled(int), lambda model: losses().OnlineContrastiveLoss(model), 0.9)
+    return bi_encoder(setup, labeled(int), lambda model: losses().OnlineContrastiveLoss(model), 0.9)
 
 
 @program(HELD_OUT, packages=PACKAGES)
@@ -149,7 +149,7 @@ def softmax_of_pairs(setup: Setup) -> Ready:
     def loss(model: Any) -> Any:
         return losses().SoftmaxLoss(model, sentence_embedding_dimension=384, num_labels=2)
 
-    return bi_encoder(setup, labelled(int), loss, 0.97, rate=1e-4)
+    return bi_encoder(setup, labeled(int), loss, 0.97, rate=1e-4)
 
 
 @program(TUNING, packages=PACKAGES)
@@ -195,7 +195,7 @@ def cross_encoder(setup: Setup) -> Ready:
     trainer = CrossEncoderTrainer(
         model=model,
         args=CrossEncoderTrainingArguments(**arguments(setup, 120, 2e-4)),
-        train_dataset=Dataset.from_dict(labelled(float)),
+        train_dataset=Dataset.from_dict(labeled(float)),
         loss=BinaryCrossEntropyLoss(model),
         callbacks=list(setup.make_callbacks()),
     )

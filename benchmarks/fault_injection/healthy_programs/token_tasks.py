@@ -41,7 +41,7 @@ from benchmarks.fault_injection.healthy_programs.texts import (
 
 
 def named_words() -> list[dict[str, Any]]:
-    """Lower-cased sentences whose words were names (1: begins, 2: goes on) or not (0), first pieces alone labelled."""
+    """Lower-cased sentences whose words were names (1: begins, 2: goes on) or not (0), first pieces alone labeled."""
     tokenizer = small_minilm_tokenizer()
     rows = []
     for _, text in spoken()[:6000]:

@@ -1,4 +1,4 @@
-"""The rules of training health, one file a family; to add one, write a function with the decorator `rule`.
+"""The rules of training health, one file per family; to add one, write a function with the decorator `rule`.
 
 A rule gets the history up to now and returns a finding for what is wrong at the newest sample, or None. Thresholds
 are keyword arguments. "Benchmark" names benchmarks/fault_injection as a threshold's source: healthy and broken

@@ -101,7 +101,7 @@ def constant_label(history: HealthHistory, *, samples: int = 5, examples: int = 
 )
 def labels_ignored(history: HealthHistory, *, share: float = 0.02, samples: int = 3) -> Finding | None:
     """Almost no token or example has a label that counts (all others are -100)."""
-    recent = latest(history, "labelled_fraction", samples)
+    recent = latest(history, "labeled_fraction", samples)
     if len(recent) < samples or not (recent < share).all():
         return None
     return labels_ignored.finding(
@@ -129,8 +129,8 @@ def class_never_counts(history: HealthHistory, *, samples: int = 4) -> Finding |
         return None
     if counted.ndim != 2:
         heard, top = history.fact("counted_fraction")[:samples], history.fact("target_top_share")[:samples]
-        labelled = history.fact("labelled_fraction")
-        if len(history) > samples or labelled.ndim != 1 or np.isfinite(labelled).any():
+        labeled = history.fact("labeled_fraction")
+        if len(history) > samples or labeled.ndim != 1 or np.isfinite(labeled).any():
             return None
         if not (heard < 0.95).all() or not (top == 1.0).all():
             return None
@@ -182,8 +182,8 @@ def padding_counts(history: HealthHistory, *, samples: int = 3, share: float = 0
         recent = latest(history, fact, samples)
         limit = 0.2 if fact == "label_pad_run" else share
         if len(recent) == samples and (recent > limit).all():
-            labelled = latest(history, "labels_on_padding", samples)
-            ignored = fact == "counted_padding" and len(labelled) == samples and not labelled.any()
+            labeled = latest(history, "labels_on_padding", samples)
+            ignored = fact == "counted_padding" and len(labeled) == samples and not labeled.any()
             return padding_counts.finding(
                 history,
                 value=recent[-1],

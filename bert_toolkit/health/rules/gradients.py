@@ -65,14 +65,14 @@ def dead_units(
     group=FLOW,
     explains=(OUTCOME, "layer_out_of_line"),
     needs="gradients",
-    cause="saturating activations (sigmoid, tanh), too small weights, or no residual connection or normalisation",
-    remedy="use ReLU or GELU, add residual connections or normalisation, initialise with a gain for the activation",
+    cause="saturating activations (sigmoid, tanh), too small weights, or no residual connection or normalization",
+    remedy="use ReLU or GELU, add residual connections or normalization, initialize with a gain for the activation",
 )
 def vanishing_gradients(history: HealthHistory, *, drop: float = 1e-4, samples: int = 5) -> Finding | None:
     """Gradients of lower layers are `drop` times those of the same matrices nearer the loss, for `samples` samples.
 
     Relative to the other layers, since the absolute size means nothing to Adam. Healthy stacks stay above 1e-2, plain
-    ReLU stacks with PyTorch's default initialisation lose 0.4 a layer; a sigmoid loses 0.14 a layer (benchmark). Where
+    ReLU stacks with PyTorch's default initialization lose 0.4 a layer; a sigmoid loses 0.14 a layer (benchmark). Where
     the first samples were well, steps that were too large have saturated the layers, and the text says so.
     """
     rows = usable_samples(history, samples)
@@ -217,12 +217,12 @@ def silent_units(history: HealthHistory, positions: Sequence[int] | np.ndarray) 
     """Share of units of each matrix without a gradient, `(samples, positions)`.
 
     The zero share of its bias, which zeros of the input do not touch (a filter over a picture of one pixel sees its
-    padding in eight of nine places), or that of a normalization right behind it, or its own where it has neither.
+    padding in eight of nine places), or that of a normalization right after it, or its own where it has neither.
     """
     zeros = history.zero_share[:, positions]
-    behind = np.minimum(np.asarray(positions, dtype=int) + 1, len(history.names) - 1)
-    normalized = history.where("norm")[behind] & (history.bias_of[positions] < 0)
-    bias = np.where(normalized, history.bias_of[behind], history.bias_of[positions])
+    following = np.minimum(np.asarray(positions, dtype=int) + 1, len(history.names) - 1)
+    normalized = history.where("norm")[following] & (history.bias_of[positions] < 0)
+    bias = np.where(normalized, history.bias_of[following], history.bias_of[positions])
     has_bias = (bias >= 0) & ~np.isnan(history.zero_share[-1, bias])
     return np.where(has_bias, np.fmin(zeros, history.zero_share[:, bias]), zeros)
 

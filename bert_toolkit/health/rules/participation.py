@@ -173,7 +173,7 @@ def not_updated(history: HealthHistory, *, samples: int = 4) -> Finding | None:
         return None  # rectified Adam and its schedule-free form make no step before their variance is known
     unheld = np.isnan(rates).all(axis=0) & ~np.isnan(rates).all()
     off = (rates == 0).all(axis=0)
-    # Late in a decay even fp32 rounds steps away, from normalisation weights of 1 first.
+    # Late in a decay even fp32 rounds steps away, from normalization weights of 1 first.
     full_rate = (history.rate[recent] >= 0.1 * history.rate.max()).all()
     exact = (history.item_size > 2) & ~history.where("embedding") & full_rate
     # Where training has converged, what is left rounds away.

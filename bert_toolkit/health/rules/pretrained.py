@@ -107,9 +107,9 @@ def worse_than_guessing(history: HealthHistory, *, margin: float = 0.05) -> Find
     if not history.loss[0] > limit:
         return None
     is_mean = history.fact("loss_weight")[0] < 1.5 and history.fact("gradient_row_sum")[0] < 0.1
-    labelled = history.fact("labelled_fraction")[0]
-    of_next = labelled > _FEW_TARGETS and history.fact("target_is_next")[0] > 0.9
-    of_masked = _FEW_TARGETS < labelled < 0.5 and history.fact("label_equals_input")[0] < 0.9
+    labeled = history.fact("labeled_fraction")[0]
+    of_next = labeled > _FEW_TARGETS and history.fact("target_is_next")[0] > 0.9
+    of_masked = _FEW_TARGETS < labeled < 0.5 and history.fact("label_equals_input")[0] < 0.9
     tables = _trained_tables(history)
     if not is_mean or not (of_next or of_masked) or not len(tables):
         return None

@@ -88,7 +88,7 @@ def loss_levels(losses: np.ndarray) -> LossLevels:
 
 
 def scatter(values: np.ndarray) -> float:
-    """Standard deviation of single values around their trend: differences of neighbours, robust to outliers."""
+    """Standard deviation of single values around their trend: differences of neighbors, robust to outliers."""
     return 1.4826 * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2)
 
 

@@ -33,8 +33,8 @@ _FEW_CLASSES = 32  # of a classifier, whose head may begin with anything
 @rule(
     explains=(COURSE, OUTCOME, FLOW, STEPS, "nonfinite"),
     needs="updates",
-    cause="weights were initialised or rescaled wrongly, or one layer was not loaded with the others",
-    remedy="use the model's own initialisation (initializer_range 0.02; torch.nn.init for plain layers); check the "
+    cause="weights were initialized or rescaled wrongly, or one layer was not loaded with the others",
+    remedy="use the model's own initialization (initializer_range 0.02; torch.nn.init for plain layers); check the "
     "loading report for missing keys",
 )
 def initial_scale(
@@ -51,7 +51,7 @@ def initial_scale(
 
     A gain is the root mean square times the square root of the fan: PyTorch's default has 0.58, Glorot 1, He 1.41;
     smdebug draws the line at a variance ratio of 10 (3.2 in standard deviation), trained weights reach 5 (GPT-2).
-    Fresh transformers (normalisations are exactly one) have standard deviation `usual` at any width (BERT, GPT-2,
+    Fresh transformers (normalizations are exactly one) have standard deviation `usual` at any width (BERT, GPT-2,
     Llama; `initializer_range` of their config) and may be `factor` off it, or as large as He's. Layers of one trained
     model differ by up to 3, below `layer_factor`. Judged are linear layers where there are three, without low-rank
     ones: filters, state matrices and what has few inputs have scales of their own.
@@ -82,8 +82,8 @@ def initial_scale(
                     f"weights are far too {'small' if low else 'large'} at the first step: root mean square "
                     f"{np.median(weight):.2g}"
                 ),
-                cause="weights were initialised or rescaled wrongly, or a checkpoint was loaded with another scale",
-                remedy="use the model's own initialisation (initializer_range 0.02; torch.nn.init for plain layers)",
+                cause="weights were initialized or rescaled wrongly, or a checkpoint was loaded with another scale",
+                remedy="use the model's own initialization (initializer_range 0.02; torch.nn.init for plain layers)",
             )
     for stack in matrix_stacks(history):
         weights = history.weight[0, stack]
@@ -103,8 +103,8 @@ def initial_scale(
                     value=relative,
                     threshold=layer_factor,
                     seen=f"weights are {relative:.2g} times those of the other layers at the first step",
-                    cause="this layer was initialised or rescaled differently, or not loaded with the others",
-                    remedy="check the loading report for missing keys; initialise all layers alike",
+                    cause="this layer was initialized or rescaled differently, or not loaded with the others",
+                    remedy="check the loading report for missing keys; initialize all layers alike",
                 )
     return None
 

@@ -46,15 +46,15 @@ def target_in_input(history: HealthHistory, *, share: float = 0.99, samples: int
     """
     recent = latest(history, "target_is_input", samples)
     following = latest(history, "target_is_next", samples)
-    masks, labelled = latest(history, "mask_fraction", samples), latest(history, "labelled_fraction", samples)
-    masked = len(masks) == len(labelled) == samples and history.settings.both_ways
-    masked = masked and bool((masks > 0.02).all() and (masks < 0.5).all() and (labelled > 0.95).all())
+    masks, labeled = latest(history, "mask_fraction", samples), latest(history, "labeled_fraction", samples)
+    masked = len(masks) == len(labeled) == samples and history.settings.both_ways
+    masked = masked and bool((masks > 0.02).all() and (masks < 0.5).all() and (labeled > 0.95).all())
     if masked and len(recent) == samples and (recent > 0.5).all():
         return target_in_input.finding(
             history,
             value=recent[-1],
             threshold=0.5,
-            seen=f"{masks[-1]:.0%} of the words are masked and {labelled[-1]:.0%} of the tokens are targets, so "
+            seen=f"{masks[-1]:.0%} of the words are masked and {labeled[-1]:.0%} of the tokens are targets, so "
             f"{recent[-1]:.0%} of the targets stand in the input",
             cause="labels of tokens that are not masked were not set to -100",
             remedy="set them to -100, as DataCollatorForLanguageModeling does",
@@ -176,7 +176,7 @@ def labels_one_place_off(history: HealthHistory, *, samples: int = 4) -> Finding
 
     Judged for classes of tokens, where the tokenizer begins and ends a text with tokens of its own.
     """
-    first, last = latest(history, "first_labelled", samples), latest(history, "last_labelled", samples)
+    first, last = latest(history, "first_labeled", samples), latest(history, "last_labeled", samples)
     if len(first) < samples or len(last) < samples or history.classes[-1] >= VOCABULARY:
         return None
     if not history.settings.both_ways or history.classes[-1] == history.settings.config.get("vocab_size"):
@@ -226,16 +226,16 @@ def mask_token_unused(history: HealthHistory, *, samples: int = 4) -> Finding | 
     Hidden are those labels of which most do not stand in the input; judged where there are as many classes as tokens.
     """
     masks, own = latest(history, "mask_fraction", samples), latest(history, "label_equals_input", samples)
-    labelled = latest(history, "labelled_fraction", samples)
-    if len(masks) < samples or len(own) < samples or len(labelled) < samples or not history.settings.both_ways:
+    labeled = latest(history, "labeled_fraction", samples)
+    if len(masks) < samples or len(own) < samples or len(labeled) < samples or not history.settings.both_ways:
         return None
     if history.classes[-1] != history.settings.config.get("vocab_size"):
         return None
-    if (masks > 0).any() or not (own < 0.5).all() or not (labelled < 0.6).all():
+    if (masks > 0).any() or not (own < 0.5).all() or not (labeled < 0.6).all():
         return None
     return mask_token_unused.finding(
         history,
         value=0.0,
         threshold=0.0,
-        seen=f"{labelled[-1]:.0%} of the tokens are asked for and mostly hidden, and no input is the mask token",
+        seen=f"{labeled[-1]:.0%} of the tokens are asked for and mostly hidden, and no input is the mask token",
     )
