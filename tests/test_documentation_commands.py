@@ -4,6 +4,8 @@ The commands of a page follow one another in one folder, as a reader would type 
 an earlier one gets it. docs/classify.md needs no flags and runs in recipes/test_classify_page.py.
 """
 
+import html
+import json
 import os
 import re
 import shutil
@@ -100,6 +102,7 @@ def runnable() -> dict[str, list[str]]:
 SHOWN_ON = {page.relative_to(ROOT).as_posix(): shown(page) for page in PAGES if page.name != "classify.md"}
 RUNNABLE = runnable()
 OF_README = set(SHOWN_ON["README.md"][1])  # test_documentation.py compares these
+TOLD_BY_THE_NOTEBOOK = "docs/first-hundred-steps.md"
 
 
 def test_every_command_is_run_or_has_a_reason():
@@ -111,7 +114,23 @@ def test_every_command_is_run_or_has_a_reason():
     unused = [key for key in (*SMALL, *NOT_RUN) if not any(key in command for command in commands)]
     assert not unused
     for name, (_, printed) in SHOWN_ON.items():
-        assert RUNNABLE[name] or set(printed) <= OF_README, f"nothing prints the blocks of {name}"
+        prints = RUNNABLE[name] or name == TOLD_BY_THE_NOTEBOOK or set(printed) <= OF_README
+        assert prints, f"nothing prints the blocks of {name}"
+
+
+def test_the_page_on_the_first_hundred_steps_quotes_the_notebook():
+    """Its code, and what training health said there, line by line."""
+    notebook = json.loads((ROOT / "notebooks" / "first_hundred_steps.ipynb").read_text(encoding="utf-8"))
+    sources = "".join("".join(cell["source"]) + "\n" for cell in notebook["cells"])
+    said = html.unescape(re.sub(r"<[^>]+>", " ", json.dumps(notebook)))
+    for block in SHOWN_ON[TOLD_BY_THE_NOTEBOOK][1]:
+        if block.startswith("Training health, step"):
+            step, rule = re.match(r"Training health, step (\d+): (.*)", block).groups()
+            assert f"{rule} (error, step {step} to" in said
+            lines = [line.split(maxsplit=1)[1] for line in block.splitlines()[1:]]
+            assert len(lines) == 4 and all(line in said for line in lines), block
+        elif not block.startswith("bert-toolkit report"):
+            assert all(line.strip() in sources for line in block.splitlines()), block
 
 
 def test_set_up_is_what_ci_runs():
@@ -162,4 +181,4 @@ def test_commands_of_a_page_run(name, copy_of_the_repository):
         assert process.returncode == 0, f"{command} {flags}\n{process.stdout[-3000:]}"
         printed += process.stdout
     for block in SHOWN_ON[name][1]:
-        assert block in printed or block in OF_README
+        assert block in printed or block in OF_README or name == TOLD_BY_THE_NOTEBOOK
