@@ -15,7 +15,7 @@ from bert_toolkit.data.squad import load_questions
 from bert_toolkit.errors import InputError
 from bert_toolkit.reporting.answering import AnswerMetrics, finish_answerer, predict_answers, span_logits
 from bert_toolkit.reporting.finished_run import FinishedRun
-from bert_toolkit.reporting.overview import print_overview, print_parameters
+from bert_toolkit.reporting.overview import print_answerer_overview
 from bert_toolkit.training.evaluation import longest_first
 from bert_toolkit.training.launching import run_recipe, start_recipe
 from bert_toolkit.training.length_grouped_rows import LengthGroupedRows
@@ -101,13 +101,9 @@ def main() -> None:
     check_answerer_flags(arguments, len(validation), metrics.names)
     choose_learning_rate(arguments, model, wide=3e-5, narrow=1e-4)  # bert-base: Devlin et al. 2019
     facts = {"data": corpus.description, "model": model_description}
-    if arguments.process_index == 0:
-        splits = {"train": (corpus.train, train), "validation": (corpus.validation, validation)}
-        splits |= {} if test_metrics is metrics else {"test": (corpus.test, test)}
-        sizes = {name: f"{len(rows)} questions, {len(windows)} windows" for name, (rows, windows) in splits.items()}
-        remarks = {f"remark {number}": remark for number, remark in enumerate(corpus.remarks, start=1)}
-        print_overview("Question answering", {**facts, **sizes, **remarks}, arguments)
-        print_parameters(model)
+    splits = {"train": (corpus.train, train), "validation": (corpus.validation, validation)}
+    splits |= {} if test_metrics is metrics else {"test": (corpus.test, test)}
+    print_answerer_overview(facts, splits, corpus.remarks, model, arguments)
 
     # trainer
     rows_of_a_pass = arguments.train_batch_size * arguments.world_size

@@ -14,7 +14,7 @@ from transformers import DataCollatorForTokenClassification, EvalPrediction, Tra
 
 from bert_toolkit.data.tagged_sentences import load_tagged_sentences
 from bert_toolkit.reporting.finished_run import FinishedRun
-from bert_toolkit.reporting.overview import print_overview, print_parameters, print_tag_counts, print_token_lengths
+from bert_toolkit.reporting.overview import print_tagger_overview
 from bert_toolkit.reporting.tagging import TagMetrics, finish_tagger, likeliest_tags, predict_tags
 from bert_toolkit.training.evaluation import longest_first
 from bert_toolkit.training.launching import run_recipe, start_recipe
@@ -84,14 +84,7 @@ def main() -> None:
     check_tagger_flags(arguments, len(corpus.validation), metrics.names)
     choose_learning_rate(arguments, model, wide=5e-5, narrow=3e-4)  # each word is a label
     facts = {"data": corpus.description, "model": model_description}
-    if arguments.process_index == 0:
-        remarks = {f"remark {number}": remark for number, remark in enumerate(corpus.remarks, start=1)}
-        print_overview("Token classification", {**facts, **remarks}, arguments)
-        print_tag_counts(
-            {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}, corpus.tag_names
-        )
-        print_token_lengths(corpus.train["length"][:], tagging.max_length, sum(corpus.train["truncated"][:]))
-        print_parameters(model)
+    print_tagger_overview(facts, corpus, tagging.max_length, model, arguments)
 
     # trainer
     rows_of_a_pass = arguments.train_batch_size * arguments.world_size

@@ -37,7 +37,7 @@ BRITISH = re.compile(
     re.IGNORECASE,
 )
 SPELLED = [path for folder in ("bert_toolkit", "recipes") for path in sorted((ROOT / folder).rglob("*.py"))]
-SPELLED += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "training-health.md"]
+SPELLED += PAGES
 
 
 def blocks(page: Path, *languages: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Files for the hosting service: they parse, and say the same as the files that they repeat."""
 
 import configparser
+import re
 from pathlib import Path
 
 import yaml
@@ -29,6 +30,15 @@ def test_publishing_needs_no_secret_and_checks_first():
     assert workflow["jobs"]["publish"]["permissions"] == {"id-token": "write"}
     assert workflow["jobs"]["publish"]["needs"] == "build"
     assert any("twine check --strict" in step for step in steps("publish")["build"])
+
+
+def test_what_the_package_index_shows_leads_nowhere_relative():
+    """Links and images of a long description have no folder to start from there."""
+    metadata = configparser.ConfigParser()
+    metadata.read(ROOT / "setup.cfg")
+    page = metadata["metadata"]["long_description"].removeprefix("file: ")
+    targets = re.findall(r"\]\(([^)]*)\)|(?:src|href)=[\"']([^\"']*)", (ROOT / page).read_text(encoding="utf-8"))
+    assert page != "README.md" and all("".join(target).startswith("https://") for target in targets)
 
 
 def test_every_file_for_the_hosting_service_parses():

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from bert_toolkit.data.corpus_splits import CorpusSplits
 from bert_toolkit.data.labels import REGRESSION
+from bert_toolkit.data.tagged_sentences import TaggedSplits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -106,8 +107,7 @@ def print_classifier_overview(
     """
     if arguments.process_index != 0:
         return
-    remarks = {f"remark {number}": remark for number, remark in enumerate(corpus.remarks, start=1)}
-    print_overview(title, {**facts, **remarks}, arguments)
+    print_overview(title, {**facts, **_numbered(corpus.remarks)}, arguments)
     splits = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
     labels = {name: rows["label"][:] for name, rows in splits.items()}
     if corpus.problem_type == REGRESSION:
@@ -116,6 +116,54 @@ def print_classifier_overview(
         print_class_balance(labels, corpus.label_names)
     print_token_lengths(corpus.train["length"][:], max_length, sum(corpus.train["truncated"][:]))
     print_parameters(model)
+
+
+def print_tagger_overview(
+    facts: Mapping[str, object], corpus: TaggedSplits, max_length: int, model: nn.Module, arguments: TrainingArguments
+) -> None:
+    """Print what a tagger of words is about to learn: settings, tags, token lengths and parameters.
+
+    Args:
+        facts: Data, model, settings.
+        corpus: Tokenized sentences; their remarks are printed too.
+        max_length: Limit that the sentences were cut to.
+        model: The model.
+        arguments: Tell the device and where the run writes.
+    """
+    if arguments.process_index != 0:
+        return
+    print_overview("Token classification", {**facts, **_numbered(corpus.remarks)}, arguments)
+    splits = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    print_tag_counts(splits, corpus.tag_names)
+    print_token_lengths(corpus.train["length"][:], max_length, sum(corpus.train["truncated"][:]))
+    print_parameters(model)
+
+
+def print_answerer_overview(
+    facts: Mapping[str, object],
+    splits: Mapping[str, tuple[Dataset, Dataset]],
+    remarks: Sequence[str],
+    model: nn.Module,
+    arguments: TrainingArguments,
+) -> None:
+    """Print what a model that answers questions is about to learn: settings, sizes and parameters.
+
+    Args:
+        facts: Data, model, settings.
+        splits: Split name to its questions and the windows of their texts.
+        remarks: What else to say of the data.
+        model: The model.
+        arguments: Tell the device and where the run writes.
+    """
+    if arguments.process_index != 0:
+        return
+    sizes = {name: f"{len(rows)} questions, {len(windows)} windows" for name, (rows, windows) in splits.items()}
+    print_overview("Question answering", {**facts, **sizes, **_numbered(remarks)}, arguments)
+    print_parameters(model)
+
+
+def _numbered(remarks: Sequence[str]) -> dict[str, str]:
+    return {f"remark {number}": remark for number, remark in enumerate(remarks, start=1)}
 
 
 def print_settings(rows: Mapping[str, object], title: str) -> None:
