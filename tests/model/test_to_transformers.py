@@ -138,8 +138,19 @@ class Logits(nn.Module):
         return tuple(logits_of(outputs))
 
 
-@pytest.mark.parametrize("kind", ["plain bert", "toolkit", "toolkit, pre-LN"])
-@pytest.mark.parametrize("name", HEADS)
+KINDS = ("plain bert", "toolkit", "toolkit, pre-LN")
+# One head in each kind, and each kind of output once; an export takes seconds, so the others are slow ones.
+QUICK = {("ForSequenceClassification", kind) for kind in KINDS} | {("ForPreTraining", "plain bert")}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=() if (name, kind) in QUICK else pytest.mark.slow)
+        for name in HEADS
+        for kind in KINDS
+    ],
+)
 def test_onnx_gives_the_same(name: str, kind: str, tmp_path) -> None:
     """Exported from one unpadded batch, run by onnxruntime on padded batches of other shapes."""
     pytest.importorskip("onnxscript")

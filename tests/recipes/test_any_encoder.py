@@ -40,7 +40,13 @@ def run(monkeypatch, tmp_path):
     return run_with
 
 
-@pytest.mark.parametrize("name", ["roberta", "canine", "xlnet", "t5", "deberta", "esm", "ibert", "perceiver"])
+RARE = ("esm", "ibert", "perceiver")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["roberta", "canine", "xlnet", "t5", "deberta", *(pytest.param(name, marks=pytest.mark.slow) for name in RARE)],
+)
 def test_is_trained_saved_and_used(name, run, tmp_path, monkeypatch, capsys):
     output_dir = run(any_encoder.save(getattr(any_encoder, name), tmp_path / "model"))
     with (output_dir / "predictions.tsv").open(newline="") as file:

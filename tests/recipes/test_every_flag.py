@@ -105,7 +105,9 @@ def cases():
         for name in FLAGS:
             # recipes share the check of numbers, so one of them is enough
             hostile = HOSTILE if recipe == "classify" and name in USUAL else []
-            marks = [] if name in TROUBLESOME else [pytest.mark.slow]
+            # regression is classify's code, and newsgroups mostly cola's
+            quick = name in TROUBLESOME and recipe not in ("regression", "newsgroups")
+            marks = [] if quick else [pytest.mark.slow]
             for value in [*values_of(name), *hostile]:
                 yield pytest.param(recipe, name, value, {}, marks=marks, id=f"{recipe}-{name}={value}")
                 if name in NEEDS:

@@ -16,8 +16,8 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "classify.py"
     "environment",
     [
         {"PYTHONIOENCODING": "ascii"},
-        {"PYTHONIOENCODING": "cp1252"},
-        {"LC_ALL": "C"},
+        pytest.param({"PYTHONIOENCODING": "cp1252"}, marks=pytest.mark.slow),
+        pytest.param({"LC_ALL": "C"}, marks=pytest.mark.slow),
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         {"COLUMNS": "20"},
     ],
