@@ -100,7 +100,8 @@ def test_monitoring_is_in_tensorboard_in_files_and_in_the_log(finished):
     records = load_records(output_dir / "monitoring" / "update_ratio.npz", UpdateRatioRecord)
     assert [record.step for record in records[:5]] == [1, 2, 5, 10, 20]
     log = json.loads((output_dir / "results.json").read_text())["log_history"]
-    assert [e["step"] for e in log if "update_ratio/layer.0" in e][:3] == [2, 5, 10]  # the first step of a warm-up has a rate of 0
+    # the first step of a warm-up has a rate of 0
+    assert [e["step"] for e in log if "update_ratio/layer.0" in e][:3] == [2, 5, 10]
 
 
 def test_reads_the_archive_and_removes_parts(finished, posts_dir, tiny_bert_dir, tmp_path, launch):
