@@ -185,8 +185,8 @@ def test_a_fault_is_named_and_may_stop_the_loop(tmp_path, caplog):
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_accelerate_with_accumulation_and_clipping(tmp_path, clip):
-    GradientState._reset_state()  # which trainers of earlier tests share
     accelerate = pytest.importorskip("accelerate")
+    accelerate.state.GradientState._reset_state()  # which trainers of earlier tests share
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = Classifier()
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True))
