@@ -123,7 +123,7 @@ LINES = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(st.one_of(st.text(), st.lists(LINES, max_size=12).map("\n".join)))
 def test_filters_equal_scikit_learn_on_any_text(text):
     assert remove_headers(text) == strip_newsgroup_header(text)
@@ -234,7 +234,7 @@ class TestArchive:
         with pytest.raises(InputError, match="20news-bydate.tar.gz is not a whole tar archive: "):
             load_newsgroups(data_dir=tmp_path)
 
-    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.data())
     def test_damaged_archive_is_refused_or_gives_the_same_posts(self, archive, tmp_path, data):
         whole = archive.read_bytes()
