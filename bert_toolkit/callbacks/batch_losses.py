@@ -16,6 +16,7 @@ from transformers.training_args import TrainingArguments
 from bert_toolkit.errors import InputError
 from bert_toolkit.files import replaced_at_once
 from bert_toolkit.monitoring.record_file import read_arrays
+from bert_toolkit.processes import is_distributed, world_size
 
 FILE = "batch_losses.npz"
 """In each checkpoint: `losses` of all batches so far, and the number of the `first_batch` among them."""
@@ -81,9 +82,9 @@ class BatchLossCallback(TrainerCallback):
     def _bring(self) -> None:
         """Add what was recorded since the last time to `losses`; on every process."""
         losses = torch.stack(self._recorded) if self._recorded else torch.zeros(0)
-        if len(losses) and torch.distributed.is_available() and torch.distributed.is_initialized():
+        if len(losses) and is_distributed():
             torch.distributed.all_reduce(losses)
-            losses /= torch.distributed.get_world_size()
+            losses /= world_size()
         self.losses += losses.tolist()
         self._recorded = []
 

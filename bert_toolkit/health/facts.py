@@ -16,6 +16,15 @@ SUMMED = frozenset({"loss_weight"})
 """Facts that add up over the forward passes of a step; all others are means of the passes that have them."""
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on devices without it.
+
+    Args:
+        device: Where something is computed.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def merged(passes: Sequence[Mapping[str, Number]], device: torch.device) -> dict[str, Tensor]:
     """Return the facts of one optimizer step from those of its forward passes.
 
@@ -26,7 +35,7 @@ def merged(passes: Sequence[Mapping[str, Number]], device: torch.device) -> dict
     Returns:
         Name to a float64 vector (float32 on devices without float64).
     """
-    dtype = torch.float32 if device.type == "mps" else torch.float64
+    dtype = widest(device)
     found: dict[str, list[Tensor]] = {}
     for facts in passes:
         for name, value in facts.items():

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bert_toolkit.health.facts import widest
+
 _ROWS_READ = 128
 _MOST_CLASSES = 1000
 _COPIES = ("ToCopy", "View", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", "Clone")
@@ -147,29 +149,39 @@ def _squashed_before(gradient: Tensor, logits: Tensor, target: Tensor, valid: Te
     All rows of a mean weigh the same. Which of the three losses it is shows in which the weights come out equal; NaN
     where none does, or rows differ too little to tell.
     """
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    wide = widest(logits.device)
     logits, gradient = logits.to(wide), gradient.to(wide)
     wanted = torch.nn.functional.one_hot(target, logits.shape[-1]).to(logits)
     probability, gate = logits.softmax(-1), logits.sigmoid()
     plain = probability - wanted
-    inner = probability.softmax(-1) - wanted
-    twice = probability * (inner - (probability * inner).sum(-1, keepdim=True))
+    twice = _through_softmax(probability, probability.softmax(-1) - wanted)
     # What looks alike while outputs are small and is meant: temperatures, and the error 1 - p of a robust loss.
     tempered = [(logits / degrees).softmax(-1) - wanted for degrees in (2.0, 4.0, 8.0)]
-    robust = probability * ((probability * wanted).sum(-1, keepdim=True) - wanted)
+    robust = _through_softmax(probability, -wanted)
     gated = gate * (1.0 - gate) * (gate.softmax(-1) - wanted)
     usable = valid & (probability.amax(-1) < 0.99)
 
     def scatter(expected: Tensor) -> Tensor:
         """Deviation of the rows' weights and of what is left over, relative to the mean weight."""
-        weight = (gradient * expected).sum(-1) / expected.square().sum(-1).clamp(min=1e-20)
-        rest = (gradient - weight[:, None] * expected).norm(dim=-1) / gradient.norm(dim=-1).clamp(min=1e-20)
+        weight, rest = _fitted(gradient, expected)
         middle = torch.where(usable, weight, math.nan).nanmedian()
         return torch.where(usable, (weight / middle - 1.0).abs() + rest, math.nan).nanmean()
 
     meant = torch.stack([scatter(loss) for loss in (plain, robust, *tempered)]).amin()
     told = _which(meant, torch.minimum(scatter(twice), scatter(gated)))
     return torch.where(usable.sum() >= 4, told, math.nan)
+
+
+def _through_softmax(probability: Tensor, gradient: Tensor) -> Tensor:
+    """What a gradient at probabilities is at the values that softmax made them of."""
+    return probability * (gradient - (probability * gradient).sum(-1, keepdim=True))
+
+
+def _fitted(gradient: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight of each row with which it is nearest to what is expected, and the relative norm of what is left."""
+    weight = (gradient * expected).sum(-1) / expected.square().sum(-1).clamp(min=1e-20)
+    rest = (gradient - weight[:, None] * expected).norm(dim=-1) / gradient.norm(dim=-1).clamp(min=1e-20)
+    return weight, rest
 
 
 def _which(once: Tensor, before: Tensor) -> Tensor:
@@ -180,14 +192,12 @@ def _which(once: Tensor, before: Tensor) -> Tensor:
 
 def _of_squared_error(gradient: Tensor, outputs: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Whether the loss is the squared distance to a row of zeros and a one, 1, or a cross-entropy, 0; else NaN."""
-    wide = torch.float32 if outputs.device.type == "mps" else torch.float64
+    wide = widest(outputs.device)
     outputs, gradient = outputs.to(wide), gradient.to(wide)
     wanted = torch.nn.functional.one_hot(target, outputs.shape[-1]).to(outputs)
 
     def rest(expected: Tensor) -> Tensor:
-        weight = (gradient * expected).sum(-1) / expected.square().sum(-1).clamp(min=1e-20)
-        left = (gradient - weight[:, None] * expected).norm(dim=-1) / gradient.norm(dim=-1).clamp(min=1e-20)
-        return torch.where(valid, left, math.nan).nanmean()
+        return torch.where(valid, _fitted(gradient, expected)[1], math.nan).nanmean()
 
     squares, entropy = rest(outputs - wanted), rest(outputs.softmax(-1) - wanted)
     told = torch.where((entropy < 0.02) & (squares > 5 * entropy), 0.0, math.nan)
@@ -196,7 +206,7 @@ def _of_squared_error(gradient: Tensor, outputs: Tensor, target: Tensor, valid: 
 
 def _gated_before(gradient: Tensor, logits: Tensor) -> Tensor:
     """As `_squashed_before`, of a binary cross-entropy on every entry: of sigmoid(logits), 1, or of the logits, 0."""
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    wide = widest(logits.device)
     logits, gradient = logits.flatten().to(wide), gradient.flatten().to(wide)
     wanted, gate = (gradient < 0).to(wide), logits.sigmoid()
     usable = (gradient != 0) & ((gate - wanted).abs() > 0.01)
@@ -222,7 +232,7 @@ def _drawn_evenly(gradient: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
 
 def _single_output(gradient: Tensor, output: Tensor) -> dict[str, Tensor | float]:
     """Where rows of a regression are drawn to: a straight line through (output, gradient) crosses zero there."""
-    wide = torch.float32 if gradient.device.type == "mps" else torch.float64
+    wide = widest(gradient.device)
     y, x = gradient.to(wide), output.to(wide)
     dx, dy = x - x.mean(), y - y.mean()
     slope = (dx * dy).sum() / dx.square().sum()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,17 +106,15 @@ def print_classifier_overview(
         model: The model.
         arguments: Tell the device and where the run writes.
     """
-    if arguments.process_index != 0:
-        return
-    print_overview(title, {**facts, **_numbered(corpus.remarks)}, arguments)
-    splits = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
-    labels = {name: rows["label"][:] for name, rows in splits.items()}
-    if corpus.problem_type == REGRESSION:
-        print_number_spread(labels)
-    else:
-        print_class_balance(labels, corpus.label_names)
-    print_token_lengths(corpus.train["length"][:], max_length, sum(corpus.train["truncated"][:]))
-    print_parameters(model)
+
+    def print_labels(splits: Mapping[str, Dataset]) -> None:
+        labels = {name: rows["label"][:] for name, rows in splits.items()}
+        if corpus.problem_type == REGRESSION:
+            print_number_spread(labels)
+        else:
+            print_class_balance(labels, corpus.label_names)
+
+    _print_corpus_overview(title, facts, corpus, print_labels, max_length, model, arguments)
 
 
 def print_tagger_overview(
@@ -130,11 +129,23 @@ def print_tagger_overview(
         model: The model.
         arguments: Tell the device and where the run writes.
     """
+    print_tags = partial(print_tag_counts, tag_names=corpus.tag_names)
+    _print_corpus_overview("Token classification", facts, corpus, print_tags, max_length, model, arguments)
+
+
+def _print_corpus_overview(
+    title: str,
+    facts: Mapping[str, object],
+    corpus: CorpusSplits | TaggedSplits,
+    print_labels: Callable[[Mapping[str, Dataset]], None],
+    max_length: int,
+    model: nn.Module,
+    arguments: TrainingArguments,
+) -> None:
     if arguments.process_index != 0:
         return
-    print_overview("Token classification", {**facts, **_numbered(corpus.remarks)}, arguments)
-    splits = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
-    print_tag_counts(splits, corpus.tag_names)
+    print_overview(title, {**facts, **_numbered(corpus.remarks)}, arguments)
+    print_labels({"train": corpus.train, "validation": corpus.validation, "test": corpus.test})
     print_token_lengths(corpus.train["length"][:], max_length, sum(corpus.train["truncated"][:]))
     print_parameters(model)
 

@@ -106,12 +106,12 @@ def read_run(folder: Path) -> RunFiles:
     run.results = part(folder / "results.json", read_json, {})
     run.findings = part(monitoring / "training_health.jsonl", FindingsFile.read, None)
     run.gradients = part(monitoring / "gradient_flow.npz", _gradients, {})
-    run.updates = part(monitoring / "update_ratio.npz", _updates, {})
+    nothing: Series = []
+    no_updates: tuple[dict[str, Series], Series] = {}, nothing
+    run.updates, rates = part(monitoring / "update_ratio.npz", _updates, no_updates)
     run.predictions = part(folder / "predictions.tsv", read_predictions, None)
     run.logged = _series(_log_history(run, part))
-    nothing: Series = []
     sampled_loss = part(monitoring / "training_health.npz", _sampled_loss, nothing)
-    rates = part(monitoring / "update_ratio.npz", _rates, nothing)
     if sampled_loss and "loss" not in run.logged:
         run.logged = {"loss": sampled_loss, **run.logged}
     if len(rates) > len(run.logged.get("learning_rate", [])):
@@ -156,18 +156,13 @@ def _gradients(path: Path) -> dict[str, Series]:
     )
 
 
-def _updates(path: Path) -> dict[str, Series]:
+def _updates(path: Path) -> tuple[dict[str, Series], Series]:
+    """The ratios by block, without steps of rate 0, and the learning rate of each sampled step; short runs log few."""
     parameters = _parameters(path)
-    records = [record for record in load_records(path, UpdateRatioRecord) if record.learning_rate != 0]
-    return _by_block(
-        ((record.step, update_ratio_scalars(record, parameters)) for record in records), UPDATES, parameters
-    )
-
-
-def _rates(path: Path) -> Series:
-    """The learning rate of each sampled step; short runs log few."""
     records = load_records(path, UpdateRatioRecord)
-    return [(record.step, record.learning_rate) for record in records if np.isfinite(record.learning_rate)]
+    rates: Series = [(record.step, record.learning_rate) for record in records if np.isfinite(record.learning_rate)]
+    scalars = ((of.step, update_ratio_scalars(of, parameters)) for of in records if of.learning_rate != 0)
+    return _by_block(scalars, UPDATES, parameters), rates
 
 
 def _by_block(

@@ -6,7 +6,7 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding, Severity
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import usable_samples
+from bert_toolkit.health.rules.questions import largest_table, usable_samples
 from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, rule
 
 
@@ -276,8 +276,8 @@ def _cut_off(history: HealthHistory, never: np.ndarray, ever: np.ndarray) -> tup
                 errors += silent.tolist()  # but for attention of the top layer, of which one token may be read alone
     words = np.flatnonzero(history.where("embedding"))
     if len(words) and np.isfinite(history.fact("ordinary_tokens")).any() and ever[history.in_layer].any():
-        largest = words[np.argmax(history.count[words])]
-        errors += [int(largest)] if never[largest] and judged[largest] else []
+        largest = largest_table(history)
+        errors += [largest] if never[largest] and judged[largest] else []
         positions = [
             p for p in words if never[p] and judged[p] and re.search(r"^(?!.*entit).*(position|wpe)", history.names[p])
         ]

@@ -41,6 +41,12 @@ def matrices(history: HealthHistory) -> np.ndarray:
     return np.flatnonzero(history.is_matrix & history.trainable[-1] & (held | ~held.any()))
 
 
+def largest_table(history: HealthHistory) -> int:
+    """Return the position of the largest table of embeddings, mostly that of words; -1 where there is none."""
+    tables = np.flatnonzero(history.where("embedding"))
+    return int(tables[history.count[tables].argmax()]) if len(tables) else -1
+
+
 def matrix_stacks(history: HealthHistory, layers: int = 3) -> list[np.ndarray]:
     """The matrices of stacks of at least so many layers, (kinds, layers) each."""
     stacks = [stack[history.is_matrix[stack].all(axis=1)] for stack in history.stacks if stack.shape[1] >= layers]

@@ -9,7 +9,7 @@ import numpy as np
 from bert_toolkit.health.attention_probe import KEYS, QUERIES
 from bert_toolkit.health.findings import Finding, Severity
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import fresh_layers
+from bert_toolkit.health.rules.questions import fresh_layers, largest_table
 from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, STEPS, rule
 
 # The usual names of the parts of a layer, each with a dot or the beginning before it.
@@ -149,8 +149,7 @@ def _zeros_that_block(history: HealthHistory, zeros: np.ndarray) -> np.ndarray:
             if loaded or part in (KEY, VALUE) or (partner is not None and empty[partner]):
                 for kind in kinds:
                     found[kind] = True
-    tables = np.flatnonzero(history.where("embedding"))
-    words = tables[history.count[tables].argmax()] if len(tables) and history.stacks else -1
+    words = largest_table(history) if history.stacks else -1
     # Positions that are added may begin with zeros; words that are all alike tell nothing.
     if words >= 0 and (history.start["std"][words], history.start["mean"][words]) == (0.0, 0.0):
         found[words] = not re.search(r"position|wpe|type", history.names[words])
