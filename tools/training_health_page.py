@@ -17,7 +17,8 @@ FAMILIES = {
     "settings": "Settings",
     "protocol": "The loop",
     "replicas": "Replicas",
-    "data": "Labels, inputs and outputs",
+    "data": "Inputs and outputs",
+    "labels": "Labels",
     "token_targets": "Tokens that are asked for",
     "masks": "Masks",
     "losses": "The loss",
@@ -30,6 +31,7 @@ FAMILIES = {
     "participation": "Parameters that take no part",
     "scale": "Size of weights and steps",
     "gradients": "Flow of gradients",
+    "evaluation": "Evaluation",
     "outcome": "Outcome",
 }
 

@@ -34,7 +34,9 @@ def batch_facts(inputs: Mapping[str, Any], special_tokens: Mapping[str, int]) ->
         `eos_in_inputs`, `eos_in_labels`; `longest_row`, `shortest_row` (real tokens), `top_token_fraction`;
         `distinct_rows` (share of the rows, counting equal ones once); `first_labeled`, `last_labeled` (of special
         tokens that begin and end a text, those with a label); `label_low`, `label_high` (of labels that are numbers);
-        `decoder_ids_vary`; `fingerprint`; `float_input_rms`, `float_input_nonfinite`; `positions_vary`.
+        `label_rows_equal` (1 where all rows have the same labels, of several values); `counted_beginnings` (share of
+        the rows whose first tokens alone have a label, though other tokens follow); `decoder_ids_vary`; `fingerprint`;
+        `float_input_rms`, `float_input_nonfinite`; `positions_vary`.
     """
     facts: dict[str, Tensor | float] = {}
     ids, labels, mask = (inputs.get(name) for name in ("input_ids", "labels", "attention_mask"))
@@ -54,6 +56,8 @@ def batch_facts(inputs: Mapping[str, Any], special_tokens: Mapping[str, int]) ->
         facts["top_label_fraction"] = (labels == labels.mode().values).double().mean()
     if isinstance(labels, Tensor) and labels.is_floating_point() and labels.numel():
         facts |= {"label_low": labels.amin().double(), "label_high": labels.amax().double()}
+    if isinstance(labels, Tensor) and labels.ndim > 1 and len(labels) >= 4 and labels[0].numel():
+        facts["label_rows_equal"] = _same_in_rows(labels)
     decoder = inputs.get("decoder_input_ids")
     if isinstance(decoder, Tensor) and decoder.ndim == 2 and decoder.shape[1] > 2:
         facts["decoder_ids_vary"] = (decoder != decoder[:1, :1]).any().double()
@@ -101,6 +105,14 @@ def _whole_numbers(tensor: Tensor) -> Tensor:
     if tensor.is_floating_point():
         return tensor.float().contiguous().view(torch.int32).long()
     return tensor.long()
+
+
+def _same_in_rows(labels: Tensor) -> Tensor:
+    """1 where all rows (B, ...) are equal and hold several values that count, else 0."""
+    counted = labels[0] != IGNORED_LABEL
+    low = torch.where(counted, labels[0], labels.amax()).amin()
+    high = torch.where(counted, labels[0], low).amax()
+    return ((labels == labels[:1]).all() & (low != high)).double()
 
 
 def _real_tokens(ids: Any, mask: Any) -> Tensor | None:
@@ -193,9 +205,24 @@ def _token_label_facts(
         place = (ends.long() * torch.arange(ids.shape[1], device=ids.device)).argmax(1)
         facts["first_labeled"] = _fraction(counted[:, 0], first)
         facts["last_labeled"] = _fraction(counted.gather(1, place[:, None]).squeeze(1), last)
+    facts["counted_beginnings"] = _counted_beginnings(ids, counted, real)
     facts["label_equals_input"] = _fraction(labels == ids, counted & real)
     facts["label_equals_next_input"] = _fraction(labels[:, :-1] == ids[:, 1:], (counted & real)[:, :-1])
     if "eos" in special:
         eos = special["eos"]
         facts["eos_in_labels"] = ((labels == eos) & counted).any(1).double().mean()
     return facts
+
+
+def _counted_beginnings(ids: Tensor, counted: Tensor, real: Tensor) -> Tensor:
+    """Share of the rows (B, T) in which the first real tokens have labels and none of the last fifth and more has.
+
+    What follows must hold several tokens, which padding does not.
+    """
+    place = torch.arange(ids.shape[1], device=ids.device)
+    begins = (counted & real).any(1) & ((counted == (place < counted.sum(1, keepdim=True))) | ~real).all(1)
+    rest = real & ~counted
+    # Two different tokens at least: the largest id is not the smallest.
+    low, high = torch.where(rest, ids, ids.amax()).amin(1), torch.where(rest, ids, ids.amin()).amax(1)
+    follows = (rest.sum(1) >= 3) & (5 * rest.sum(1) >= real.sum(1)) & (low != high)
+    return (begins & follows).double().mean()

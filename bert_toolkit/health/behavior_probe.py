@@ -1,8 +1,9 @@
-"""What a model does with the future, with padding and with the order of words, seen in one extra forward pass.
+"""What a model does with the future, with padding, with the order of words and with other rows of its batch.
 
 No weight, gradient or setting tells whether somebody's attention hides what it should. Changing tokens that must not
-matter does: copies of one row, each with other tokens changed, go through the model in one batch, and outputs that
-must be equal are compared. It works for any model that takes `input_ids`, whatever its attention is made of.
+matter does: copies of one row, each with other tokens changed, go through the model in one extra forward pass, and
+outputs that must be equal are compared. It works for any model that takes `input_ids`, whatever its attention is made
+of. Three passes of a few rows more tell whether a row's output depends on its neighbors in the batch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from bert_toolkit.monitoring.parameter_roles import unwrap
 _FEWEST_TOKENS = 8
 _LONGEST = 256  # tokens; a longer row is cut
 _COPIES = ("original", "again", "future", "padding", "order")
-_EFFECTS = ("evaluation_noise", "future_effect", "padding_effect", "order_effect")
+_EFFECTS = ("evaluation_noise", "future_effect", "padding_effect", "order_effect", "row_effect")
+_ROWS_TRIED = 4
+# Arguments of transformers' models whose first axis is that of the rows.
+_ROWS_FIRST = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
 _STEADY = 1e-5  # what two equal rows may differ by where a kernel sums them in another order
 
 
@@ -53,11 +57,15 @@ class BehaviorProbe:
             same row twice in a batch, relative to the largest. Relative to their spread: `future_effect`, logits of a
             token after later tokens were changed; `padding_effect`, logits of real tokens (or of the row) after tokens
             that `attention_mask` hides were changed; `order_effect`, logits of the row after its inner tokens were
-            reversed, or those of the tokens, taken along.
+            reversed, or those of the tokens, taken along; `row_effect`, logits of a row after the other rows of its
+            batch were changed.
         """
         unknown: dict[str, Tensor | float] = dict.fromkeys(_EFFECTS, math.nan)
+        if not self._is_plain():
+            return unknown
+        unknown |= self._row_effect(inputs)
         ids = inputs.get("input_ids")
-        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not self._is_plain():
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
             return unknown
         row = _row_to_use(ids, inputs.get("attention_mask"))
         if row is None:
@@ -80,6 +88,35 @@ class BehaviorProbe:
         if not of_tokens and not (of_rows and attends_both_ways(self._model)):
             return unknown | {"evaluation_noise": noise}
         return unknown | {"evaluation_noise": noise} | _compared(logits.float(), length, batch["input_ids"])
+
+    def _row_effect(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """How much the first row's logits change with the rows beside it; nothing where that cannot be told.
+
+        Experts that pick their tokens, or hold so many, let rows compete on purpose.
+        """
+        rows = _rows_of(inputs)
+        parts = (name.lower() for name, _ in self._model.named_modules())
+        if rows is None or any(part in name for name in parts for part in ("expert", "router", "moe")):
+            return {}
+        # The second is the first with copies of its first row beside it; the third shows what chance does.
+        alone = {name: value[:1].expand_as(value) if _is_batch(value) else value for name, value in rows.items()}
+        device = next(value.device for value in rows.values() if _is_batch(value))
+        outputs = []
+        for batch in (rows, alone, rows):
+            with _as_before(self._model, device):
+                try:
+                    outputs.append(_logits(self._model.forward(**batch)))
+                except Exception:  # as above
+                    return {}
+        first, changed, again = outputs
+        if first is None or changed is None or again is None or not _is_by_row(rows, first):
+            return {}
+        if first.shape != changed.shape or first.shape != again.shape:
+            return {}
+        spread = first.float().std(correction=0).clamp(min=1e-12)
+        effect, noise = ((first[0] - other[0]).abs().amax().float() / spread for other in (changed, again))
+        varies = spread > 1e-6 * first.abs().amax()
+        return {"row_effect": torch.where((noise < _STEADY) & varies, effect, math.nan)}
 
     def _is_plain(self) -> bool:
         model = self._model
@@ -121,6 +158,44 @@ def _logits(output: Any) -> Tensor | None:
         output = next((part for part in output if isinstance(part, Tensor) and part.ndim > 1), None)
     found = isinstance(output, Tensor) and output.ndim > 1 and output.is_floating_point()
     return output if found else None
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _rows_of(inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The first rows of a batch without labels; None where its arguments do not all have the same number of rows."""
+    arguments = {n: v for n, v in inputs.items() if "label" not in n and n != "num_items_in_batch"}
+    batches = [value for value in arguments.values() if _is_batch(value)]
+    others = [value for value in arguments.values() if not _is_batch(value) and not isinstance(value, Tensor)]
+    if not batches or any(value is not None and not isinstance(value, (bool, int, float, str)) for value in others):
+        return None
+    if len({len(value) for value in batches}) > 1 or len(batches[0]) < 2:
+        return None
+    ids = arguments.get("input_ids")
+    cut = {
+        name: value[:, :_LONGEST] if isinstance(ids, Tensor) and value.shape[:2] == ids.shape[:2] else value
+        for name, value in arguments.items()
+        if _is_batch(value) and value.ndim > 1
+    }
+    return {n: v[:_ROWS_TRIED] if _is_batch(v) else v for n, v in {**arguments, **cut}.items()}
+
+
+def _is_by_row(rows: Mapping[str, Any], logits: Tensor) -> bool:
+    """Whether the first axis of inputs and logits is that of the rows, and not of time or of the nodes of a graph.
+
+    transformers' names say so; of other models one vector of logits for each matrix, or for each row of tokens, does.
+    Scores of each row with each are meant to depend on both.
+    """
+    batches = [value for value in rows.values() if _is_batch(value)]
+    if len(logits) != len(batches[0]) or logits.shape == (len(logits), len(logits)):
+        return False
+    if any(name in rows for name in _ROWS_FIRST):
+        return True
+    inputs = [value for value in batches if value.ndim > 1]  # one number for each row is mostly its target
+    matrices = all(value.ndim > 2 or not value.is_floating_point() for value in inputs)
+    return bool(inputs) and matrices and logits.ndim == 2
 
 
 def _row_to_use(ids: Tensor, mask: Any) -> tuple[int, int, int] | None:

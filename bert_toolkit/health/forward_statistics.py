@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,16 +61,16 @@ class ForwardStatistics:
 class ForwardWatch:
     """A reader of loss, logits, labels and inputs of a model, through a hook that is there only while it watches.
 
-    The model is called as in transformers: inputs and `labels` by keyword, the loss and `logits` in the output. What
-    is missing is left unknown. Passes without gradients (evaluation, generation, a reference model) are not looked at.
-    Nothing waits for the device before `PendingForward.finish`.
+    The model is called as in transformers: inputs and `labels` by these names, the loss and `logits` in the output.
+    What is missing is left unknown. Passes without gradients (evaluation, generation, a reference model) are not
+    looked at. Nothing waits for the device before `PendingForward.finish`.
 
     Args:
         model: The module that is trained.
         special_tokens: Name (`pad`, `unk`, `eos`, …) to id, as far as they are known.
 
     Attributes:
-        first_inputs: Keyword arguments of the first pass since `start`, held until `stop`.
+        first_inputs: Arguments of the first pass since `start` by name, held until `stop`.
     """
 
     def __init__(self, model: nn.Module, special_tokens: Mapping[str, int] | None = None) -> None:
@@ -123,15 +124,16 @@ class ForwardWatch:
     def _on_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         if torch.is_grad_enabled():
             with torch.no_grad():
-                self._look(module, args, kwargs, output)
+                self._look(module, by_name(module, args, kwargs), output)
 
-    def _look(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def _look(self, module: nn.Module, arguments: dict[str, Any], output: Any) -> None:
         if self.first_inputs is None:
-            self.first_inputs = dict(kwargs)
+            self.first_inputs = arguments
         loss, logits = _loss_and_logits(output)
-        labels = kwargs.get("labels")
-        inputs = [value for name, value in kwargs.items() if "label" not in name] + list(args)
-        self._several_losses = sum(isinstance(value, Tensor) for name, value in kwargs.items() if "label" in name) > 1
+        labels = arguments.get("labels")
+        inputs = [value for name, value in arguments.items() if "label" not in name]
+        further = [value for name, value in arguments.items() if "label" in name and isinstance(value, Tensor)]
+        self._several_losses = len(further) > 1
         batches = [value for value in inputs if isinstance(value, Tensor) and value.ndim and len(value) > 1]
         device = next(t.device for t in (loss, logits, labels, *batches, torch.zeros(())) if isinstance(t, Tensor))
         unknown = torch.full((), math.nan, device=device)
@@ -154,28 +156,25 @@ class ForwardWatch:
         none = torch.zeros((), device=device)
         contents = [
             value
-            for name, value in [*kwargs.items(), *(("", value) for value in args)]
+            for name, value in arguments.items()
             if isinstance(value, Tensor)
             and value.ndim
             and len(value) > 2  # two may be one example, passed twice on purpose
             and not any(part in name for part in ("label", "mask", "position", "type"))
         ]
         identical = torch.stack([(b == b[:1]).all() for b in contents]).all() if contents else none
-        mask = kwargs.get("attention_mask")
+        mask = arguments.get("attention_mask")
         masked = none
         if isinstance(mask, Tensor) and mask.ndim == 2:
             masked = (mask.sum(-1) == 0).float().mean()
         # With `num_items_in_batch` each micro-batch returns its part of the mean, otherwise a mean of its own.
-        self._loss_is_partial = kwargs.get("num_items_in_batch") is not None
+        self._loss_is_partial = arguments.get("num_items_in_batch") is not None
         numbers = [unknown if loss is None else loss.detach(), top_share, identical, masked]
         has_loss = torch.full((), float(loss is not None), device=device)
         self._passes.append((torch.stack([has_loss, *(n.float().to(device) for n in numbers)]), counts))
-        self._facts.append(self._facts_of(module, args, kwargs, logits))
+        self._facts.append(self._facts_of(module, dict(arguments), logits))
 
-    def _facts_of(
-        self, module: nn.Module, args: tuple, kwargs: dict[str, Any], logits: Tensor | None
-    ) -> dict[str, Tensor | float]:
-        inputs = {**{f"argument {place}": value for place, value in enumerate(args)}, **kwargs}
+    def _facts_of(self, module: nn.Module, inputs: dict[str, Any], logits: Tensor | None) -> dict[str, Tensor | float]:
         facts: dict[str, Tensor | float] = mode_facts(module)
         facts |= batch_facts(inputs, self._special_tokens)
         if logits is not None and logits.is_floating_point() and logits.numel():
@@ -187,6 +186,22 @@ class ForwardWatch:
             if logits.requires_grad:
                 self._gradient_handles.append(logits.register_hook(self.guard(_Arrival(facts, logits, inputs))))
         return facts
+
+
+def by_name(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a forward pass by the names that `forward` has for them.
+
+    Args:
+        module: The module that was called.
+        args: Its arguments without a keyword; those for which `forward` has no name are called `argument 1` and so on.
+        kwargs: Those with one.
+    """
+    if not args:
+        return dict(kwargs)
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names += [f"argument {place}" for place in range(len(names) + 1, len(args) + 1)]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def mode_facts(model: nn.Module) -> dict[str, Tensor | float]:

@@ -20,6 +20,7 @@ from bert_toolkit.health.protocol import ProtocolWatch
 from bert_toolkit.health.replicas import replica_facts
 from bert_toolkit.health.sampled_values import SampledValues
 from bert_toolkit.health.settings import RunSettings, innermost
+from bert_toolkit.health.unregistered import UnregisteredModules
 from bert_toolkit.health.weight_census import weight_census
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord
 from bert_toolkit.monitoring.parameter_roles import learning_rates, named_unique_parameters
@@ -85,7 +86,9 @@ class HealthWatch:
         self._flow = FlowWatch(model) if forward else None
         self._behavior = BehaviorProbe(model) if forward and not partitioned else None
         self._times = 0
+        self._unregistered = UnregisteredModules(model)
         self.history.places = {} if self._flow is None else self._flow.places
+        self.history.places["unregistered"] = self._unregistered.places
         self._protocol = None if partitioned else ProtocolWatch(model, run.unheld)
         self._values = SampledValues(model, self.history.names)
         self._has_begun = False
@@ -143,6 +146,7 @@ class HealthWatch:
             # Every rank hands out the same facts, unknown or not.
             facts |= self._behavior.facts(self._forward.first_inputs or {})
         self._times += 1
+        facts |= self._unregistered.facts(optimizer)
         if self._protocol is not None:
             facts |= self._protocol.facts(optimizer)
             self._protocol.stop()

@@ -105,6 +105,7 @@ class Loop:
     before_forward: Callable[[Loop, int], None] = lambda loop, step: None
     before_step: Callable[[Loop, int], None] = lambda loop, step: None
     after_step: Callable[[Loop, int], None] = lambda loop, step: loop.optim.zero_grad()
+    call: Callable[[nn.Module, dict[str, Any]], Any] = lambda model, batch: model(**batch)
     loss_of: Callable[[Loop, Any, dict[str, Any]], torch.Tensor] = lambda loop, output, batch: output["loss"]
 
     def run(self) -> HealthWatch:
@@ -125,7 +126,7 @@ class Loop:
             watch.start()
             for _ in range(accumulation):
                 batch = next(data)
-                self.loss_of(self, self.model(**batch), batch).backward()
+                self.loss_of(self, self.call(self.model, batch), batch).backward()
             self.before_step(self, step)
             watch.before_step(self.optim)
             record = flow.start()

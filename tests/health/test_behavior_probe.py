@@ -93,7 +93,8 @@ def sorting(model):
 def test_models_of_transformers_are_right(name):
     loop = healthy_loop(name)
     loop.steps = 5
-    assert not loop.rules() & {"future_visible", "padding_matters", "order_not_seen", "padding_not_hidden"}
+    probed = {"future_visible", "padding_matters", "order_not_seen", "padding_not_hidden", "rows_mixed"}
+    assert not loop.rules() & probed
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,83 @@ def test_models_of_transformers_are_right(name):
 )
 def test_own_attention_with_one_mistake(loop, found):
     assert loop().rules() == found
+
+
+class OfTorch(nn.Module):
+    """A torch encoder as people call it, with the first two axes in either order."""
+
+    def __init__(self, batch_first=True, viewed=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.positions = nn.Embedding(VOCABULARY, 32), nn.Embedding(32, 32)
+        layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head, self.viewed = nn.Linear(32, 3), viewed
+
+    def forward(self, tokens, targets):
+        x = self.words(tokens) + self.positions.weight[: tokens.shape[1]]
+        if self.viewed:
+            x = x.view(tokens.shape[1], tokens.shape[0], -1)
+        x = self.encoder(x)
+        if self.viewed:
+            x = x.view(*tokens.shape, -1)
+        logits = self.head(x.mean(1))
+        return functional.cross_entropy(logits, targets), logits
+
+
+class Recurrent(nn.Module):
+    """A recurrence of which the axis of time is the first one, so that rows of its inputs are steps of time."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.recurrence, self.head = nn.GRU(6, 32), nn.Linear(32, 3)
+
+    def forward(self, x):
+        return self.head(self.recurrence(x)[0])
+
+
+def row_effect(model, **inputs):
+    return float(BehaviorProbe(model).facts(inputs)["row_effect"])
+
+
+def test_rows_that_look_into_one_another():
+    batch = next(iter(batches(texts)))
+    tokens, targets = batch["input_ids"], batch["labels"]
+    assert row_effect(OfTorch(), tokens=tokens, targets=targets) < 1e-5
+    assert row_effect(OfTorch(batch_first=False), tokens=tokens, targets=targets) > 0.05
+    assert row_effect(OfTorch(batch_first=False, viewed=True), tokens=tokens, targets=targets) > 0.05
+
+
+def test_first_axis_that_is_not_that_of_rows_is_not_judged():
+    assert np.isnan(row_effect(Recurrent(), x=torch.randn(7, 5, 6)))
+    graph = nn.Module()
+    graph.layer = nn.Linear(6, 3)
+    graph.forward = lambda nodes, neighbors: neighbors @ graph.layer(nodes)
+    assert np.isnan(row_effect(graph, nodes=torch.randn(8, 6), neighbors=torch.rand(8, 8)))
+    pairs = nn.Module()
+    pairs.layer = nn.Linear(6, 3)
+    pairs.forward = lambda input_features: torch.cdist(*[pairs.layer(input_features).flatten(1)] * 2)
+    assert np.isnan(row_effect(pairs, input_features=torch.randn(4, 5, 6)))
+
+
+def test_rows_that_look_into_one_another_are_named_in_a_loop():
+    """With arguments by position, as loops without transformers pass them."""
+
+    class ByPosition(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, tokens, targets):
+            return self.model(tokens, targets)
+
+    for batch_first, found in ((True, set()), (False, {"rows_mixed"})):
+        loop = Loop(ByPosition(OfTorch(batch_first)), batches(texts), steps=6)
+        loop.model.train()
+        loop.loss_of = lambda loop, output, batch: output[0]
+        loop.call = lambda model, batch: model(batch["input_ids"], batch["labels"])
+        assert loop.rules() == found
 
 
 def test_a_mask_that_fails_later_or_now_and_then_is_found():
@@ -144,7 +222,8 @@ def test_one_logit_per_token_is_not_taken_for_classes():
     model = ElectraForPreTraining(ElectraConfig(vocab_size=VOCABULARY, intermediate_size=64, **sizes)).train()
     batch = next(iter(batches(texts)))
     facts = BehaviorProbe(model).facts(batch)
-    assert facts.pop("evaluation_noise") < 1e-5 and all(np.isnan(float(v)) for v in facts.values())
+    assert facts.pop("evaluation_noise") < 1e-5 and facts.pop("row_effect") < 1e-5
+    assert all(np.isnan(float(v)) for v in facts.values())
 
 
 def test_zero_head_and_dropout_that_never_ends_tell_nothing():
@@ -152,9 +231,10 @@ def test_zero_head_and_dropout_that_never_ends_tell_nothing():
     nn.init.zeros_(model.head.weight)
     batch = next(iter(batches(texts)))
     facts = BehaviorProbe(model).facts(batch)
-    assert facts.pop("evaluation_noise") == 0 and all(np.isnan(float(v)) for v in facts.values())
+    assert facts.pop("evaluation_noise") == facts.pop("row_effect") == 0
+    assert all(np.isnan(float(v)) for v in facts.values())
     facts = BehaviorProbe(always_dropping(OwnModel(masked=False))).facts(batch)
-    assert facts.pop("evaluation_noise") > 0.01
+    assert facts.pop("evaluation_noise") > 0.01 and facts.pop("row_effect") == 0
     assert all(np.isnan(float(v)) for v in facts.values())
 
 
@@ -164,8 +244,9 @@ def test_hooks_on_parts_and_other_inputs_leave_the_model_alone():
     model.bert.encoder.register_forward_hook(lambda *_: calls.append(1))
     batch = next(iter(batches(texts)))
     assert all(np.isnan(float(v)) for v in BehaviorProbe(model).facts(batch).values())
-    floats = {"inputs_embeds": torch.zeros(2, LENGTH, 32)}
-    assert all(np.isnan(float(v)) for v in BehaviorProbe(classifier()).facts(floats).values())
+    floats = {"inputs_embeds": torch.randn(2, LENGTH, 32)}
+    facts = BehaviorProbe(classifier()).facts(floats)
+    assert facts.pop("row_effect") < 1e-5 and all(np.isnan(float(v)) for v in facts.values())
     assert not calls
 
 

@@ -288,6 +288,13 @@ def test_every_rule_has_a_course_that_makes_it_fire():
     elsewhere = {
         # test_behavior_probe.py
         *("future_visible", "padding_matters", "order_not_seen", "padding_not_hidden", "noise_in_evaluation"),
+        "rows_mixed",
+        *(
+            "evaluation_unchanged",
+            "score_contradicts_loss",
+            "evaluation_below_chance",
+            "learned_by_heart",
+        ),  # test_evaluations.py
         "not_as_in_checkpoint",  # test_weights_at_the_start.py, with a checkpoint
         *("fresh_head_frozen", "fresh_kind", "worse_than_guessing", "zero_head"),  # test_trained_models.py
         # test_health_watch.py, with a scheduler, an evaluation and two processes

@@ -139,6 +139,29 @@ def moved_tags(batch: dict) -> dict:
     return {**batch, "labels": labels}
 
 
+def labels_of_row_0(batch):
+    """Labels of the first row for all; the rows are of one length, so that no padding counts."""
+    ids = batch["input_ids"][:, :6].clone()
+    return {"input_ids": ids, "labels": ids[:1].expand_as(ids).clone()}
+
+
+def without_class_1(batch):
+    ids = batch["input_ids"].clone()
+    ids[:, 1] += (ids[:, 1] % 3 == 1).long()
+    return {**batch, "input_ids": ids, "labels": ids[:, 1] % 3}
+
+
+def beginnings(batch):
+    length = batch["attention_mask"].sum(1, keepdim=True)
+    answer = torch.arange(batch["labels"].shape[1]) >= length // 2
+    return {**batch, "labels": batch["labels"].masked_fill(answer, -100)}
+
+
+def answers(batch):
+    """Prompts without labels, as is usual."""
+    return {**batch, "labels": batch["labels"].masked_fill(torch.arange(batch["labels"].shape[1]) < 3, -100)}
+
+
 FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
     # what is wrong: (rule, latest sample at which it must be named, loop)
     "softmax_before_the_loss": (
@@ -272,6 +295,9 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
         lambda: Loop(loss_of=own(lambda z, y: functional.cross_entropy(z.detach().requires_grad_(), y))),
     ),
     "rate_for_epochs": ("rate_gone_early", 40, lambda: Loop(after_step=halved)),
+    "labels_of_one_row": ("labels_equal_in_rows", 5, lambda: Loop(causal_lm(), data(labels_of_row_0))),
+    "class_lost": ("class_without_examples", 50, lambda: Loop(data=data(without_class_1), rate=1e-4)),
+    "prompts_learned": ("answers_ignored", 3, lambda: Loop(causal_lm(), data(beginnings, sentences_to_continue))),
     "table_of_deviation_1": (
         "initial_loss_high",
         1,
@@ -332,6 +358,7 @@ HEALTHY: dict[str, Callable[[], Loop]] = {
         rate=3e-3,
     ),
     "correlations_over_the_batch": lambda: Loop(Body(6), data(without_labels), loss_of=own(decorrelation)),
+    "answers_alone": lambda: Loop(causal_lm(), data(answers, sentences_to_continue)),
     "another_loss_before": lambda: Loop(loss_of=attacked),
 }
 

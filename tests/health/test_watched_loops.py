@@ -49,6 +49,8 @@ HEALTHY: dict[str, Callable[[], Loop]] = {
     "one_logit_per_token": lambda: Loop(OneLogitPerToken(), changed(replaced_words)),
     "filters_that_see_padding": lambda: Loop(FiltersOverOnePixel(), raw_features()),
     "weight_decay_of_1": lambda: Loop(optimizer=adamw(weight_decay=1.0)),
+    "layers_in_a_module_list": lambda: Loop(LayersInAList(nn.ModuleList)),
+    "teacher_in_a_list": lambda: Loop(HiddenTeacher()),
     "one_batch_is_an_epoch": lambda: Loop(data=itertools.repeat(ONE_BATCH), settings={"batches_per_epoch": 1}),
 }
 
@@ -345,6 +347,35 @@ def raw_pictures():
         }
 
 
+class LayersInAList(nn.Module):
+    def __init__(self, kind=list):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.head = nn.Embedding(40, 32), nn.Linear(32, 3)
+        self.layers = kind([nn.Linear(32, 32) for _ in range(2)])
+
+    def forward(self, input_ids, attention_mask, labels):
+        hidden = self.words(input_ids[:, 1])
+        for layer in self.layers:
+            hidden = hidden + layer(hidden).relu()
+        logits = self.head(hidden)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class HiddenTeacher(LayersInAList):
+    """A teacher in a list, so that it is neither trained nor saved."""
+
+    def __init__(self):
+        super().__init__(nn.ModuleList)
+        self.teacher = [LayersInAList(nn.ModuleList)]
+
+    def forward(self, input_ids, attention_mask, labels):
+        output = super().forward(input_ids, attention_mask, labels)
+        with torch.no_grad():
+            wanted = self.teacher[0](input_ids, attention_mask, labels)["logits"]
+        return {**output, "loss": output["loss"] + (output["logits"] - wanted).square().mean()}
+
+
 ONE_BATCH = texts(torch.Generator().manual_seed(3))
 FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
     # what is wrong: (rule, latest sample at which it must be named, loop)
@@ -436,6 +467,7 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
     "tie_broken": ("tie_broken", 0, lambda: Loop(untied(), batches(masked_words))),
     "one_layer_fresh": ("fresh_weights", 0, lambda: Loop(model=partly_fresh(1))),
     "one_matrix_constant": ("constant_weights", 0, lambda: Loop(model=filled(0.02))),
+    "layers_in_a_plain_list": ("modules_unregistered", 3, lambda: Loop(LayersInAList())),
     "layer_copied": ("equal_layers", 0, lambda: Loop(model=equal_layers())),
 }
 

@@ -7,9 +7,9 @@ trainings lie clearly on its two sides there.
 
 # isort: off
 # Families in the order in which causes come before symptoms.
-from bert_toolkit.health.rules import settings, protocol, replicas, data, token_targets, masks, losses, mode  # noqa: F401
+from bert_toolkit.health.rules import settings, protocol, replicas, data, labels, token_targets, masks, losses, mode  # noqa: F401
 from bert_toolkit.health.rules import weights, pretrained, attention, flow  # noqa: F401
-from bert_toolkit.health.rules import precision, participation, scale, gradients, outcome  # noqa: F401
+from bert_toolkit.health.rules import precision, participation, scale, gradients, evaluation, outcome  # noqa: F401
 from bert_toolkit.health.rules.registry import RULES, Rule
 
 # isort: on

@@ -191,3 +191,30 @@ def noise_in_evaluation(history: HealthHistory, *, noise: float = 1e-3) -> Findi
         threshold=noise,
         seen=f"two equal rows of a batch get logits that differ by {seen[-1]:.2g} of the largest",
     )
+
+
+@rule(
+    needs="forward",
+    group=BEHAVIOR,
+    explains=(OUTCOME, "noise_in_evaluation", "order_not_seen", "padding_matters", "future_visible"),
+    severity="warning",
+    cause="attention, a recurrence or a normalization runs over the rows instead of the tokens: batch_first is "
+    "missing, a view or a reshape where a transpose was meant, a mean or a softmax over dim 0",
+    remedy="print shapes before and after the layer; pass batch_first=True, or (tokens, rows, width); change one row "
+    "of a batch and see that the logits of the others stay",
+)
+def rows_mixed(history: HealthHistory, *, effect: float = 0.05) -> Finding | None:
+    """The logits of a row change with the other rows of its batch, in evaluation mode.
+
+    Tried in three extra forward passes of at most four rows. Mixtures of experts are not judged, nor models that score
+    every row with every other; a scale that is taken of the whole batch, as quantization may, has far less effect.
+    """
+    seen = history.fact("row_effect")
+    if not len(history) or not seen[-1] > effect:
+        return None
+    return rows_mixed.finding(
+        history,
+        value=seen[-1],
+        threshold=effect,
+        seen=f"with other rows beside it in the batch, the logits of a row change by {seen[-1]:.2g} of their spread",
+    )

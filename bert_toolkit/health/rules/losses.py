@@ -77,7 +77,7 @@ def log_probabilities_expected(history: HealthHistory, *, samples: int = 3) -> F
 
 @rule(
     needs="forward",
-    explains=(COURSE, OUTCOME, FLOW, STEPS),
+    explains=(COURSE, OUTCOME, FLOW, STEPS, "rows_mixed"),
     cause="softmax runs over the examples of the batch (dim=0) instead of over the classes",
     remedy="use dim=-1, or cross_entropy on logits of shape (examples, classes)",
 )

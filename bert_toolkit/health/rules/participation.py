@@ -6,7 +6,7 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding, Severity
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import largest_table, usable_samples
+from bert_toolkit.health.rules.questions import fact_by_place, largest_table, usable_samples
 from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, rule
 
 
@@ -208,6 +208,30 @@ def _is_lower_part(history: HealthHistory, positions: np.ndarray) -> bool:
     left_out[positions] = True
     learning = np.flatnonzero(~left_out)
     return bool(len(learning)) and positions.max() < learning[0]
+
+
+@rule(
+    explains=(OUTCOME, FLOW),
+    needs="gradients",
+    cause="modules are kept in a plain list or dict, so they are in no model.parameters(): no optimizer holds them, "
+    "and no checkpoint saves them",
+    remedy="keep them in nn.ModuleList or nn.ModuleDict, and build the optimizer after that",
+)
+def modules_unregistered(history: HealthHistory, *, samples: int = 2) -> Finding | None:
+    """Modules in a plain Python container get gradients, and nobody has moved their parameters since the last sample.
+
+    A teacher or a loss that is hidden there on purpose gets none.
+    """
+    stuck = fact_by_place(history, "unregistered")
+    if len(stuck) < samples or not (found := (stuck[-samples:] == 1.0).all(axis=0)).any():
+        return None
+    names = [name for name, is_stuck in zip(history.places["unregistered"], found, strict=True) if is_stuck]
+    return modules_unregistered.finding(
+        history,
+        value=len(names),
+        threshold=0,
+        seen=f"parameters of the modules in {', '.join(names[:3])} get gradients and are not among those of the model",
+    )
 
 
 @rule(

@@ -239,3 +239,23 @@ def mask_token_unused(history: HealthHistory, *, samples: int = 4) -> Finding | 
         threshold=0.0,
         seen=f"{labeled[-1]:.0%} of the tokens are asked for and mostly hidden, and no input is the mask token",
     )
+
+
+@rule(
+    needs="forward",
+    explains=(OUTCOME,),
+    cause="the mask of the prompt is the wrong way round: labels of the answer are -100 and the prompt is learned",
+    remedy="set labels of the prompt to -100 and keep those of the answer; decode the labels that count, for one row",
+)
+def answers_ignored(history: HealthHistory, *, share: float = 0.9, samples: int = 3) -> Finding | None:
+    """A causal language model is asked for the beginnings of rows alone; a fifth and more of their ends is -100."""
+    recent = latest(history, "counted_beginnings", samples)
+    causal = latest(history, "target_is_next", samples)
+    if len(recent) < samples or len(causal) < samples or not (recent > share).all() or not (causal > 0.8).all():
+        return None
+    return answers_ignored.finding(
+        history,
+        value=recent[-1],
+        threshold=share,
+        seen=f"in {recent[-1]:.0%} of the rows the first tokens have labels and those that follow have none",
+    )
