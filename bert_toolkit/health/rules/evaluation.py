@@ -148,6 +148,6 @@ def learned_by_heart(
         history,
         value=recent[-1]["eval_loss"],
         threshold=prior,
-        seen=f"the loss is {loss.now:.3g} in training and {recent[-1]['eval_loss']:.3g} in evaluation, where a guess by "
-        f"class frequencies gives {prior:.3g}; scores are those of a guess",
+        seen=f"the loss is {loss.now:.3g} in training and {recent[-1]['eval_loss']:.3g} in evaluation, where a guess "
+        f"by class frequencies gives {prior:.3g}; scores are those of a guess",
     )
