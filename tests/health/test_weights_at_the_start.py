@@ -8,7 +8,14 @@ import torch
 from healthy_models import HEALTHY_MODELS, gpt2, llama
 from plain_loop import Loop, Tokenizer, batches, changed, classifier, masked_lm, masked_words, sentences_to_continue
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertModel, GemmaConfig, GemmaForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertModel,
+    GemmaConfig,
+    GemmaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from bert_toolkit.health.watch import HealthWatch
 from bert_toolkit.health.weight_census import weight_census
@@ -173,6 +180,15 @@ def test_vectors_of_words_with_gaps_are_a_note():
     model = nn.ModuleDict({"words": nn.Embedding(40, 8), "head": nn.Linear(8, 2)})
     changed(model, "words", first_rows_zero(0.3))
     assert found_before_training(model) == {"zero_rows": "note"}
+
+
+def test_words_without_weights_are_a_warning_whatever_a_config_calls_its_spread():
+    """OPT's `init_std` is what others call `initializer_range`."""
+    sizes = {"hidden_size": 32, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 32}
+    torch.manual_seed(0)
+    model = OPTForCausalLM(OPTConfig(vocab_size=40, num_hidden_layers=2, num_attention_heads=2, **sizes))
+    changed(model, "embed_tokens", first_rows_zero(0.3))
+    assert found_before_training(model) == {"zero_rows": "warning"}
 
 
 @pytest.mark.parametrize(

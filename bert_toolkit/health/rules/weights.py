@@ -212,7 +212,7 @@ def zero_rows(history: HealthHistory, *, fraction: float = 0.05) -> Finding | No
             if 2 * partly[kind].sum() >= len(kind):
                 positions += kind[partly[kind]].tolist()
     embeddings = np.flatnonzero(partly & history.where("embedding"))
-    severity: Severity = "warning" if positions or history.initializer_range is not None else "note"
+    severity: Severity = "warning" if positions or history.settings.config else "note"
     positions = sorted({*positions, *embeddings.tolist()})
     if not positions:
         return None
