@@ -49,6 +49,7 @@ HEALTHY: dict[str, Callable[[], Loop]] = {
     "one_logit_per_token": lambda: Loop(OneLogitPerToken(), changed(replaced_words)),
     "filters_that_see_padding": lambda: Loop(FiltersOverOnePixel(), raw_features()),
     "weight_decay_of_1": lambda: Loop(optimizer=adamw(weight_decay=1.0)),
+    "layers_side_by_side_of_which_one_is_idle": lambda: Loop(Chosen()),
     "layers_in_a_module_list": lambda: Loop(LayersInAList(nn.ModuleList)),
     "teacher_in_a_list": lambda: Loop(HiddenTeacher()),
     "one_batch_is_an_epoch": lambda: Loop(data=itertools.repeat(ONE_BATCH), settings={"batches_per_epoch": 1}),
@@ -359,6 +360,26 @@ class LayersInAList(nn.Module):
         for layer in self.layers:
             hidden = hidden + layer(hidden).relu()
         logits = self.head(hidden)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Chosen(LayersInAList):
+    """A gate chooses between layers side by side, and never the first."""
+
+    def __init__(self):
+        super().__init__(nn.ModuleList)
+        self.layers = nn.ModuleList([nn.Linear(32, 32) for _ in range(4)])
+        self.gate = nn.Linear(32, 4)
+        nn.init.constant_(self.gate.bias[:1], -100.0)
+
+    def forward(self, input_ids, attention_mask, labels):
+        hidden = self.words(input_ids[:, 1])
+        weight, chosen = self.gate(hidden).softmax(-1).max(-1)
+        added = torch.zeros_like(hidden)
+        for place, layer in enumerate(self.layers):
+            if (chosen == place).any():
+                added[chosen == place] = layer(hidden[chosen == place])
+        logits = self.head(hidden + weight[:, None] * added)
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 

@@ -9,6 +9,9 @@ from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.rules.questions import fact_by_place, largest_table, usable_samples
 from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, rule
 
+_ROUTER = re.compile(r"(^|\.)(gate|gating|router|routing|switch)\.")
+"""Parameters of what chooses, outside of all layers, between layers side by side; some may never be chosen."""
+
 
 @rule(
     explains=(OUTCOME, "vanishing_gradients"),
@@ -272,7 +275,8 @@ def no_gradient(history: HealthHistory, *, samples: int = 5) -> Finding | None:
 def _cut_off(history: HealthHistory, never: np.ndarray, ever: np.ndarray) -> tuple[np.ndarray | None, Severity]:
     """Which of the parameters without gradient should have one, and how sure that is; None where none should."""
     unheld = np.isin(history.names, history.settings.unheld)
-    experts = np.array(["expert" in name for name in history.names])
+    routed = any(_ROUTER.search(n) for n, inside in zip(history.names, history.in_layer, strict=True) if not inside)
+    experts = np.array(["expert" in name for name in history.names]) | (history.in_layer & routed)
     judged = ~unheld & ~experts & ~history.where("adapter")
     blocks = np.array(history.blocks)
     errors: list[int] = []
