@@ -34,9 +34,10 @@ def batch_facts(inputs: Mapping[str, Any], special_tokens: Mapping[str, int]) ->
         `eos_in_inputs`, `eos_in_labels`; `longest_row`, `shortest_row` (real tokens), `top_token_fraction`;
         `distinct_rows` (share of the rows, counting equal ones once); `first_labeled`, `last_labeled` (of special
         tokens that begin and end a text, those with a label); `label_low`, `label_high` (of labels that are numbers);
-        `label_rows_equal` (1 where all rows have the same labels, of several values); `counted_beginnings` (share of
-        the rows whose first tokens alone have a label, though other tokens follow); `decoder_ids_vary`; `fingerprint`;
-        `float_input_rms`, `float_input_nonfinite`; `positions_vary`.
+        `several_labels` (share of the rows of zeros and ones with more than a one); `label_rows_equal` (1 where all
+        rows have the same labels, of several values); `counted_beginnings` (share of the rows whose first tokens alone
+        have a label, though other tokens follow); `decoder_ids_vary`; `fingerprint`; `float_input_rms`,
+        `float_input_nonfinite`; `positions_vary`.
     """
     facts: dict[str, Tensor | float] = {}
     ids, labels, mask = (inputs.get(name) for name in ("input_ids", "labels", "attention_mask"))
@@ -56,6 +57,9 @@ def batch_facts(inputs: Mapping[str, Any], special_tokens: Mapping[str, int]) ->
         facts["top_label_fraction"] = (labels == labels.mode().values).double().mean()
     if isinstance(labels, Tensor) and labels.is_floating_point() and labels.numel():
         facts |= {"label_low": labels.amin().double(), "label_high": labels.amax().double()}
+    if isinstance(labels, Tensor) and labels.is_floating_point() and labels.ndim == 2 and labels.numel():
+        ones = ((labels == 0) | (labels == 1)).all(1)
+        facts["several_labels"] = (ones & (labels.sum(1) > 1)).double().mean()
     if isinstance(labels, Tensor) and labels.ndim > 1 and len(labels) >= 4 and labels[0].numel():
         facts["label_rows_equal"] = _same_in_rows(labels)
     decoder = inputs.get("decoder_input_ids")

@@ -18,6 +18,7 @@ from bert_toolkit.health.facts import widest
 
 _ROWS_READ = 128
 _MOST_CLASSES = 1000
+_CLASSES_WEIGHED = 50
 _COPIES = ("ToCopy", "View", "UnsafeView", "Squeeze", "Unsqueeze", "Alias", "Clone")
 
 
@@ -80,7 +81,9 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
         no log-probabilities), `squared_error` (1 where the gradient is that of squared distances to zeros and a one, 0
         where it is that of a cross-entropy), `gradient_column_sum` (0 where each class is drawn as much up as down
         over the rows, relative; NaN where a row is drawn to several), `target_top_share` (of the class that most
-        counted rows are drawn to, where logits are `(N, C)`), and for tokens `target_is_input`, `target_is_next`,
+        counted rows are drawn to, where logits are `(N, C)`), `rows_by_target` and `weight_by_target` (how many rows
+        are drawn to each class, and how much one of them weighs, the heaviest class 1; NaN where they do not weigh the
+        same or the loss is no cross-entropy), and for tokens `target_is_input`, `target_is_next`,
         `target_is_second` (share of counted rows drawn to the token at their own place, the next, the one after). Of a
         single output per row `drawn_up` (share of rows that are drawn up), `drawn_to` (the one value that all rows are
         drawn to, in proportion to their distance; NaN where each has its own) and `drawn_alike` (the sum of the
@@ -128,6 +131,8 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
         to_one = ((rows < 0).sum(-1) <= 1).all()
         facts["gradient_column_sum"] = torch.where(to_one, sums.amax(), math.nan) if len(rows) >= 4 else math.nan
         most = torch.where(valid, target, -1 - torch.arange(len(target), device=target.device)).mode().values
+        if classes <= _CLASSES_WEIGHED:
+            facts |= _class_weights(part, probability, target, valid)
         facts["target_top_share"] = torch.where(
             valid.sum() >= 4, ((target == most) & valid).sum() / valid.sum().clamp(min=1), math.nan
         )
@@ -141,6 +146,21 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
     if isinstance(ids, Tensor) and ids.shape == leading and ids.ndim == 2:
         facts |= _token_targets(target, read, valid, ids, mask)
     return facts
+
+
+def _class_weights(gradient: Tensor, probability: Tensor, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """How many rows are drawn to each class, and what one of them weighs in a cross-entropy, relative to the most."""
+    wide = widest(gradient.device)
+    wanted = torch.nn.functional.one_hot(target, probability.shape[-1]).to(wide)
+    usable = (valid & ((1.0 - (probability * wanted).sum(-1)) > 0.01)).to(wide)
+    weight, rest = _fitted(gradient.to(wide), probability.to(wide) - wanted)
+    is_entropy = ((rest < 0.02) | (usable == 0)).all()
+    rows = (wanted * usable[:, None]).sum(0)
+    mean = (wanted * (usable * weight)[:, None]).sum(0) / rows.clamp(min=1)
+    off = ((wanted * usable[:, None]) * (weight[:, None] - mean).abs()).amax(0)
+    weighs = torch.where((rows > 0) & (off < 0.02 * mean) & is_entropy, mean, math.nan)
+    most = torch.where(weighs.isnan(), 0.0, weighs).amax().clamp(min=1e-30)
+    return {"rows_by_target": (wanted * valid[:, None]).sum(0), "weight_by_target": weighs / most}
 
 
 def _squashed_before(gradient: Tensor, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ class RunSettings:
         config: Settings of the model's config that are numbers, strings or booleans.
         special_tokens: `pad`, `unk`, `cls`, `sep`, `bos`, `eos`, `mask` -> id, as far as a tokenizer has them;
             `pad` alone where there is no tokenizer and the model knows one.
+        tokenizer_size: Tokens that a tokenizer has; 0 where there is none.
         name_or_path: Where the config came from; empty for one made in the script.
         model_class: Class name of the model.
         tied: Whether input and output embeddings are one parameter where the config says so; None where it does not,
@@ -76,6 +77,7 @@ class RunSettings:
     adapter_scaling: Mapping[str, float] = field(default_factory=dict)
     config: Mapping[str, float | str | bool] = field(default_factory=dict)
     special_tokens: Mapping[str, int] = field(default_factory=dict)
+    tokenizer_size: int = 0
     name_or_path: str = ""
     model_class: str = ""
     tied: bool | None = None
@@ -119,6 +121,7 @@ class RunSettings:
             adapter_scaling=_adapter_scaling(inner),
             config=_plain_config(config),
             special_tokens=special_tokens_of(tokenizer) or _padding_of(inner, config),
+            tokenizer_size=_size_of(tokenizer),
             name_or_path=str(getattr(config, "_name_or_path", "") or ""),
             model_class=type(inner).__name__,
             tied=_tied(inner, config),
@@ -193,6 +196,11 @@ def special_tokens_of(tokenizer: Any) -> dict[str, int]:
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL}
     return {name: number for name, number in ids.items() if isinstance(number, int)}
+
+
+def _size_of(tokenizer: Any) -> int:
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    return len(tokenizer) if hasattr(tokenizer, "__len__") else 0
 
 
 def _padding_of(model: nn.Module, config: Any) -> dict[str, int]:

@@ -296,7 +296,8 @@ def test_every_rule_has_a_course_that_makes_it_fire():
             "learned_by_heart",
         ),  # test_evaluations.py
         "not_as_in_checkpoint",  # test_weights_at_the_start.py, with a checkpoint
-        *("fresh_head_frozen", "fresh_kind", "worse_than_guessing", "zero_head"),  # test_trained_models.py
+        # test_trained_models.py
+        *("fresh_head_frozen", "fresh_kind", "worse_than_guessing", "zero_head", "tokenizer_of_another_model"),
         # test_health_watch.py, with a scheduler, an evaluation and two processes
         *("schedule_out_of_step", "training_mode_in_evaluation"),
         *("replicas_differ", "gradients_not_averaged", "ranks_share_rows"),

@@ -139,6 +139,16 @@ def moved_tags(batch: dict) -> dict:
     return {**batch, "labels": labels}
 
 
+def mostly_class_0(batch):
+    ids = batch["input_ids"].clone()
+    ids[: len(ids) * 3 // 4, 1] = ids[: len(ids) * 3 // 4, 1] // 3 * 3
+    return {**batch, "input_ids": ids, "labels": ids[:, 1] % 3}
+
+
+def weighted(*weights: float):
+    return lambda logits, labels: functional.cross_entropy(logits, labels, weight=torch.tensor(weights))
+
+
 def labels_of_row_0(batch):
     """Labels of the first row for all; the rows are of one length, so that no padding counts."""
     ids = batch["input_ids"][:, :6].clone()
@@ -295,6 +305,16 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
         lambda: Loop(loss_of=own(lambda z, y: functional.cross_entropy(z.detach().requires_grad_(), y))),
     ),
     "rate_for_epochs": ("rate_gone_early", 40, lambda: Loop(after_step=halved)),
+    "several_labels_under_one_softmax": (
+        "one_softmax_for_several_labels",
+        4,
+        lambda: Loop(Body(3), data(several), loss_of=own(functional.cross_entropy)),
+    ),
+    "weights_of_frequent_classes": (
+        "class_weights_reversed",
+        12,
+        lambda: Loop(data=data(mostly_class_0), loss_of=own(weighted(3.0, 0.3, 0.3))),
+    ),
     "labels_of_one_row": ("labels_equal_in_rows", 5, lambda: Loop(causal_lm(), data(labels_of_row_0))),
     "class_lost": ("class_without_examples", 50, lambda: Loop(data=data(without_class_1), rate=1e-4)),
     "prompts_learned": ("answers_ignored", 3, lambda: Loop(causal_lm(), data(beginnings, sentences_to_continue))),
@@ -358,6 +378,13 @@ HEALTHY: dict[str, Callable[[], Loop]] = {
         rate=3e-3,
     ),
     "correlations_over_the_batch": lambda: Loop(Body(6), data(without_labels), loss_of=own(decorrelation)),
+    "weights_of_rare_classes": lambda: Loop(data=data(mostly_class_0), loss_of=own(weighted(0.3, 3.0, 3.0))),
+    "weights_of_classes_as_frequent": lambda: Loop(loss_of=own(weighted(3.0, 0.3, 1.0))),
+    "shares_of_several_labels": lambda: Loop(
+        Body(3),
+        data(lambda b: {**several(b), "labels": several(b)["labels"].clamp(min=0.01).softmax(-1)}),
+        loss_of=own(functional.cross_entropy),
+    ),
     "answers_alone": lambda: Loop(causal_lm(), data(answers, sentences_to_continue)),
     "another_loss_before": lambda: Loop(loss_of=attacked),
 }

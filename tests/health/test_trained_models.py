@@ -11,6 +11,7 @@ import torch
 from plain_loop import Loop, changed
 from torch import nn
 from transformers import (
+    AutoModel,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -22,6 +23,9 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
+
+from bert_toolkit.health.watch import HealthWatch
+from bert_toolkit.training.pretrained import offline_weights
 
 TOKENS, LENGTH, ROWS = 120, 12, 16
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -249,3 +253,30 @@ def test_a_fresh_pooler_that_nobody_reads_may_be_frozen(tmp_path):
 
     rows = ({**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in counting(2))
     assert "fresh_head_frozen" not in found(MeanOfWords(), rows)
+
+
+class Sized:
+    """A tokenizer, as far as its size and its padding go."""
+
+    def __init__(self, tokens: int, padding: int):
+        self.tokens, self.pad_token_id = tokens, padding
+
+    def __len__(self) -> int:
+        return self.tokens
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "expected"),
+    [
+        (Sized(30522, 0), {}),
+        (Sized(30400, 0), {}),  # a vocabulary that was rounded up
+        (Sized(28996, 0), {"tokenizer_of_another_model": "warning"}),  # the cased vocabulary of BERT
+        (Sized(30522, 1), {"tokenizer_of_another_model": "warning"}),
+    ],
+    ids=["its own", "rounded up", "another size", "another padding"],
+)
+def test_tokenizer_of_another_model(tokenizer, expected):
+    model = AutoModel.from_pretrained(offline_weights())
+    watch = HealthWatch(model, tokenizer=tokenizer)
+    watch.begin()
+    assert {finding.rule: finding.severity for finding in watch.judge.findings} == expected

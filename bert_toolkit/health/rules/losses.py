@@ -101,6 +101,63 @@ def softmax_over_batch(history: HealthHistory, *, samples: int = 3) -> Finding |
 
 @rule(
     needs="forward",
+    explains=(OUTCOME, "loss_diverging"),
+    severity="warning",
+    cause="cross_entropy (a softmax over the classes) on rows that have several labels, of which it can give each "
+    "only a part",
+    remedy="use binary_cross_entropy_with_logits, or problem_type='multi_label_classification'",
+)
+def one_softmax_for_several_labels(history: HealthHistory, *, share: float = 0.1, samples: int = 4) -> Finding | None:
+    """Rows have more than one label, and the gradient of each row sums to zero, as only a softmax leaves it."""
+    several, sums = latest(history, "several_labels", samples), latest(history, "gradient_row_sum", samples)
+    if len(several) < samples or len(sums) < samples or not (several > share).all() or not (sums < 1e-3).all():
+        return None
+    return one_softmax_for_several_labels.finding(
+        history,
+        value=several[-1],
+        threshold=share,
+        seen=f"{several[-1]:.0%} of the rows have several labels, and their losses come from one softmax",
+    )
+
+
+@rule(
+    needs="forward",
+    explains=(OUTCOME,),
+    severity="warning",
+    cause="class weights are the wrong way round: frequencies instead of their inverse, or another order of classes",
+    remedy="weight = 1 / count of each class (sklearn's compute_class_weight('balanced')); print it beside the counts",
+)
+def class_weights_reversed(
+    history: HealthHistory, *, factor: float = 3.0, frequency: float = 2.0, samples: int = 4
+) -> Finding | None:
+    """The loss weights examples of a frequent class several times as much as those of a rarer one.
+
+    Weights are read from the gradient at the outputs of a cross-entropy, where all rows of a class weigh the same.
+    """
+    weights, rows = history.fact("weight_by_target"), history.fact("rows_by_target")
+    if weights.ndim != 2 or rows.shape != weights.shape:
+        return None
+    counts = np.nansum(rows, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = weights[:, :, None] / weights[:, None, :]  # (samples, classes, classes)
+        known = np.isfinite(ratios)
+        heavier = (known.sum(0) >= samples) & (np.where(known, ratios, np.inf).min(0) >= factor)
+        reversed_pair = heavier & (counts[:, None] >= frequency * counts[None, :])
+    if not reversed_pair.any():
+        return None
+    heavy, light = np.argwhere(reversed_pair)[np.argmax(counts[np.argwhere(reversed_pair)[:, 0]])]
+    ratio = float(np.nanmedian(ratios[:, heavy, light]))
+    return class_weights_reversed.finding(
+        history,
+        value=ratio,
+        threshold=factor,
+        seen=f"an example of class {heavy} ({counts[heavy]:.0f} of those looked at) weighs {ratio:.3g} times as much "
+        f"as one of class {light} ({counts[light]:.0f})",
+    )
+
+
+@rule(
+    needs="forward",
     explains=(COURSE, OUTCOME, FLOW),
     cause="outputs of shape (N, 1) and targets of shape (N,) were broadcast to (N, N), so that the loss compares each "
     "output with the targets of all rows",

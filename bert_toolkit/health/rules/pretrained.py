@@ -83,6 +83,34 @@ def zero_head(history: HealthHistory, *, fraction: float = 0.05) -> Finding | No
 
 
 @rule(
+    needs="model",
+    explains=(OUTCOME, "worse_than_guessing", "unknown_tokens", "padding_not_hidden"),
+    severity="warning",
+    cause="tokenizer and model come from different checkpoints, so token numbers mean other words to the model",
+    remedy="load both by the same name; decode a batch with the model's own tokenizer",
+)
+def tokenizer_of_another_model(history: HealthHistory, *, share: float = 0.97, tokens: int = 1000) -> Finding | None:
+    """The tokenizer has clearly fewer tokens than the loaded model, or another padding token than the loaded encoder.
+
+    Models round their vocabulary up, by at most a few in a hundred: less than `share` is another one. Padding is not
+    compared where the model does not say or attends to earlier tokens alone: there an end token may serve.
+    """
+    run, start = history.settings, history.start
+    if not run.tokenizer_size or "loaded" not in start or not (start["loaded"] > 0).any() or len(history) > 1:
+        return None
+    words, padding = run.config.get("vocab_size"), run.config.get("pad_token_id")
+    if isinstance(words, int) and words >= tokens and run.tokenizer_size < share * words:
+        size, limit = float(run.tokenizer_size), share * words
+        seen = f"the tokenizer has {run.tokenizer_size:,} tokens, the model was made for {words:,}"
+    elif run.both_ways and isinstance(padding, int) and run.special_tokens.get("pad", padding) != padding:
+        size, limit = float(run.special_tokens["pad"]), float(padding)
+        seen = f"padding is token {run.special_tokens['pad']} of the tokenizer and {padding} of the model"
+    else:
+        return None
+    return tokenizer_of_another_model.finding(history, value=size, threshold=limit, seen=seen)
+
+
+@rule(
     needs="forward",
     group=OUTCOME,
     explains=(COURSE,),
