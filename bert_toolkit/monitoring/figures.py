@@ -4,7 +4,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -175,7 +175,7 @@ def _band(record: UpdateRatioRecord) -> tuple[float, list[str]]:
 
 
 def heat_map_figure(
-    records: Sequence[GradientFlowRecord] | Sequence[UpdateRatioRecord],
+    records: Sequence[Any],
     statistic: str,
     parameters: dict[str, ParameterInfo],
     title: str,
@@ -187,7 +187,7 @@ def heat_map_figure(
     Update ratios of steps with a learning rate of 0, such as the first of a warm-up, are left out.
 
     Args:
-        records: What to draw, oldest first.
+        records: What to draw, oldest first; each with `step`, `names` and the statistic of each name.
         statistic: Field of the records, e.g. `mean` or `ratio`.
         parameters: Description of the model's parameters.
         title: What the color means.
@@ -202,7 +202,7 @@ def heat_map_figure(
 
     moving = [record for record in records if getattr(record, "learning_rate", math.nan) != 0]
     left_out = len(records) - len(moving) if moving else 0
-    shown_records: Sequence[GradientFlowRecord | UpdateRatioRecord] = moving or records
+    shown_records = moving or records
     present = {name for record in shown_records for name in record.names}
     chosen = present if names is None else present.intersection(names)
     # Norms and biases live on other scales: in rows between the weights they would hide them, below they compare.
