@@ -165,9 +165,9 @@ def _band(record: UpdateRatioRecord) -> tuple[float, list[str]]:
     """By what to scale the band of healthy trainings, and what to say of it."""
     if record.skipped:
         return 1.0, ["STEP SKIPPED: gradients overflowed, nothing moved"]
-    rate, peak = record.learning_rate, record.peak_learning_rate
-    if rate == 0:
+    if record.nothing_can_move:
         return 0.0, ["learning rate 0: nothing can move"]
+    rate, peak = record.learning_rate, record.peak_learning_rate
     if not (rate > 0 and peak > 0):
         return 1.0, ["shaded: where healthy trainings lie at their full learning rate"]
     fraction = f"{rate / peak:.0%} of its peak" if rate < peak else "its peak so far"
@@ -200,7 +200,7 @@ def heat_map_figure(
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    moving = [record for record in records if getattr(record, "learning_rate", math.nan) != 0]
+    moving = [record for record in records if not getattr(record, "nothing_can_move", False)]
     left_out = len(records) - len(moving) if moving else 0
     shown_records = moving or records
     present = {name for record in shown_records for name in record.names}
