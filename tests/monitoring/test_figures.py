@@ -186,7 +186,7 @@ def test_every_stack_has_its_name_once(model):
 
 
 def test_many_kinds_still_have_colors_of_their_own():
-    from bert_toolkit.monitoring.figures import _distinct_colors
+    from bert_toolkit.monitoring.layer_bars import _distinct_colors
 
     for count in (1, 9, 10, 18, 27, 28, 60):
         assert len(set(_distinct_colors(count))) == count
