@@ -18,6 +18,8 @@ _COLORS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8
 _SINGLE = "#7F7F7F"
 LETTER = 0.068  # inches: a letter of a label of 8 points, on average
 _ROTATED = 0.2  # inches from one rotated label to the next
+Layer = tuple[float, str, str]
+"""Position, stack such as `encoder` (empty where there is one stack), and number."""
 ROLE_TITLES: dict[Role, str] = {
     "matrix": "matrices",
     "embedding": "embeddings",
@@ -166,25 +168,24 @@ class LayerBars:
         """
         layers, singles = self._axis_labels()
         inches = axes.get_window_extent().width / axes.figure.dpi / (self.extent + 2)
-        labels = _labels_that_fit(layers, [x for x, _ in singles], inches, upright=True)
-        stacks = {stack for _, stack, _ in layers if stack}
-        named = [text for _, text in labels if not text.isdigit()]
-        upright = 4 * len(labels) >= len(layers) and len(named) == len(stacks)
-        if not upright:
-            labels = _labels_that_fit(layers, [x for x, _ in singles], inches, upright=False)
+        at = [x for x, _ in singles]
+        numbers = _numbers_that_fit(layers, at, inches)
+        stacks = _stacks_that_fit(layers, at, inches)
+        upright = 4 * len(numbers) >= len(layers) and len(stacks) == len({stack for _, stack, _ in layers})
+        labels = numbers if upright else _rotated_that_fit(layers, at, inches)
         ticks = [*labels, *singles]
         axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks], fontsize=8)
         for i, label in enumerate(axes.get_xticklabels()):
             if i >= len(labels) or not upright:
                 label.set(rotation=45, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", length=0)
-        if labels and upright:
-            axes.set_xlabel("layer", fontsize=9)
-            axes.xaxis.set_label_coords(0.5, -0.28 * axes.figure.dpi / axes.get_window_extent().height)
+        below = {"xycoords": axes.get_xaxis_transform(), "xytext": (0, -20), "textcoords": "offset points"}
+        for x, name in stacks if upright else []:
+            axes.annotate(name, (x, 0), ha="center", va="top", fontsize=9, **below)
 
-    def _axis_labels(self) -> tuple[list[tuple[float, str, str]], list[tuple[float, str]]]:
-        """Position, stack and number of the layers; position and text of parameters that no other layer has."""
-        layers: list[tuple[float, str, str]] = []
+    def _axis_labels(self) -> tuple[list[Layer], list[tuple[float, str]]]:
+        """The layers; position and text of parameters that no other layer has."""
+        layers: list[Layer] = []
         singles: list[tuple[float, str]] = []
         for block in dict.fromkeys(self._blocks):
             members = [i for i, b in enumerate(self._blocks) if b == block]
@@ -271,37 +272,49 @@ def _distinct_colors(count: int) -> list[str]:
     return [to_hex(color) for color in palette[:count]]
 
 
-def _labels_that_fit(
-    layers: list[tuple[float, str, str]], singles: Sequence[float], inches: float, upright: bool
-) -> list[tuple[float, str]]:
-    """As many of the layers' labels as fit beside one another and beside those of single parameters.
-
-    The first label of a stack has the stack's name, the others are numbers: `encoder.0 1 2 ... decoder.0 1 2`.
+def _numbers_that_fit(layers: Sequence[Layer], singles: Sequence[float], inches: float) -> list[tuple[float, str]]:
+    """As many numbers of layers as fit beside one another and beside the labels of single parameters.
 
     Args:
-        layers: Position, stack and number, from left to right.
-        singles: Positions of the other labels, which are rotated.
+        layers: From left to right.
+        singles: Positions of the other labels, which are rotated and reach to the left, below the numbers.
         inches: Width of one unit of position.
-        upright: The layers' labels are upright, else rotated.
     """
-    # A rotated label reaches to the left, below the upright ones.
-    left, right = (0.25, 0.12) if upright else (_ROTATED / 2, _ROTATED / 2)
-    taken = [(x - left / inches, x + right / inches) for x in singles]
+    taken = [(x - 0.17 / inches, x + 0.1 / inches) for x in singles]
+    return [(x, number) for x, _, number in layers if _has_room(taken, x, (len(number) * LETTER / 2 + 0.025) / inches)]
+
+
+def _stacks_that_fit(layers: Sequence[Layer], singles: Sequence[float], inches: float) -> list[tuple[float, str]]:
+    """The name of each stack, else `layer`, for the line below the numbers: as near the stack's middle as fits."""
+    taken = [(x - 0.4 / inches, x + 0.06 / inches) for x in singles]
+    found = []
+    for stack in dict.fromkeys(stack for _, stack, _ in layers):
+        places = [x for x, of, _ in layers if of == stack]
+        middle, name = float(np.mean(places)), stack or "layer"
+        half = (len(name) * LETTER * 9 / 8 / 2 + 0.03) / inches
+        nearest = sorted([middle, *places], key=lambda x: abs(x - middle))
+        found += [(x, name) for x in nearest if _has_room(taken, x, half)][:1]
+    return found
+
+
+def _rotated_that_fit(layers: Sequence[Layer], singles: Sequence[float], inches: float) -> list[tuple[float, str]]:
+    """As many labels `encoder.0 1 2 ... decoder.0 1 2` as fit where all are rotated, a stack's name first."""
+    half = _ROTATED / 2 / inches
+    taken = [(x - half, x + half) for x in singles]
     found: dict[float, str] = {}
-
-    def fits(x: float, text: str) -> bool:
-        half = (len(text) * LETTER / 2 + 0.03 if upright else _ROTATED / 2) / inches
-        free = all(x + half <= start or x - half >= end for start, end in taken)
-        if free:
-            taken.append((x - half, x + half))
-            found[x] = text
-        return free
-
     named: dict[str, float] = {}
     for x, stack, number in layers:
-        if stack and stack not in named and fits(x, f"{stack}.{number}"):
-            named[stack] = x
+        if stack and stack not in named and _has_room(taken, x, half):
+            found[x], named[stack] = f"{stack}.{number}", x
     for x, stack, number in layers:
-        if x > named.get(stack, -math.inf) and (not stack or stack in named):
-            fits(x, number)
+        if x > named.get(stack, -math.inf) and (not stack or stack in named) and _has_room(taken, x, half):
+            found[x] = number
     return sorted(found.items())
+
+
+def _has_room(taken: list[tuple[float, float]], x: float, half: float) -> bool:
+    """Whether a label of this half width fits at `x`, which is taken then."""
+    free = all(x + half <= start or x - half >= end for start, end in taken)
+    if free:
+        taken.append((x - half, x + half))
+    return free
