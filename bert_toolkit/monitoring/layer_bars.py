@@ -179,9 +179,9 @@ class LayerBars:
             if i >= len(labels) or not upright:
                 label.set(rotation=45, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", length=0)
-        below = {"xycoords": axes.get_xaxis_transform(), "xytext": (0, -20), "textcoords": "offset points"}
+        along = axes.get_xaxis_transform()
         for x, name in stacks if upright else []:
-            axes.annotate(name, (x, 0), ha="center", va="top", fontsize=9, **below)
+            axes.annotate(name, (x, 0), (0, -20), along, "offset points", ha="center", va="top", fontsize=9)
 
     def _axis_labels(self) -> tuple[list[Layer], list[tuple[float, str]]]:
         """The layers; position and text of parameters that no other layer has."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -105,7 +106,7 @@ def heat_map(blocks: Mapping[str, Series], cases: Sequence[Case], meaning: str) 
         "type": "scatter",
         "mode": "markers",
         # at the first sample that could show it
-        "x": [steps[min(np.searchsorted(steps, case.finding.step), len(steps) - 1)] for case, _ in placed],
+        "x": [steps[min(bisect_left(steps, case.finding.step), len(steps) - 1)] for case, _ in placed],
         "y": [as_text(layer) for _, layer in placed],
         "text": [f"step {case.finding.step}<br>{as_text(layer)}<br>{as_text(_rule(case))}" for case, layer in placed],
         "hovertemplate": "%{text}<extra></extra>",

@@ -202,7 +202,9 @@ def test_two_runs_side_by_side(faulty_run, healthy_run, tmp_path):
     settings, parted = page.tables[:2]
     assert ["learning_rate", "0.001", "0.0005"] in settings
     assert not [row for row in settings if row[0] == "output_dir"]
-    assert [row for row in settings if row[0].startswith("seen: unheld") and "layer.1" in row[1]]
+    assert [row for row in settings if row[0] == "parameters that the optimizer does not hold" and "layer.1" in row[1]]
+    assert ["parameter group 1: lr", "0.001", "0.0005"] in settings
+    assert not [row for row in settings if "seen: " in row[0] or "groups." in row[0]]
     parts_at = {row[0]: row[1:] for row in parted[1:]}
     assert parts_at["update ratio layer.1"][:3] == ["1", "1", "0"]
     assert parts_at["gradient layer.1"][0] == "2", "the first gradient is that of the same weights and rows"
