@@ -152,7 +152,7 @@ def _seen(settings: Mapping[str, object]) -> dict[str, object]:
     """What training health saw of optimizer and model, by names for people."""
     named = {}
     for key, value in _flat(settings).items():
-        group = re.fullmatch(r"groups\.(\d+)\.(?:values\.)?(.+)", key)
+        group = re.fullmatch(r"groups\.(\d{1,9})\.(?:values\.)?(.+)", key)
         kind, _, of = key.partition(".")
         name = f"parameter group {int(group[1]) + 1}: {group[2]}" if group else f"{NAMES.get(kind, kind)} {of}".strip()
         named[name] = value
