@@ -22,6 +22,14 @@ def test_ci_runs_the_test_command_of_readme_to_the_letter():
     assert "make quality" in steps("tests")["quality"]
 
 
+def test_slow_tests_run_every_week_and_none_is_skipped_for_a_package_that_is_not_installed():
+    text = (ROOT / ".github" / "workflows" / "slow.yml").read_text()
+    assert "cron:" in text and "workflow_dispatch:" in text
+    *_, install, run = steps("slow")["slow"]
+    assert install.endswith('".[recipes,offline,test]" twine'), "notebooks and the check of metadata need these"
+    assert run == ".venv/bin/python -m pytest -m slow"
+
+
 def test_publishing_needs_no_secret_and_checks_first():
     text = (ROOT / ".github" / "workflows" / "publish.yml").read_text()
     workflow = yaml.safe_load(text)

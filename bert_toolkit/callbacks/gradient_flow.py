@@ -1,17 +1,12 @@
 """Trainer callback: how large the gradient of every layer is."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
+from bert_toolkit.callbacks.layer_callback import LayerCallback
+from bert_toolkit.monitoring.figures import gradients_figure
 from bert_toolkit.monitoring.gradient_flow import GradientFlowRecord, gradient_flow_scalars
 from bert_toolkit.monitoring.step_reading import StepReading
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-
-class GradientFlowCallback(MonitoringCallback[GradientFlowRecord]):
+class GradientFlowCallback(LayerCallback[GradientFlowRecord]):
     """A callback that records mean, maximum, standard deviation and zero share of |gradient| of every parameter.
 
     Reads gradients at `on_pre_optimizer_step`, after accumulation, unscaling and clipping; the norms before
@@ -61,6 +56,11 @@ class GradientFlowCallback(MonitoringCallback[GradientFlowRecord]):
     title = "Gradient flow"
     reads_gradients = True
     record_class = GradientFlowRecord
+    scalars_of = staticmethod(gradient_flow_scalars)
+    figure_of = staticmethod(gradients_figure)
+    figure_name = "gradients"
+    statistic = "mean"
+    meaning = "mean |gradient| (after clipping)"
 
     def measure(self, reading: StepReading) -> GradientFlowRecord | None:
         """Take the statistics of the gradients.
@@ -72,35 +72,3 @@ class GradientFlowCallback(MonitoringCallback[GradientFlowRecord]):
             The record.
         """
         return reading.gradients
-
-    def scalars(self, record: GradientFlowRecord) -> dict[str, float]:
-        """Return the scalars of a record.
-
-        Args:
-            record: The newest record.
-
-        Returns:
-            See `gradient_flow_scalars`.
-        """
-        return gradient_flow_scalars(record, self.parameters, self.per_parameter_scalars)
-
-    def draw(self, at_end: bool) -> "dict[str, Callable[[], Figure]]":
-        """Return the figures that are due.
-
-        Args:
-            at_end: Draw the whole run too.
-
-        Returns:
-            Name -> function that draws it.
-        """
-        from bert_toolkit.monitoring.figures import drawn_names, gradients_figure, heat_map_figure
-
-        parameters, records = self.parameters, self.records
-        names = drawn_names(parameters, self.include_biases, self.skip_probability, self.seed)
-        figures = {"gradients": lambda: gradients_figure(records[-1], parameters, names)}
-        if at_end:
-            title, markers = "mean |gradient| (after clipping)", self.finding_markers()
-            figures["gradients_over_time"] = lambda: heat_map_figure(
-                records, "mean", parameters, title, names, markers
-            )
-        return figures

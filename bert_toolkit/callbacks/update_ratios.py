@@ -1,18 +1,15 @@
 """Trainer callback: how far every step moves every layer."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
-from bert_toolkit.callbacks.monitoring_callback import MonitoringCallback
+from bert_toolkit.callbacks.layer_callback import LayerCallback
 from bert_toolkit.errors import InputError
+from bert_toolkit.monitoring.figures import update_ratios_figure
 from bert_toolkit.monitoring.step_reading import StepReading
 from bert_toolkit.monitoring.update_ratios import Mode, UpdateRatioRecord, update_ratio_scalars
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-
-class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
+class UpdateRatioCallback(LayerCallback[UpdateRatioRecord]):
     """A callback that records ||after - before|| / ||before|| of every parameter around the optimizer's real step.
 
     Copies parameters at `on_pre_optimizer_step` and compares at `on_optimizer_step`, for any optimizer. Steps 1, 2, 5,
@@ -57,6 +54,11 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
     name = "update_ratio"
     title = "Update ratios"
     record_class = UpdateRatioRecord
+    scalars_of = staticmethod(update_ratio_scalars)
+    figure_of = staticmethod(update_ratios_figure)
+    figure_name = "update_ratios"
+    statistic = "ratio"
+    meaning = "‖update‖ / ‖parameter‖"
 
     def __init__(
         self,
@@ -84,35 +86,3 @@ class UpdateRatioCallback(MonitoringCallback[UpdateRatioRecord]):
             The record.
         """
         return reading.updates(self.mode, self.seed)
-
-    def scalars(self, record: UpdateRatioRecord) -> dict[str, float]:
-        """Return the scalars of a record.
-
-        Args:
-            record: The newest record.
-
-        Returns:
-            See `update_ratio_scalars`.
-        """
-        return update_ratio_scalars(record, self.parameters, self.per_parameter_scalars)
-
-    def draw(self, at_end: bool) -> "dict[str, Callable[[], Figure]]":
-        """Return the figures that are due.
-
-        Args:
-            at_end: Draw the whole run too.
-
-        Returns:
-            Name -> function that draws it.
-        """
-        from bert_toolkit.monitoring.figures import drawn_names, heat_map_figure, update_ratios_figure
-
-        parameters, records = self.parameters, self.records
-        names = drawn_names(parameters, self.include_biases, self.skip_probability, self.seed)
-        figures = {"update_ratios": lambda: update_ratios_figure(records[-1], parameters, names)}
-        if at_end:
-            title, markers = "‖update‖ / ‖parameter‖", self.finding_markers()
-            figures["update_ratios_over_time"] = lambda: heat_map_figure(
-                records, "ratio", parameters, title, names, markers
-            )
-        return figures

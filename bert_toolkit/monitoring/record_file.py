@@ -103,19 +103,19 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: No such file, or it is no whole npz file.
     """
+    damaged = InputError(f"{path} is damaged or no npz file of plain arrays: put back a whole copy, or delete it")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):  # a single array in numpy's own format
-                raise ValueError("it holds one array without a name")
+        with np.load(path, allow_pickle=False) as file:  # fails for a single array in numpy's own format
             arrays = dict(file)
-        other = next((name for name, array in arrays.items() if not isinstance(array, np.ndarray)), None)
-        if other is not None:
-            raise ValueError(f"{other!r} is no array")
-        return arrays
+            if all(isinstance(array, np.ndarray) for array in arrays.values()):
+                return arrays
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except Exception as error:  # whatever zip, zlib and numpy stumble over in a damaged file
-        raise InputError(f"{path} is no npz file or a damaged one: {reason_of(error)}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {reason_of(error)}") from error
+    except Exception as error:  # whatever zip, zlib and numpy stumble over; numpy would have it unpickled
+        raise damaged from error
+    raise damaged
 
 
 def _array(

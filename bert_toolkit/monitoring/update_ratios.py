@@ -69,6 +69,11 @@ class UpdateRatioRecord:
     learning_rate: float = math.nan
     peak_learning_rate: float = math.nan
 
+    @property
+    def nothing_can_move(self) -> bool:
+        """Whether the learning rate is 0, as at the first step of a warm-up: the ratios say nothing then."""
+        return self.learning_rate == 0
+
 
 def update_ratio_scalars(
     record: UpdateRatioRecord, parameters: dict[str, ParameterInfo], per_parameter: bool = False
@@ -85,7 +90,7 @@ def update_ratio_scalars(
         where it has nothing else), and `update_ratio/all/{largest,median}` of these. Values that are not finite are
         left out; a skipped step gives none, and neither does one with a learning rate of 0.
     """
-    if record.learning_rate == 0:
+    if record.nothing_can_move:
         return {}
     if per_parameter:
         groups = {name: np.array([i]) for i, name in enumerate(record.names)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,8 @@ def curves(runs: Sequence[RunFiles], names: Mapping[str, str], axis: str, logari
 def heat_map(blocks: Mapping[str, Series], cases: Sequence[Case], meaning: str) -> Chart:
     """Draw layers over the steps, color being the logarithm of a number; hovering shows the number.
 
+    Every sample is as wide as another: the first steps, where samples are dense, would be slivers on a scale of steps.
+
     Args:
         blocks: Layer to its number at each sampled step, the first layer on top.
         cases: Findings to mark where and when they were first seen.
@@ -93,18 +96,20 @@ def heat_map(blocks: Mapping[str, Series], cases: Sequence[Case], meaning: str) 
     }
     layout = _layout("")
     layout["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False}
-    layout["xaxis"] |= {"showgrid": False}
+    layout["xaxis"] |= {"type": "category", "showgrid": False}
     layout["height"] = 130 + 22 * len(names)
     layout["plot_bgcolor"] = NO_VALUE
-    _mark(layout, [case for case in cases if not set(case.finding.layers) & set(names)])
+    elsewhere = [case for case in cases if not set(case.finding.layers) & set(names)]
+    _mark(layout, elsewhere, lambda step: float(np.interp(step, steps, range(len(steps)))))
     placed = [(case, layer) for case in cases for layer in case.finding.layers if layer in blocks]
     crosses = {
         "type": "scatter",
         "mode": "markers",
-        "x": [case.finding.step for case, _ in placed],
+        # at the first sample that could show it
+        "x": [steps[min(bisect_left(steps, case.finding.step), len(steps) - 1)] for case, _ in placed],
         "y": [as_text(layer) for _, layer in placed],
-        "text": [as_text(_rule(case)) for case, _ in placed],
-        "hovertemplate": "step %{x}<br>%{y}<br>%{text}<extra></extra>",
+        "text": [f"step {case.finding.step}<br>{as_text(layer)}<br>{as_text(_rule(case))}" for case, layer in placed],
+        "hovertemplate": "%{text}<extra></extra>",
         "marker": {"symbol": "x", "size": 10, "color": "#e5383b", "line": {"color": "white", "width": 1}},
         "showlegend": False,
     }
@@ -172,19 +177,20 @@ def _layout(axis: str) -> Chart:
     }
 
 
-def _mark(layout: Chart, cases: Sequence[Case]) -> None:
+def _mark(layout: Chart, cases: Sequence[Case], place_of: Callable[[float], float] = lambda step: step) -> None:
     """A line at the step at which each finding was first seen, and a shade up to where it was last seen."""
     shapes, notes = [], []
     for row, case in enumerate(case for case in cases if case.finding.severity != "note"):
         color = finding_html.COLORS[case.finding.severity]
-        place = {"xref": "x", "yref": "paper", "x0": case.finding.step, "y0": 0, "y1": 1}
-        shapes.append({**place, "type": "line", "x1": case.finding.step, "line": {"color": color, "dash": "dot"}})
-        if case.last_step > case.finding.step:
+        first, last = place_of(case.finding.step), place_of(case.last_step)
+        place = {"xref": "x", "yref": "paper", "x0": first, "y0": 0, "y1": 1}
+        shapes.append({**place, "type": "line", "x1": first, "line": {"color": color, "dash": "dot"}})
+        if last > first:
             shade = {"fillcolor": color, "opacity": 0.06, "line": {"width": 0}}
-            shapes.append({**place, "type": "rect", "x1": case.last_step, **shade})
+            shapes.append({**place, "type": "rect", "x1": last, **shade})
         notes.append(
             {
-                "x": case.finding.step,
+                "x": first,
                 "y": 1,
                 "yref": "paper",
                 "yanchor": "bottom",

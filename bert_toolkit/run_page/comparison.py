@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,22 @@ LONGEST_VALUE = 200
 # These name a run or a moment; they differ between any two runs and explain nothing.
 OF_EVERY_RUN = ("output_dir", "run_name", "logging_dir", "resume_from_checkpoint", "overwrite_output_dir")
 OUTCOMES = ("training seconds", "tokens per second", "training health", "versions", "command", "log_history")
+# What the fields of `RunSettings` are called; of several values the name of each follows.
+NAMES = {
+    "accumulation": "batches per optimizer step",
+    "activations": "activation of",
+    "adapter_scaling": "scaling of adapter",
+    "both_ways": "attends to later tokens",
+    "config": "model config:",
+    "default_dropouts": "usual dropouts of the model class",
+    "dropouts": "dropout of",
+    "model_class": "model class",
+    "name_or_path": "model config from",
+    "norm_eps": "epsilon of",
+    "special_tokens": "id of token",
+    "tied": "output layer tied to the embeddings",
+    "unheld": "parameters that the optimizer does not hold",
+}
 SPEED = ("runtime", "per_second", "train_loss", "total_flos", "mfu", "tokens")
 
 
@@ -126,8 +143,20 @@ def _settings(run: RunFiles) -> dict[str, str]:
     arguments = _flat(run.record.settings)
     # A recipe's own flags are no arguments of Trainer's; the command has those that were given.
     flags = {name: value for name, value in _flags(run.record.command).items() if name not in arguments}
-    told = {**facts, **arguments, **flags, **_flat(run.seen, "seen: "), **versions}
+    given = {**facts, **arguments, **flags}
+    told = {**given, **_seen(run.seen), **given, **versions}  # given first, and as it was given
     return {name: _short(str(value)) for name, value in told.items()}
+
+
+def _seen(settings: Mapping[str, object]) -> dict[str, object]:
+    """What training health saw of optimizer and model, by names for people."""
+    named = {}
+    for key, value in _flat(settings).items():
+        group = re.fullmatch(r"groups\.(\d{1,9})\.(?:values\.)?(.+)", key)
+        kind, _, of = key.partition(".")
+        name = f"parameter group {int(group[1]) + 1}: {group[2]}" if group else f"{NAMES.get(kind, kind)} {of}".strip()
+        named[name] = value
+    return named
 
 
 def _flags(command: str) -> dict[str, str]:

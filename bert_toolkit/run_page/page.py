@@ -216,10 +216,10 @@ def _layers(runs: Sequence[RunFiles], figure: Callable[[charts.Chart | None], st
     ]
     updates = [figure(charts.heat_map(run.updates, run.cases, UPDATE_RATIO)) if run.updates else "" for run in runs]
     if any(gradients):
-        text = "Mean |gradient| of every layer's weights, after clipping. Gray: zero, or no gradient."
+        text = "Mean |gradient| of each layer's weights at each sample, after clipping. Gray: zero, or no gradient."
         parts.append(f"<h3>Gradient flow</h3><p class='soft'>{text}</p>{_pair(gradients, runs)}")
     if any(updates):
-        text = f"{UPDATE_RATIO} of every layer's weights. Gray: nothing moved, or no update was seen."
+        text = f"{UPDATE_RATIO} of each layer's weights at each sample. Gray: nothing moved, or no update was seen."
         parts.append(f"<h3>Update ratios</h3><p class='soft'>{text}</p>{_pair(updates, runs)}")
     return "".join(parts)
 

@@ -102,16 +102,16 @@ def read_run(folder: Path) -> RunFiles:
             return otherwise
 
     run.record = part(monitoring / "run.json", read_run_record, RunRecord())
-    run.seen = part(monitoring / "training_health.npz", _seen, {})
+    nothing: Series = []
+    no_health: tuple[dict[str, Any], Series] = {}, nothing
+    run.seen, sampled_loss = part(monitoring / "training_health.npz", _health, no_health)
     run.results = part(folder / "results.json", read_json, {})
     run.findings = part(monitoring / "training_health.jsonl", FindingsFile.read, None)
     run.gradients = part(monitoring / "gradient_flow.npz", _gradients, {})
-    nothing: Series = []
     no_updates: tuple[dict[str, Series], Series] = {}, nothing
     run.updates, rates = part(monitoring / "update_ratio.npz", _updates, no_updates)
     run.predictions = part(folder / "predictions.tsv", read_predictions, None)
     run.logged = _series(_log_history(run, part))
-    sampled_loss = part(monitoring / "training_health.npz", _sampled_loss, nothing)
     if sampled_loss and "loss" not in run.logged:
         run.logged = {"loss": sampled_loss, **run.logged}
     if len(rates) > len(run.logged.get("learning_rate", [])):
@@ -161,7 +161,7 @@ def _updates(path: Path) -> tuple[dict[str, Series], Series]:
     parameters = _parameters(path)
     records = load_records(path, UpdateRatioRecord)
     rates: Series = [(record.step, record.learning_rate) for record in records if np.isfinite(record.learning_rate)]
-    scalars = ((of.step, update_ratio_scalars(of, parameters)) for of in records if of.learning_rate != 0)
+    scalars = ((of.step, update_ratio_scalars(of, parameters)) for of in records if not of.nothing_can_move)
     return _by_block(scalars, UPDATES, parameters), rates
 
 
@@ -187,18 +187,15 @@ def _parameters(path: Path) -> dict[str, ParameterInfo]:
     }
 
 
-def _seen(path: Path) -> dict[str, Any]:
-    about = read_arrays(path).get("about", np.array("{}"))
+def _health(path: Path) -> tuple[dict[str, Any], Series]:
+    """What was seen of optimizer and model, and the loss of each sampled step; empty where none was seen."""
+    arrays = read_arrays(path)
     try:
-        seen = json.loads(str(about)).get("settings", {})
-        return {name: value for name, value in seen.items() if name != "planned_rates"}
+        seen = json.loads(str(arrays.get("about", np.array("{}")))).get("settings", {})
+        seen = {name: value for name, value in seen.items() if name != "planned_rates"}
     except (ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged, it does not tell of optimizer and model: {error}") from error
-
-
-def _sampled_loss(path: Path) -> Series:
-    arrays = read_arrays(path)
     steps, losses = (arrays.get(key, np.zeros(0)) for key in ("step", "loss"))
     if steps.ndim != 1 or steps.shape != losses.shape or losses.dtype.kind != "f":
         raise InputError(f"{path} is damaged: it does not hold a loss for each step")
-    return list(zip(steps.tolist(), losses.tolist(), strict=True)) if np.isfinite(losses).any() else []
+    return seen, list(zip(steps.tolist(), losses.tolist(), strict=True)) if np.isfinite(losses).any() else []

@@ -85,8 +85,8 @@ def _newest_undamaged(output_dir: Path, model: Any) -> str | None:
 def check_checkpoint(folder: Path, model: Any) -> None:
     """Refuse a checkpoint that is damaged or holds another model; nothing is unpickled, and nothing is changed.
 
-    Archives of PyTorch (`optimizer.pt`, `scheduler.pt`, `rng_state.pth`) are read once and compared with the checksums
-    that they hold. Of weights, which hold none, names and shapes are compared with the model.
+    Archives of PyTorch (`optimizer.pt`, `scheduler.pt`, `scaler.pt`, `rng_state.pth`) are read once and compared with
+    the checksums that they hold. Of weights, which hold none, names and shapes are compared with the model.
 
     Args:
         folder: The checkpoint.

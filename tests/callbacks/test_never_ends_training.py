@@ -28,7 +28,7 @@ from bert_toolkit.callbacks import monitoring_output
 from bert_toolkit.health.forward_statistics import ForwardWatch
 from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.judge import HealthJudge
-from bert_toolkit.monitoring import figures, gradient_flow
+from bert_toolkit.monitoring import gradient_flow
 
 STEPS = 6
 
@@ -65,7 +65,7 @@ class BrokenReporter(Reporter):
 FAULTS = {
     "record file": [(monitoring_output, "save_records", disk_full), ("Gradient flow", "record file")],
     "PNG": [("matplotlib.figure.Figure", "savefig", disk_full), ("Update ratios", "PNG files")],
-    "figure": [(figures, "gradients_figure", wrong), ("Gradient flow", "figures")],
+    "figure": [(GradientFlowCallback, "figure_of", wrong), ("Gradient flow", "figures")],
     "image in TensorBoard": [(SummaryWriter, "add_image", disk_full), ("Update ratios", "figures in TensorBoard")],
     "W&B": ["wandb", ("Gradient flow", "scalars in W&B")],
     "reporter": [BrokenReporter, ("Gradient flow", "scalars for BrokenReporter")],

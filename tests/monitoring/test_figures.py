@@ -1,6 +1,5 @@
 """Figures show what the records hold, in words that fit, also where values are missing or not finite."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -74,7 +73,7 @@ def overlaps(figure) -> list[tuple[str, str]]:
     canvas.draw()
     renderer = canvas.get_renderer()
     groups = [labels for axes in figure.axes for labels in tick_labels(axes)]
-    groups += [[*tick_labels(axes)[0], axes.xaxis.label] for axes in figure.axes]
+    groups += [[*tick_labels(axes)[0], *axes.texts] for axes in figure.axes]
     groups.append([*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())])
     found = []
     for labels in groups:
@@ -99,6 +98,7 @@ def cut_off(figure) -> list[str]:
         for axes in figure.axes
         for text in (
             *(label for labels in tick_labels(axes) for label in labels),
+            *axes.texts,
             axes.title,
             axes._left_title,
             axes.xaxis.label,
@@ -180,13 +180,29 @@ def test_every_stack_has_its_name_once(model):
     flow, ratio = gradients(parameters), updates(parameters)
     figures = gradients_figure(flow, parameters), update_ratios_figure(ratio, parameters)
     for axes in (figures[0].axes[-1], figures[1].axes[0], figures[1].axes[-1]):
+        assert [text.get_text() for text in axes.texts] == ["encoder", "decoder"]
+
+
+@pytest.mark.parametrize(("model", "layers"), [("t5 2", 2), ("t5 6", 6), ("bart 12", 12)])
+def test_every_layer_of_every_stack_has_its_number(model, layers):
+    """Also in the panel of norms, where a norm of its own stands between the stacks."""
+    parameters = MODELS[model]()
+    names = drawn_names(parameters)
+    ratios = update_ratios_figure(updates(parameters), parameters, names)
+    for axes in (ratios.axes[0], ratios.axes[-1], gradients_figure(gradients(parameters), parameters, names).axes[-1]):
         labels = [label.get_text() for label in axes.get_xticklabels()]
-        for stack in ("encoder", "decoder"):
-            assert len([label for label in labels if re.fullmatch(rf"{stack}\.\d+", label)]) == 1
+        assert [label for label in labels if label.isdigit()] == [str(i) for i in range(layers)] * 2
+
+
+def test_a_panel_too_narrow_for_names_below_rotates_them():
+    parameters = MODELS["t5 6"]()
+    axes = update_ratios_figure(updates(parameters), parameters).axes[1]
+    assert axes.get_title() == "embeddings" and not axes.texts
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["encoder.0", "decoder.0", "shared"]
 
 
 def test_many_kinds_still_have_colors_of_their_own():
-    from bert_toolkit.monitoring.figures import _distinct_colors
+    from bert_toolkit.monitoring.layer_bars import _distinct_colors
 
     for count in (1, 9, 10, 18, 27, 28, 60):
         assert len(set(_distinct_colors(count))) == count

@@ -91,16 +91,29 @@ def test_damaged_file_is_named(tmp_path, damage, message):
         load_records(tmp_path / "g.npz", GradientFlowRecord)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"words"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"words", b"\x80\x04."])
 def test_file_that_is_no_npz_is_named(tmp_path, content):
     (tmp_path / "g.npz").write_bytes(content)
-    with pytest.raises(InputError, match="g.npz is no npz file or a damaged one"):
+    with pytest.raises(InputError, match="g.npz is damaged or no npz file of plain arrays") as told:
         load_records(tmp_path / "g.npz", GradientFlowRecord)
+    assert "put back a whole copy, or delete it" in str(told.value) and "pickle" not in str(told.value)
+
+
+def test_a_single_array_without_a_name_is_no_record_file(tmp_path):
+    with (tmp_path / "g.npz").open("wb") as file:
+        np.save(file, np.zeros((2, 3)))
+    with pytest.raises(InputError, match="damaged or no npz file of plain arrays"):
+        load_records(tmp_path / "g.npz", GradientFlowRecord)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        load_records(tmp_path, GradientFlowRecord)
 
 
 def test_pickle_is_not_opened(tmp_path):
     np.savez(tmp_path / "g.npz", names=np.array([{}], dtype=object))
-    with pytest.raises(InputError, match="damaged one: .*allow_pickle=False"):
+    with pytest.raises(InputError, match="damaged or no npz file of plain arrays"):
         load_records(tmp_path / "g.npz", GradientFlowRecord)
 
 

@@ -12,7 +12,10 @@ from sklearn.metrics import confusion_matrix
 
 from bert_toolkit import InputError
 from bert_toolkit.__main__ import main
+from bert_toolkit.health.findings import Finding
+from bert_toolkit.health.findings_file import Case
 from bert_toolkit.run_page import write_run_page
+from bert_toolkit.run_page.charts import heat_map
 
 pytest.importorskip("plotly")
 
@@ -140,9 +143,24 @@ def test_the_moment_of_a_finding_is_marked_in_every_chart(faulty_run, faulty_pag
         crosses = [trace for trace in chart["data"] if trace.get("marker", {}).get("symbol") == "x"]
         if crosses:
             assert (crosses[0]["x"], crosses[0]["y"]) == ([finding["step"]], ["layer.1"])
+            assert f"step {finding['step']}<br>" in crosses[0]["text"][0]
         else:
             assert {shape["x0"] for shape in chart["layout"]["shapes"]} == {finding["step"]}
             assert [note["text"] for note in chart["layout"]["annotations"]] == ["not updated"]
+
+
+def test_heat_maps_place_what_was_found_between_their_samples():
+    blocks = {"layer.0": [(step, 0.5) for step in (1, 2, 5, 10, 50)]}
+    cases = [
+        Case(Finding(step, "gradient_spike", (), layers, 1.0, 0.5, "seen", "cause", "remedy"), 1, last_step=step)
+        for step, layers in ((2, ()), (30, ()), (30, ("layer.0",)), (60, ("layer.0",)))
+    ]
+    chart = heat_map(blocks, cases, "number")
+    heat, crosses = chart["data"]
+    assert heat["x"] == [1, 2, 5, 10, 50] and chart["layout"]["xaxis"]["type"] == "category"
+    lines = [shape["x0"] for shape in chart["layout"]["shapes"]]
+    assert lines == [1, 3.5], "samples are counted from 0, and step 30 is half way from 10 to 50"
+    assert crosses["x"] == [50, 50], "a cross is at the first sample that could show it"
 
 
 def test_confusion_matrix_and_worst_rows(hostile_run, tmp_path):
@@ -184,7 +202,9 @@ def test_two_runs_side_by_side(faulty_run, healthy_run, tmp_path):
     settings, parted = page.tables[:2]
     assert ["learning_rate", "0.001", "0.0005"] in settings
     assert not [row for row in settings if row[0] == "output_dir"]
-    assert [row for row in settings if row[0].startswith("seen: unheld") and "layer.1" in row[1]]
+    assert [row for row in settings if row[0] == "parameters that the optimizer does not hold" and "layer.1" in row[1]]
+    assert ["parameter group 1: lr", "0.001", "0.0005"] in settings
+    assert not [row for row in settings if "seen: " in row[0] or "groups." in row[0]]
     parts_at = {row[0]: row[1:] for row in parted[1:]}
     assert parts_at["update ratio layer.1"][:3] == ["1", "1", "0"]
     assert parts_at["gradient layer.1"][0] == "2", "the first gradient is that of the same weights and rows"
@@ -223,7 +243,7 @@ def test_arrays_are_never_unpickled(tmp_path):
     (tmp_path / "monitoring").mkdir()
     with (tmp_path / "monitoring" / "gradient_flow.npz").open("wb") as file:
         np.savez(file, names=np.array([lambda: None, None][1:], dtype=object))
-    with pytest.raises(InputError, match="allow_pickle=False"):
+    with pytest.raises(InputError, match="gradient_flow.npz is damaged or no npz file of plain arrays"):
         write_run_page(tmp_path)
 
 

@@ -53,12 +53,30 @@ def test_a_plain_run_is_drawn(opened, faulty_run):
     assert tab.locator("figure .annotation-text").first.text_content() == "not updated"
 
 
-def test_charts_zoom_together(opened, faulty_run):
+STEPS, SAMPLES = [9, 30], [3.5, 7]  # the same range: heat maps count the samples of steps 1, 2, 5, 6, 12, 18, 24, 30
+
+
+@pytest.mark.parametrize(("zoomed", "limits"), [(0, STEPS), (-1, SAMPLES)], ids=["curve", "heat map"])
+def test_charts_zoom_together(opened, faulty_run, zoomed, limits):
     tab = opened(faulty_run / "report.html")
-    ranges = "[...document.querySelectorAll('figure')].map(f => f._fullLayout.xaxis.range.map(Math.round))"
-    assert [10, 30] not in tab.evaluate(ranges)
-    tab.evaluate("Plotly.relayout(document.querySelector('figure'), {'xaxis.range[0]': 10, 'xaxis.range[1]': 30})")
-    tab.wait_for_function(f"{ranges}.every(limits => limits[0] === 10 && limits[1] === 30)")
+    chart = f"[...document.querySelectorAll('figure')].at({zoomed})"
+    axes = "[...document.querySelectorAll('figure')].map(f => f._fullLayout.xaxis)"
+    is_zoomed = f"(axis => String(axis.range) === String(axis.type === 'category' ? {SAMPLES} : {STEPS}))"
+    assert not tab.evaluate(f"{axes}.some({is_zoomed})")
+    tab.evaluate(f"Plotly.relayout({chart}, {{'xaxis.range[0]': {limits[0]}, 'xaxis.range[1]': {limits[1]}}})")
+    tab.wait_for_function(f"{axes}.every({is_zoomed})")
+    tab.evaluate(f"Plotly.relayout({chart}, {{'xaxis.autorange': true}})")
+    tab.wait_for_function(f"!{axes}.some({is_zoomed})")
+
+
+def test_samples_of_a_heat_map_are_equally_wide_and_named_by_their_steps(opened, faulty_run):
+    axes = "[...document.querySelectorAll('figure:has(.heatmaplayer image)')].map(f => f._fullLayout.xaxis)"
+    tab = opened(faulty_run / "report.html")
+    steps = ["1", "2", "5", "6", "12", "18", "24", "30", "36", "42", "48"]
+    assert tab.evaluate(f"{axes}.map(axis => axis._categories.map(String))") == [steps, steps]
+    assert tab.evaluate(f"{axes}.map(axis => axis.range)") == [[-0.5, 10.5]] * 2
+    shown = tab.locator("figure:has(.heatmaplayer image)").first.locator(".xtick text").all_text_contents()
+    assert shown == steps
 
 
 def test_hovering_tells_the_value(opened, faulty_run):

@@ -79,10 +79,12 @@ def test_undamaged_checkpoint_is_resumed(run):
     assert resumed.state.global_step == 8
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth"])
 @pytest.mark.parametrize("how", ["one byte", "cut", "empty", "text"])
 def test_damaged_archives(run, name, how):
     path = run / "checkpoint-6" / name
+    if name == "scaler.pt":  # as Trainer writes it in fp16, which needs a GPU
+        torch.save(torch.amp.GradScaler("cpu").state_dict(), path)
     if how == "one byte":
         flip(path)
     else:
