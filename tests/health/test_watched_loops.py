@@ -404,7 +404,7 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
     "weight_decay_of_10": ("implausible_setting", 0, lambda: Loop(optimizer=adamw(weight_decay=10.0))),
     "beta2_of_0": ("implausible_setting", 0, lambda: Loop(optimizer=adamw(betas=(0.9, 0.0)))),
     "epsilon_of_1": ("implausible_setting", 0, lambda: Loop(optimizer=adamw(eps=1.0))),
-    "sgd_with_the_rate_of_adam": ("implausible_setting", 1, lambda: Loop(optimizer=sgd(2e-5))),
+    "sgd_with_the_rate_of_adam": ("implausible_setting", 2, lambda: Loop(optimizer=sgd(2e-5))),
     "epsilon_of_layer_norm": ("implausible_setting", 0, lambda: Loop(model=classifier(layer_norm_eps=1.0))),
     "label_smoothing": ("implausible_setting", 0, lambda: Loop(settings={"label_smoothing": 0.99})),
     "cleared": ("gradients_cleared", 2, lambda: Loop(before_step=lambda loop, step: loop.optim.zero_grad())),

@@ -57,7 +57,8 @@ def attention_saturated(history: HealthHistory, *, peak: float = 0.8, samples: i
 def attention_logits_grow(history: HealthHistory, *, spread: float = 30.0, factor: float = 10.0) -> Finding | None:
     """Products of queries and keys have grown tenfold and spread over tens in at least half of the layers.
 
-    The spread is the standard deviation over the keys, in the head where it is largest. In trained encoders one layer
+    Told of models of three layers and more: in smaller ones sharp attention may be all there is to learn. The spread
+    is the standard deviation over the keys, in the head where it is largest. In trained encoders one layer
     may reach 20; a softmax of values that spread over 30 is one token, and such growth comes before the loss moves.
     """
     seen = fact_by_place(history, "attention_contrast")
@@ -66,7 +67,7 @@ def attention_logits_grow(history: HealthHistory, *, spread: float = 30.0, facto
     known = np.isfinite(seen[0]) & np.isfinite(seen[-1])
     with np.errstate(invalid="ignore"):
         grown = known & (seen[-1] > spread) & (seen[-1] > factor * seen[0])
-    if not _in_half(grown, known):
+    if not _in_half(grown, known) or known.sum() < 3:
         return None
     return attention_logits_grow.finding(
         history,

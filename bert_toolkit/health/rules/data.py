@@ -17,9 +17,12 @@ from bert_toolkit.health.rules.registry import BEHAVIOR, COURSE, FLOW, OUTCOME, 
 def identical_inputs(history: HealthHistory, *, samples: int = 3) -> Finding | None:
     """All examples of a batch are the same, in each of the last `samples` samples.
 
-    Batches of one example are not judged. Three samples rule out a chance duplicate.
+    Batches of one example are not judged. Three samples rule out a chance duplicate. Without class labels it must be
+    so from the beginning: a policy may come to do the same every time.
     """
     if len(history) < samples or not history.identical_inputs[-samples:].all():
+        return None
+    if not history.integer_labels[-1] and not history.identical_inputs.all():
         return None
     return identical_inputs.finding(
         history,

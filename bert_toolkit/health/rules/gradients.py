@@ -8,7 +8,7 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import HEEDLESS, matrices, matrix_stacks, scatter, usable_samples
+from bert_toolkit.health.rules.questions import HEEDLESS, is_learning, matrices, matrix_stacks, scatter, usable_samples
 from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
 
 
@@ -20,12 +20,18 @@ from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rul
     remedy="look at the bias, which should begin near 0; else lower the learning rate, or use GELU or LeakyReLU",
 )
 def dead_units(
-    history: HealthHistory, *, share: float = 0.9, grown_share: float = 0.6, samples: int = 5
+    history: HealthHistory,
+    *,
+    share: float = 0.9,
+    grown_share: float = 0.6,
+    learning_share: float = 0.95,
+    samples: int = 5,
 ) -> Finding | None:
     """Most units of a hidden layer get a gradient of exactly zero in every sample.
 
     Healthy ReLU layers have up to half of their units silent on a small batch, so `share` is needed, or
-    `grown_share` where the layer began with less than half of that. smdebug: 50 %. Embeddings (77 to 97 % zeros when
+    `grown_share` where the layer began with less than half of that; `learning_share` while the loss is at its best
+    (units that win alone, slices that are trained in turn). smdebug: 50 %. Embeddings (77 to 97 % zeros when
     healthy), heads and adapters are not judged.
     """
     rows = np.flatnonzero(~np.isnan(history.gradient_norm))
@@ -35,8 +41,9 @@ def dead_units(
     positions = positions[~np.isnan(history.gradient[rows[-samples:]][:, positions]).any(axis=0)]
     zeros = silent_units(history, positions)
     lowest = zeros[rows[-samples:]].min(axis=0)
-    dead = lowest >= share
-    if len(rows) >= 3 * samples:
+    learning = is_learning(history)
+    dead = lowest >= (learning_share if learning else share)
+    if len(rows) >= 3 * samples and not learning:
         dead |= (lowest >= grown_share) & (np.median(zeros[rows[:3]], axis=0) < grown_share / 2)
     # Something nearer the loss must be alive: with a loss of exactly zero every gradient is zero.
     alive = lowest < 0.5
@@ -196,7 +203,7 @@ def clipped_every_step(
 
     Clipping by 2 to 10 in most steps is normal in BERT fine-tuning; at 50 the limit replaces the gradient's size.
     Where the limit is a usual one (`usual` and more) the loss is large (targets of thousands, a sum), and an optimizer
-    that does not heed the size of gradients loses nothing: then it is a note.
+    that does not heed the size of gradients loses nothing: then it is a note, and while it learns.
     """
     clipped = history.clip_coefficient[~history.skipped]
     recent = clipped[-samples:]
@@ -209,7 +216,7 @@ def clipped_every_step(
         value=float(np.median(recent)),
         threshold=coefficient,
         seen=f"clipping multiplies gradients by {np.median(recent):.2g} in every one of {samples} samples",
-        severity="note" if heedless and limit >= usual else "error",
+        severity="note" if heedless and (limit >= usual or is_learning(history)) else "error",
     )
 
 

@@ -14,6 +14,7 @@ from bert_toolkit.health.rules.questions import (
     latest,
     loss_levels,
     loss_of_frequencies,
+    matrices,
     warmed_up,
 )
 from bert_toolkit.health.rules.registry import COURSE, FLOW, OUTCOME, STEPS, rule
@@ -38,7 +39,8 @@ def loss_diverging(
     for the difference to what the frequencies of the classes alone would score on the labels of each batch: with one
     label in twenty it is the labels that make one batch harder than another. Losses that are no cross-entropy of
     class labels may rise in healthy training (two players, rewards, distances), so of them only a rise to three times
-    the start is told.
+    the start is told, and where it is the steps that bring it about: matrices that move by 3 % in a step or have
+    doubled, or a loss of a thousand times its start.
     """
     loss = loss_levels(history.loss)
     if loss.samples < 8 or not math.isfinite(loss.start):
@@ -55,6 +57,8 @@ def loss_diverging(
         if beyond.samples >= 8 and _gone_up(beyond, abs(loss.start), deviations, **thresholds) is None:
             return None
     now, threshold, seen = found
+    if not classes and now < 1000 * loss.start and not _steps_are_large(history):
+        return None
     cause = "the learning rate is too high for this model and batch size"
     if not warmed_up(history):
         cause += ", or the missing warm-up"
@@ -65,6 +69,13 @@ def loss_diverging(
         seen=seen,
         cause=cause + "; else the sign of the loss, or data that changed",
     )
+
+
+def _steps_are_large(history: HealthHistory, *, step: float = 0.03, growth: float = 2.0) -> bool:
+    """Whether the matrices that move have lately moved by `step` of their norm at once, or have grown by `growth`."""
+    moving = matrices(history)
+    grown = history.weight[-1, moving] / np.maximum(history.weight[0, moving], 1e-30)
+    return bool((history.median_ratio[-8:] > step).any() or (len(moving) and np.nanmedian(grown) > growth))
 
 
 def _gone_up(

@@ -34,7 +34,9 @@ def frozen_layer(history: HealthHistory, *, samples: int = 2, share: float = 0.5
     blocks = np.array(history.blocks)
     for stack in history.stacks:
         names = blocks[stack[0]]
-        alive = np.array([trainable[blocks == name].any() for name in names])
+        # Normalizations are often kept as they are.
+        weighty = history.where("matrix", "embedding")
+        alive = np.array([trainable[blocks == n].any() or not weighty[blocks == n].any() for n in names])
         holes = names[~alive & (np.cumsum(alive) > 0)]
         if len(holes) and (len(holes) == 1 or len(holes) <= share * len(names)):
             return frozen_layer.finding(

@@ -210,6 +210,7 @@ def weights_replaced(
     with np.errstate(invalid="ignore"):
         jumped = (drift[-1] > bound) & (drift[-1] > share * norm)
     jumped &= history.is_matrix | history.where("embedding")
+    jumped &= (moved[-1] > 0) & (moved[-2] > 0)  # a layer that was left out of a sampled step tells nothing of others
     positions = np.flatnonzero(jumped)
     if not len(positions):
         return None

@@ -104,6 +104,12 @@ def has_fallen(history: HealthHistory) -> bool:
     return loss.now < loss.start - 2 * loss.scatter
 
 
+def is_learning(history: HealthHistory) -> bool:
+    """Whether the loss has clearly fallen and is about where it was at its best."""
+    loss = loss_levels(history.loss)
+    return has_fallen(history) and loss.now <= loss.best + 2 * loss.scatter
+
+
 def has_level(history: HealthHistory) -> bool:
     """Whether the height of the loss says how good the model is.
 

@@ -71,8 +71,13 @@ def implausible_setting(history: HealthHistory) -> Finding | None:
 
 def _doubts(settings: RunSettings) -> Iterator[_Doubt]:
     yield from _doubtful_regularization(settings)
+    held = sum(group.parameters for group in settings.groups)
     for group in settings.groups:
-        yield from _doubtful_group(settings.optimizer, group)
+        for doubt in _doubtful_group(settings.optimizer, group):
+            if (
+                group.values.get("lr") != 0 or 2 * group.parameters > held
+            ):  # a part may be kept as it is by a rate of 0
+                yield doubt
     yield from _doubtful_schedule(settings)
     eps = {name: value for name, value in settings.norm_eps.items() if value >= 1e-2}
     if eps:
@@ -114,7 +119,7 @@ def _doubtful_group(optimizer: str, group: GroupSettings) -> Iterator[_Doubt]:
         yield from _doubtful_adam(values, rate, group.parameters)
     elif optimizer == "SGD" and values.get("momentum", 0.0) >= 1.0:
         yield _Doubt("error", values["momentum"], 1.0, f"momentum is {values['momentum']:g}", "0.9")
-    if rate == 0:
+    if rate == 0 and not values.get("relative_step", 0.0):  # Adafactor may choose its own
         yield _Doubt("error", 0.0, 0.0, "the learning rate is 0", "above 0")
     elif rate < 0:
         yield _Doubt("error", rate, 0.0, f"the learning rate is negative, {rate:g}", "above 0")
@@ -129,6 +134,8 @@ def _doubtful_sgd(history: HealthHistory) -> Iterator[_Doubt]:
     moving = np.flatnonzero((history.largest_ratio > 0) & (history.rate > 0))
     if not len(moving) or not 0 < rate <= 1e-4:
         return
+    if not settings.planned_rates and (len(history) < 2 or history.rate.max() > 1.01 * rate):
+        return  # cycles may begin at their lowest
     first = moving[0]
     ratio = float(history.largest_ratio[first] * rate / history.rate[first])
     if ratio < 1e-4:

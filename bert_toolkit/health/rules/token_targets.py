@@ -112,6 +112,7 @@ def labels_of_other_text(history: HealthHistory, *, share: float = 0.3, samples:
         or len(following) < samples
         or history.settings.both_ways
         or config.get("is_encoder_decoder")
+        or "MaskedLM" in history.settings.model_class
     ):
         return None
     if history.classes[-1] != config.get("vocab_size") or not (own < share).all() or not (following < share).all():
