@@ -28,7 +28,26 @@ def test_gradient_checkpointing_recomputes_to_the_same_gradients(form: dict) -> 
     assert_gradients_agree(gradients, expected_gradients, 1e-6)
 
 
-@pytest.mark.parametrize("name", HEADS)
+# One graph or one program takes ten seconds: a few heads in every run, the others are slow ones.
+COMPILED = [
+    pytest.param(name, marks=() if name in ("ForMaskedLM", "ForSequenceClassification") else pytest.mark.slow)
+    for name in HEADS
+]
+EXPORTED = [
+    pytest.param(
+        name,
+        strict,
+        marks=()
+        if name == "ForSequenceClassification" or (name == "ForPreTraining" and not strict)
+        else pytest.mark.slow,
+        id=f"{name}-{'strict' if strict else 'non-strict'}",
+    )
+    for name in HEADS
+    for strict in (True, False)
+]
+
+
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiles_as_one_graph(name: str) -> None:
     """`fullgraph=True` raises at the first graph break; padded, with a loss where the head has one."""
     torch._dynamo.reset()
@@ -97,8 +116,7 @@ def test_a_trace_in_training_keeps_the_dropout(form: dict, traced_inputs: tuple)
 
 
 @FORMS
-@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(("name", "strict"), EXPORTED)
 def test_an_exported_program_keeps_the_mask(name: str, strict: bool, form: dict, traced_inputs: tuple) -> None:
     """`torch.export` with both dimensions free, from a batch without padding."""
     example, padded = traced_inputs
