@@ -303,3 +303,13 @@ def test_every_rule_has_a_course_that_makes_it_fire():
         *("replicas_differ", "gradients_not_averaged", "ranks_share_rows"),
     }
     assert {rule for rule, _, _ in FAULTS} | in_loops | elsewhere == {rule.name for rule in rules.RULES}
+
+
+def test_short_run_that_never_learned_is_told_in_its_last_quarter():
+    course = Course(samples=25)
+    course.loss = 1.12 + 0.05 * np.random.default_rng(2).standard_normal(25)
+    findings = course.judged().findings
+    assert [finding.rule for finding in findings] == ["loss_flat"] and findings[0].step >= 0.75 * 250
+    slow = Course(samples=25)
+    slow.loss = np.linspace(1.12, 0.98, 25) + 0.05 * np.random.default_rng(0).standard_normal(25)
+    assert slow.judged().findings == []

@@ -75,6 +75,7 @@ def score_contradicts_loss(history: HealthHistory, *, evaluations: int = 2, marg
 
 @rule(
     group=OUTCOME,
+    explains=("learned_by_heart",),
     needs="forward",
     severity="warning",
     cause="labels are numbered in another way for evaluation than for training, or rows and labels are paired wrongly "

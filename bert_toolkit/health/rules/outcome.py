@@ -145,13 +145,16 @@ def loss_flat(
     steps: int = 100,
     progress: float = 0.6,
     recent: int = 30,
+    late: float = 0.75,
+    few: int = 15,
     share: float = 0.97,
     known_share: float = 0.9,
 ) -> Finding | None:
     """Late in the run the model still knows no more than how frequent the classes are, and its loss does not fall.
 
     Plateaus before learning are healthy (fine-tuning, parity-like tasks, long warm-ups), so nothing is said before
-    `progress` of the planned steps, or 2,000 steps after the warm-up, and only a warning then.
+    `progress` of the planned steps, or 2,000 steps after the warm-up, and only a warning then. From `late` of the
+    planned steps on `few` samples do, so that short runs are judged as well.
 
     With one class label per example each of the last `recent` losses is compared with what the frequencies of the
     classes alone would score on the labels of the same batch, so that which labels a batch happens to have does not
@@ -161,6 +164,8 @@ def loss_flat(
     A loss falls where it does from the first to the second half of these samples, or on the whole since the warm-up,
     beyond twice its own noise. Other losses, and sums of several, have no level to compare with and are not judged.
     """
+    if history.last_step > 0 and history.now >= late * history.last_step:
+        recent = max(few, min(recent, len(history)))
     if len(history) < recent or history.step[-1] - history.step[0] < steps:
         return None
     warm = after_warmup(history)
