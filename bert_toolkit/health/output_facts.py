@@ -31,8 +31,8 @@ def logit_facts(logits: Tensor) -> dict[str, Tensor | float]:
     Returns:
         `logit_max` and `logit_min`; `logits_sum_to_one` (share of rows whose entries are in [0, 1] and sum to one),
         `logits_squashed` (1 where the operation that made them is a sigmoid, a softmax or a ReLU), `logits_one_sided`
-        (share of entries that are exactly 0 where none is negative), `logits_vary` (largest standard deviation of a
-        class over the rows, relative to the largest entry).
+        (share of entries that are exactly 0 where none is negative), `ends_in_relu` (1 or 0), `logits_vary` (largest
+        standard deviation of a class over the rows, relative to the largest entry).
     """
     values = logits.detach().flatten(0, -2)
     values = values[: max(_ROWS_READ, 1)].float()
@@ -44,6 +44,8 @@ def logit_facts(logits: Tensor) -> dict[str, Tensor | float]:
         facts["logits_one_sided"] = torch.where(
             (values >= 0).all() | (values <= 0).all(), (values == 0).double().mean(), 0.0
         )
+    else:
+        facts["ends_in_relu"] = float(_last_operation(logits).startswith("Relu"))
     if len(values) > 1:
         spread = values.std(0, correction=0).amax()
         facts["logits_vary"] = spread / values.abs().amax().clamp(min=1e-12)
@@ -87,7 +89,8 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
         `target_is_second` (share of counted rows drawn to the token at their own place, the next, the one after). Of a
         single output per row `drawn_up` (share of rows that are drawn up), `drawn_to` (the one value that all rows are
         drawn to, in proportion to their distance; NaN where each has its own) and `drawn_alike` (the sum of the
-        gradient, where it is the same at all rows; else NaN).
+        gradient, where it is the same at all rows; else NaN), `drawn_below_zero` (share of the rows that stand at 0
+        and are drawn down).
     """
     facts: dict[str, Tensor | float] = {}
     ids, mask, labels = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
@@ -265,6 +268,7 @@ def _single_output(gradient: Tensor, output: Tensor) -> dict[str, Tensor | float
         "softmax_twice": _gated_before(gradient, output),
         "drawn_alike": torch.where(alike, y.sum(), math.nan),
         "drawn_up": (y < 0).double().mean(),
+        "drawn_below_zero": ((x == 0) & (y > 0)).double().mean(),
         "drawn_to": torch.where(lies_on_it, x.mean() - y.mean() / slope, math.nan),
     }
 

@@ -55,6 +55,12 @@ def scores(loss, accuracy=0.9, **further):
         ([scores(1.5, 0.35), scores(1.6, 0.42), scores(1.7, 0.37)], set()),
         ([scores(1.5, 0.35), scores(1.6, 0.36)], set()),
         ([scores(1.0, 0.35), scores(1.01, 0.36), scores(1.02, 0.37)], set()),
+        # without a loss of the evaluation
+        ([{"eval_accuracy": 0.35}] * 3, {"learned_by_heart"}),
+        ([{"eval_accuracy": 0.1}] * 2, {"evaluation_below_chance"}),
+        ([{"eval_accuracy": 0.6}] * 3, set()),
+        ([{"eval_r2": -1.0}] * 2, {"evaluation_below_chance"}),
+        ([{"eval_r2": -0.1}] * 2, set()),
     ],
 )
 def test_what_scores_say(evaluations, expected):
@@ -66,6 +72,27 @@ def test_losses_that_are_no_mean_cross_entropy_are_not_compared_with_accuracies(
         course.facts["loss_weight"] = np.linspace(0.3, 0.8, course.samples)
 
     assert found(*[scores(0.2, 0.5), scores(0.21, 0.5)], change=focal) == set()
+
+
+def test_tokens_worse_than_a_guess_among_all():
+    """A language model that has read one text scores another one worse than a guess."""
+
+    def of_tokens(course, loss=0.4):
+        course.classes, course.label_counts = 1000, np.zeros(0)
+        course.loss = math.log(1000) * np.linspace(1.0, loss, course.samples)
+
+    assert found(*[{"eval_loss": 8.0}] * 2, change=of_tokens) == {"evaluation_below_chance"}
+    assert found(*[{"eval_loss": 6.0}] * 2, change=of_tokens) == set()
+    assert found(*[{"eval_loss": 8.0}] * 2, change=lambda course: of_tokens(course, 0.9)) == set()
+
+
+def test_classes_of_a_loop_are_known_from_where_outputs_are_drawn():
+    def unlabeled(course):
+        course.label_counts, course.integer_labels = np.zeros(0), False
+        course.facts["rows_by_target"] = np.tile([3.0, 3.0, 4.0], (course.samples, 1))
+
+    assert found(*[{"eval_accuracy": 0.35}] * 3, change=unlabeled) == {"learned_by_heart"}
+    assert found(*[{"eval_accuracy": 0.05}] * 2, change=unlabeled) == {"evaluation_below_chance"}
 
 
 def test_model_that_has_not_learned_may_score_anything():

@@ -295,7 +295,7 @@ def test_every_rule_has_a_course_that_makes_it_fire():
             "evaluation_below_chance",
             "learned_by_heart",
         ),  # test_evaluations.py
-        "not_as_in_checkpoint",  # test_weights_at_the_start.py, with a checkpoint
+        *("not_as_in_checkpoint", "frozen_fresh_body"),  # test_weights_at_the_start.py
         # test_trained_models.py
         *("fresh_head_frozen", "fresh_kind", "worse_than_guessing", "zero_head", "tokenizer_of_another_model"),
         # test_health_watch.py, with a scheduler, an evaluation and two processes

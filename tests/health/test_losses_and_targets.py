@@ -305,6 +305,13 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
         lambda: Loop(loss_of=own(lambda z, y: functional.cross_entropy(z.detach().requires_grad_(), y))),
     ),
     "rate_for_epochs": ("rate_gone_early", 40, lambda: Loop(after_step=halved)),
+    "regression_below_a_relu": (
+        "targets_out_of_reach",
+        8,
+        lambda: Loop(
+            Body(1, torch.relu), data(lambda b: {**b, "labels": lengths(b)["labels"] - 1.5}), loss_of=own(squares)
+        ),
+    ),
     "several_labels_under_one_softmax": (
         "one_softmax_for_several_labels",
         4,
@@ -378,6 +385,7 @@ HEALTHY: dict[str, Callable[[], Loop]] = {
         rate=3e-3,
     ),
     "correlations_over_the_batch": lambda: Loop(Body(6), data(without_labels), loss_of=own(decorrelation)),
+    "counts_above_a_relu": lambda: Loop(Body(1, torch.relu), data(lengths), loss_of=own(squares)),
     "weights_of_rare_classes": lambda: Loop(data=data(mostly_class_0), loss_of=own(weighted(0.3, 3.0, 3.0))),
     "weights_of_classes_as_frequent": lambda: Loop(loss_of=own(weighted(3.0, 0.3, 1.0))),
     "shares_of_several_labels": lambda: Loop(

@@ -176,6 +176,13 @@ def test_training_few_parts_on_purpose_is_silent(pattern):
     assert loop.rules() == set()
 
 
+def test_head_above_a_frozen_body_that_was_never_trained():
+    found = Loop(frozen(classifier(), "^bert"), steps=4).rules()
+    assert found == {"frozen_fresh_body"}
+    loaded = AutoModelForSequenceClassification.from_pretrained(offline_weights(), num_labels=3)
+    assert Loop(frozen(loaded.train(), "^bert"), steps=4).rules() == set()
+
+
 def test_vectors_of_words_with_gaps_are_a_note():
     model = nn.ModuleDict({"words": nn.Embedding(40, 8), "head": nn.Linear(8, 2)})
     changed(model, "words", first_rows_zero(0.3))

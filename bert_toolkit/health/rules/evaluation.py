@@ -7,7 +7,14 @@ import numpy as np
 
 from bert_toolkit.health.findings import Finding
 from bert_toolkit.health.history import HealthHistory
-from bert_toolkit.health.rules.questions import has_fallen, is_late, loss_levels
+from bert_toolkit.health.rules.questions import (
+    VOCABULARY,
+    class_counts,
+    entropy_of,
+    has_fallen,
+    is_late,
+    loss_levels,
+)
 from bert_toolkit.health.rules.registry import OUTCOME, rule
 
 _CLOCK = re.compile(r"runtime|per_second|time|epoch|memory|mem_")
@@ -78,36 +85,42 @@ def score_contradicts_loss(history: HealthHistory, *, evaluations: int = 2, marg
     explains=("learned_by_heart",),
     needs="forward",
     severity="warning",
-    cause="labels are numbered in another way for evaluation than for training, or rows and labels are paired wrongly "
-    "in one of the two",
-    remedy="compare label2id, the label column and the tokenization of training and evaluation rows; score the "
-    "training rows with the same function",
+    cause="labels, targets or texts are prepared in another way for evaluation than for training (numbering, unit, "
+    "case, tokens), rows and labels are paired wrongly in one of the two, or there are far too few training rows",
+    remedy="prepare both sets by the same code; score some training rows with the evaluation function",
 )
 def evaluation_below_chance(
-    history: HealthHistory, *, evaluations: int = 2, part: float = 0.6, correlation: float = -0.2
+    history: HealthHistory, *, evaluations: int = 2, part: float = 0.6, lowest: float = -0.2
 ) -> Finding | None:
     """The model has learned its training rows and scores clearly worse than a guess on those of the evaluation.
 
-    Worse is an accuracy below `part` of that of a guess among all classes, or a Matthews correlation below
-    `correlation`, in `evaluations` evaluations in a row, whose loss (where it is told) is above what the class
-    frequencies of the training rows alone would score.
+    In `evaluations` evaluations in a row: an accuracy below `part` of that of a guess among all classes, a Matthews
+    correlation or a coefficient of determination (`r2`) below `lowest`, or, where classes are tokens, a loss above
+    that of a guess among all of them. Learned is a loss clearly below that of a guess, or half of its start where the
+    loss is no cross-entropy. Accuracies are left alone where the loss of the evaluation is better than a guess.
     """
     recent = [scores for _, scores in history.evaluations[-evaluations:]]
-    prior, loss = history.prior_loss[-1] if len(history) else math.nan, loss_levels(history.loss)
-    if len(recent) < evaluations or not loss.now < 0.8 * prior:
+    if len(recent) < evaluations or not len(history):
         return None
-    if any(scores.get("eval_loss", math.inf) < prior for scores in recent):
-        return None
-    limits = {"eval_accuracy": part / history.classes[-1]}
-    limits |= {key: correlation for key in recent[-1] if re.search(r"matthews|mcc", key)}
-    for key, limit in limits.items():
-        if all(scores.get(key, math.inf) < limit for scores in recent):
+    loss, classes = loss_levels(history.loss), max(int(history.classes[-1]), 1)
+    prior = entropy_of(class_counts(history))
+    limits: list[tuple[str, float, bool]] = []  # score, limit, whether larger is worse
+    if classes >= VOCABULARY and history.integer_labels[-1] and loss.now < 0.7 * math.log(classes):
+        limits.append(("eval_loss", math.log(classes), True))
+    if loss.now < 0.8 * prior and not any(scores.get("eval_loss", math.inf) < prior for scores in recent):
+        limits.append(("eval_accuracy", part / classes, False))
+        limits += [(key, lowest, False) for key in recent[-1] if re.search(r"matthews|mcc", key)]
+    if has_fallen(history) and loss.now < 0.5 * loss.start:
+        limits += [(key, lowest, False) for key in recent[-1] if re.search(r"_r2$|r2_score|r_squared", key)]
+    for key, limit, larger in limits:
+        values = [scores.get(key, math.nan) for scores in recent]
+        if all(value > limit if larger else value < limit for value in values):
             return evaluation_below_chance.finding(
                 history,
-                value=recent[-1][key],
+                value=values[-1],
                 threshold=limit,
-                seen=f"{key} is {recent[-1][key]:.3g}, below what a guess scores, while the loss of training is "
-                f"{loss.now:.3g} (the class frequencies alone give {prior:.3g})",
+                seen=f"{key} is {values[-1]:.3g}, worse than a guess scores, while the loss of training is "
+                f"{loss.now:.3g} (at first {loss.start:.3g})",
             )
     return None
 
@@ -126,16 +139,16 @@ def learned_by_heart(
 ) -> Finding | None:
     """Half of what there is to know about the training labels is known, and nothing about those of the evaluation.
 
-    Judged in the second half of a run. In `evaluations` evaluations in a row the loss is above what the class
-    frequencies of the training rows alone would score, and the accuracy no better than always the most frequent of
-    these classes, or the Matthews correlation below 0.05.
+    Judged in the second half of a run. In `evaluations` evaluations in a row the loss, if it is told, is above what
+    the class frequencies of the training rows alone would score, and the accuracy no better than always the most
+    frequent of these classes, or the Matthews correlation below 0.05.
     """
     recent = [scores for _, scores in history.evaluations[-evaluations:]]
-    counts = history.label_counts
+    counts = class_counts(history)
     if len(recent) < evaluations or not 2 <= len(counts) <= most_classes or not is_late(history, 0.5):
         return None
-    prior, loss = history.prior_loss[-1], loss_levels(history.loss)
-    if not loss.now < known * prior or any(not scores.get("eval_loss", 0.0) > prior for scores in recent):
+    prior, loss = entropy_of(counts), loss_levels(history.loss)
+    if not loss.now < known * prior or any(scores.get("eval_loss", math.inf) < prior for scores in recent):
         return None
     correlations = [[v for key, v in scores.items() if re.search(r"matthews|mcc", key)] for scores in recent]
     guess = counts.max() / counts.sum()
@@ -147,8 +160,8 @@ def learned_by_heart(
         return None
     return learned_by_heart.finding(
         history,
-        value=recent[-1]["eval_loss"],
+        value=recent[-1].get("eval_loss", math.nan),
         threshold=prior,
-        seen=f"the loss is {loss.now:.3g} in training and {recent[-1]['eval_loss']:.3g} in evaluation, where a guess "
-        f"by class frequencies gives {prior:.3g}; scores are those of a guess",
+        seen=f"the loss of training is {loss.now:.3g}, where a guess by class frequencies gives {prior:.3g}, and "
+        f"the scores of {evaluations} evaluations are those of a guess",
     )

@@ -208,7 +208,18 @@ def _differ(values: np.ndarray, scale: float) -> bool:
     remedy="scale the targets (mean 0, deviation 1), and let the last layer of a regression be linear",
 )
 def targets_out_of_reach(history: HealthHistory, *, samples: int = 20) -> Finding | None:
-    """All outputs of a regression are drawn in one direction, batch after batch, and the loss does not fall."""
+    """All outputs of a regression are drawn in one direction, batch after batch, and the loss does not fall.
+
+    Or outputs end in a ReLU, and over eight samples a tenth and more of the rows stand at 0 and are drawn below it.
+    """
+    below, ends = latest(history, "drawn_below_zero", 8), latest(history, "ends_in_relu", 8)
+    if len(below) == len(ends) == 8 and below.mean() > 0.1 and ends.all():
+        return targets_out_of_reach.finding(
+            history,
+            value=below.mean(),
+            threshold=0.1,
+            seen=f"outputs end in a ReLU, and {below.mean():.0%} of the rows stand at 0 and are drawn below it",
+        )
     drawn = latest(history, "drawn_up", samples)
     if len(drawn) < samples or not ((drawn == 1.0).all() or (drawn == 0.0).all()) or not has_not_fallen(history):
         return None

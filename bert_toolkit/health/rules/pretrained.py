@@ -49,6 +49,38 @@ def fresh_kind(history: HealthHistory, *, most: float = 0.75) -> Finding | None:
 
 
 @rule(
+    needs="gradients",
+    explains=(OUTCOME, "vanishing_gradients"),
+    severity="warning",
+    cause="the body was built from a config instead of from_pretrained, or its weights did not load, and is frozen",
+    remedy="load the body with from_pretrained and read its report, or let it train",
+)
+def frozen_fresh_body(history: HealthHistory, *, samples: int = 2) -> Finding | None:
+    """Every layer of a model with a config is frozen and as fresh as on the day it was made, and no adapter trains.
+
+    Fresh are normalizations that multiply by one and biases of zero, without exception. A head learns from random
+    features then.
+    """
+    if not history.start or len(history) < samples or not history.settings.config or history.where("adapter").any():
+        return None
+    start, trainable, inside = history.start, history.trainable[-1], history.in_layer
+    if "norm_gain" not in start or np.nansum(start["loaded"]) > 0 or trainable[inside].any() or not trainable.any():
+        return None
+    norms, linear = inside & np.isfinite(start["norm_gain"]), inside & np.isfinite(start["as_made"])
+    untouched = (start["norm_gain"] == 1.0) & (start["norm_gain_std"] == 0.0) & (start["norm_shift"] == 0.0)
+    fresh = {block for block, known in zip(history.blocks, norms, strict=True) if known}
+    if len(fresh) < 2 or not untouched[norms].all() or not (start["as_made"][linear] == 1.0).all():
+        return None
+    return frozen_fresh_body.finding(
+        history,
+        parameters=np.flatnonzero(inside),
+        value=len(fresh),
+        threshold=0,
+        seen=f"all {len(fresh)} layers are frozen and were never trained",
+    )
+
+
+@rule(
     needs="model",
     explains=(COURSE, OUTCOME, FLOW, STEPS, BEHAVIOR, "initial_scale", "layer_out_of_line", "not_as_in_checkpoint"),
     severity="warning",

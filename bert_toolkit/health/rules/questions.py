@@ -82,6 +82,23 @@ def loss_of_frequencies(history: HealthHistory) -> np.ndarray:
         return np.asarray(-(batches @ np.log(frequencies)) / batches.sum(axis=1))
 
 
+def class_counts(history: HealthHistory) -> np.ndarray:
+    """How often each class was the label so far, `(classes,)`: as the model got labels, or as outputs were drawn.
+
+    Empty where neither is known.
+    """
+    if history.label_counts.sum() > 0:
+        return history.label_counts
+    drawn = history.fact("rows_by_target")
+    return np.nansum(drawn, axis=0) if drawn.ndim == 2 else np.zeros(0)
+
+
+def entropy_of(counts: np.ndarray) -> float:
+    """Entropy in nats of these frequencies, what knowing them alone scores; NaN where there are none."""
+    shares = counts[counts > 0] / counts.sum() if counts.sum() > 0 else np.full(1, math.nan)
+    return float(-(shares * np.log(shares)).sum())
+
+
 def loss_levels(losses: np.ndarray) -> LossLevels:
     """Where the loss of samples `(samples,)` stands; NaN with fewer than five that are finite."""
     loss = losses[np.isfinite(losses)]
