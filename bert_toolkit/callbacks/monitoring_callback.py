@@ -2,16 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 import torch
-from transformers.trainer_callback import (
-    DefaultFlowCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-)
+from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from bert_toolkit.callbacks.live_figure import LiveFigure
@@ -497,4 +493,5 @@ class MonitoringCallback(RecordViews, TrainerCallback, Generic[Record]):
         if self._reading is not None:
             self._reading.leave()
         self._reader = self._reading = None
-        self.release()
+        with suppress(Exception):  # what had gone wrong was told already, and training goes on
+            self.release()

@@ -155,6 +155,8 @@ class TrainingHealthCallback(MonitoringCallback[None]):
             settings["label_smoothing"] = float(run.arguments.label_smoothing_factor)
             settings["max_grad_norm"] = run.arguments.max_grad_norm or None
             settings["accumulation"] = run.arguments.gradient_accumulation_steps
+            settings["best_metric"] = run.arguments.metric_for_best_model or ""
+            settings["greater_is_better"] = bool(run.arguments.greater_is_better)
         return HealthWatch(
             run.model,
             run.optimizer,

@@ -205,7 +205,7 @@ def _row_to_use(ids: Tensor, mask: Any) -> tuple[int, int, int] | None:
     """
     width = ids.shape[1]
     lengths = [width] * len(ids)
-    if isinstance(mask, Tensor):
+    if isinstance(mask, Tensor) and mask.ndim == 2:
         if mask.shape != ids.shape:
             return None
         real = mask.bool().cpu()

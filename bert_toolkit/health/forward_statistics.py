@@ -89,7 +89,7 @@ class ForwardWatch:
 
     def start(self) -> None:
         """Watch from now on; call it before the forward pass of a step."""
-        self.stop()
+        self.forget()
         self._handle = self._model.register_forward_hook(self.guard(self._on_forward), with_kwargs=True)
 
     def stop(self, further: Mapping[str, Tensor | float] | None = None) -> PendingForward:
@@ -101,12 +101,8 @@ class ForwardWatch:
         Returns:
             What was seen; `finish` waits for its numbers.
         """
-        for handle in (self._handle, *self._gradient_handles):
-            if handle is not None:
-                handle.remove()
-        self._handle, self._gradient_handles, self.first_inputs = None, [], None
-        passes, self._passes = self._passes, []
-        facts, self._facts = self._facts, []
+        passes, facts = self._passes, self._facts
+        self.forget()
         known = {
             "classes": self._classes,
             "integer_labels": self._integer_labels,
@@ -115,6 +111,14 @@ class ForwardWatch:
         if further:
             facts.append(dict(further))
         return PendingForward(passes, known, self._loss_is_partial, facts)
+
+    def forget(self) -> None:
+        """Stop watching, and forget what was seen."""
+        for handle in (self._handle, *self._gradient_handles):
+            if handle is not None:
+                handle.remove()
+        self._handle, self._gradient_handles, self.first_inputs = None, [], None
+        self._passes, self._facts = [], []
 
     @property
     def batch_fingerprint(self) -> Tensor | float | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bert_toolkit.monitoring.guarded_hooks import GuardedHooks
-from bert_toolkit.monitoring.parameter_roles import clean_name, named_unique_parameters, unwrap
+from bert_toolkit.monitoring.parameter_roles import clean_name, named_unique_parameters, own_parameter, unwrap
 
 MOST_MODULES = 64
 _INSTANCES = 3  # of each kind: the first, the middle and the last
@@ -50,7 +50,7 @@ class ModuleIdentity:
         self._modules = _spread_over(unwrap(model))
         names = tuple(clean_name(name) for name, _ in self._modules)
         known = {id(parameter): name for name, parameter in named_unique_parameters(model)}
-        weights = tuple(known.get(id(module._parameters.get("weight")), "") for _, module in self._modules)
+        weights = tuple(known.get(id(own_parameter(module, "weight")), "") for _, module in self._modules)
         self.places = {"identity_error": names, "identity_gain": names, "identity_weight": weights}
         self.guard = GuardedHooks()
         self._handles: list[Any] = []

@@ -85,7 +85,9 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
         over the rows, relative; NaN where a row is drawn to several), `target_top_share` (of the class that most
         counted rows are drawn to, where logits are `(N, C)`), `rows_by_target` and `weight_by_target` (how many rows
         are drawn to each class, and how much one of them weighs, the heaviest class 1; NaN where they do not weigh the
-        same or the loss is no cross-entropy), and for tokens `target_is_input`, `target_is_next`,
+        same or the loss is no cross-entropy), `pushed_away` (1 where the gradient is that of a
+        cross-entropy times a negative number, else 0), `softmax_over_places` (1 where `(B, T, C)` was viewed as
+        `(B, C, T)` and not transposed), and for tokens `target_is_input`, `target_is_next`,
         `target_is_second` (share of counted rows drawn to the token at their own place, the next, the one after). Of a
         single output per row `drawn_up` (share of rows that are drawn up), `drawn_to` (the one value that all rows are
         drawn to, in proportion to their distance; NaN where each has its own) and `drawn_alike` (the sum of the
@@ -136,9 +138,12 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
         most = torch.where(valid, target, -1 - torch.arange(len(target), device=target.device)).mode().values
         if classes <= _CLASSES_WEIGHED:
             facts |= _class_weights(part, probability, target, valid)
+            facts["pushed_away"] = _pushed_away(part, probability, valid)
         facts["target_top_share"] = torch.where(
             valid.sum() >= 4, ((target == most) & valid).sum() / valid.sum().clamp(min=1), math.nan
         )
+    elif logits.ndim == 3 and classes <= _MOST_CLASSES:
+        facts["softmax_over_places"] = _over_places(gradient.detach())
     if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.shape == leading:
         known = labels.reshape(-1)[read]
         away = part.argmax(-1)
@@ -164,6 +169,42 @@ def _class_weights(gradient: Tensor, probability: Tensor, target: Tensor, valid:
     weighs = torch.where((rows > 0) & (off < 0.02 * mean) & is_entropy, mean, math.nan)
     most = torch.where(weighs.isnan(), 0.0, weighs).amax().clamp(min=1e-30)
     return {"rows_by_target": (wanted * valid[:, None]).sum(0), "weight_by_target": weighs / most}
+
+
+def _pushed_away(gradient: Tensor, probability: Tensor, valid: Tensor) -> Tensor:
+    """1 where the gradient is that of a cross-entropy with the wrong sign, else 0; NaN with fewer than four rows.
+
+    Of two classes either sign fits every row; the right one is that with which all rows weigh the same.
+    """
+    wide = widest(gradient.device)
+    gradient, probability = gradient.to(wide), probability.to(wide)
+
+    def scatter(label: Tensor) -> Tensor:
+        weight, rest = _fitted(gradient, probability - torch.nn.functional.one_hot(label, probability.shape[-1]))
+        middle = torch.where(valid, weight, math.nan).nanmedian()
+        return torch.where(valid, (weight / middle - 1.0).abs() + rest, 0.0).amax()
+
+    away = (scatter(gradient.argmax(-1)) < 0.02) & (scatter(gradient.argmin(-1)) > 0.1)
+    return torch.where(valid.sum() >= 4, away.double(), math.nan)
+
+
+def _over_places(gradient: Tensor) -> Tensor:
+    """1 where (B, T, C) was viewed as (B, C, T), whole or without the last place, and not transposed, else 0.
+
+    A softmax leaves a sum of zero along the axis that it runs over; that over the classes of a place is not zero.
+    """
+    found = torch.zeros((), dtype=torch.bool, device=gradient.device)
+    own = _relative_sum(gradient, -1) > 1e-2
+    for part in (gradient, gradient[:, :-1]):
+        rows, places, classes = part.shape
+        if places > 1:
+            found |= own & (_relative_sum(part.reshape(rows, classes, places), 1) < 1e-4)
+    return found.double()
+
+
+def _relative_sum(values: Tensor, dim: int) -> Tensor:
+    """Largest sum along an axis, relative to the largest sum of absolute values."""
+    return values.sum(dim).abs().amax() / values.abs().sum(dim).amax().clamp(min=1e-30)
 
 
 def _squashed_before(gradient: Tensor, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:

@@ -44,6 +44,8 @@ class RunSettings:
         label_smoothing: Of the loss; 0 where unknown.
         max_grad_norm: Limit of clipping; None where there is none or it is unknown.
         accumulation: Batches per optimizer step.
+        best_metric: Name of the score by which the best checkpoint is chosen; empty where none is.
+        greater_is_better: Whether larger ones are taken for better.
         batches_per_epoch: None where unknown.
         dropouts: Module or setting of the model's config -> probability.
         default_dropouts: Those probabilities that the class of the model's config has by default, so that somebody has
@@ -69,6 +71,8 @@ class RunSettings:
     label_smoothing: float = 0.0
     max_grad_norm: float | None = None
     accumulation: int = 1
+    best_metric: str = ""
+    greater_is_better: bool = False
     batches_per_epoch: int | None = None
     dropouts: Mapping[str, float] = field(default_factory=dict)
     default_dropouts: tuple[float, ...] = ()

@@ -202,7 +202,7 @@ class HealthWatch:
             self._protocol.stop()
         self._values.forget()
         if self._forward is not None:
-            self._forward.stop()
+            self._forward.forget()
         if self._flow is not None:
             self._flow.forget()
         self._pending, self._facts = None, {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bert_toolkit.monitoring.parameter_roles import named_unique_parameters, unwrap
+from bert_toolkit.monitoring.parameter_roles import named_unique_parameters, own_parameter, unwrap
 
 _LINES = 256  # rows, and columns, that are looked at in each matrix, at equal distances
 _NAMES = (
@@ -39,8 +39,8 @@ def weight_census(model: nn.Module, names: tuple[str, ...]) -> dict[str, np.ndar
     known = {id(parameter): name for name, parameter in named_unique_parameters(model)}
     found: dict[int, list[tuple[int, Tensor | float]]] = {}
     for module in unwrap(model).modules():
-        weight = module._parameters.get("weight")  # asking for one that is computed would step its power iteration
-        if not isinstance(weight, nn.Parameter) or id(weight) not in known or not _is_here(weight):
+        weight = own_parameter(module, "weight")
+        if weight is None or id(weight) not in known or not _is_here(weight):
             continue
         position = place.get(known[id(weight)])
         if position is not None:

@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 class GuardedHooks:
     """Hooks whose first error is kept until somebody asks; after an error they do nothing.
+
+    Nor do they within `torch.func.vmap` and `grad`, whose tensors must not be kept: such a pass is none of the loop's.
 
     Examples:
         >>> guard = GuardedHooks()
@@ -27,7 +31,7 @@ class GuardedHooks:
         """
 
         def guarded(*args: Any, **kwargs: Any) -> None:
-            if self._failure is None:
+            if self._failure is None and torch._C._functorch.peek_interpreter_stack() is None:
                 try:
                     hook(*args, **kwargs)
                 except Exception as error:

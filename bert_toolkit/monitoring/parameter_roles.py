@@ -310,3 +310,15 @@ def _distinguishing_parts(paths: list[str]) -> list[str]:
     while len({tuple(tail[:depth]) for tail in tails}) < len(tails):
         depth += 1
     return [".".join(tail[:depth]) for tail in tails]
+
+
+def own_parameter(module: nn.Module, name: str) -> nn.Parameter | None:
+    """Return a parameter that a module itself holds, None where it has none of this name or computes it.
+
+    Asking the module for one that is computed would step the power iteration of `spectral_norm`.
+
+    Args:
+        module: Any module, a scripted one too.
+        name: Name of the parameter within it.
+    """
+    return next((p for own, p in module.named_parameters(recurse=False) if own == name), None)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from plain_loop import Loop, classifier, texts
+from torch import nn
 from transformers import (
     MobileNetV1Config,
     MobileNetV1ForImageClassification,
@@ -14,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from bert_toolkit import TrainingHealthCallback
+from bert_toolkit import TrainingHealthCallback, watch_loop
 from bert_toolkit.health.history import HealthHistory
 from bert_toolkit.health.rules.settings import implausible_setting
 from bert_toolkit.health.settings import RunSettings
@@ -114,6 +115,44 @@ def test_stop_before_the_first_step(tmp_path):
     trainer.train()
     assert trainer.state.global_step <= 1
     assert rule_names(health) == {"implausible_setting"}
+
+
+@pytest.mark.parametrize(("greater", "expected"), [(None, set()), (True, {"implausible_setting"})])
+def test_best_checkpoint_by_the_largest_loss(tmp_path, greater, expected):
+    assert rule_names(trained(tmp_path, metric_for_best_model="loss", greater_is_better=greater)) == expected
+
+
+def test_vmap_over_the_model_goes_on(tmp_path):
+    """Gradients of single rows by torch.func, as for differential privacy, beside the training itself."""
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.randn(8, 6), torch.randint(0, 3, (8,))
+
+    def loss_of_row(parameters, row, label):
+        logits = torch.func.functional_call(model, parameters, (row[None],))
+        return nn.functional.cross_entropy(logits, label[None])
+
+    with watch_loop(model, optimizer, every_n_steps=1, output_dir=tmp_path, health=TrainingHealthCallback(1)) as watch:
+        for _ in range(6):
+            parameters = {name: p.detach() for name, p in model.named_parameters()}
+            rows = torch.func.vmap(torch.func.grad(loss_of_row), in_dims=(None, 0, 0))(parameters, x, y)
+            assert rows["weight"].shape == (8, 3, 6)
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(watch.health.history) == 6 and watch.health.findings == []
+
+
+def test_scripted_parts_are_watched(tmp_path):
+    model = nn.Sequential(torch.jit.script(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.randn(8, 6), torch.randint(0, 3, (8,))
+    with watch_loop(model, optimizer, every_n_steps=1, output_dir=tmp_path, health=TrainingHealthCallback(1)) as watch:
+        for _ in range(3):
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(watch.health.history) == 3
 
 
 def test_notes_are_kept_and_never_told(tmp_path, caplog):

@@ -139,6 +139,20 @@ def moved_tags(batch: dict) -> dict:
     return {**batch, "labels": labels}
 
 
+def next_words(batch):
+    """Labels that are shifted already, as many as there are inputs."""
+    return {**sentences(batch), "labels": sentences(batch)["labels"].roll(-1, 1)}
+
+
+def sentences(batch):
+    return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+
+def viewed(loop, output, batch):
+    rows, places, classes = output.logits.shape
+    return functional.cross_entropy(output.logits.view(rows, classes, places), batch["labels"])
+
+
 def mostly_class_0(batch):
     ids = batch["input_ids"].clone()
     ids[: len(ids) * 3 // 4, 1] = ids[: len(ids) * 3 // 4, 1] // 3 * 3
@@ -305,6 +319,13 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
         lambda: Loop(loss_of=own(lambda z, y: functional.cross_entropy(z.detach().requires_grad_(), y))),
     ),
     "rate_for_epochs": ("rate_gone_early", 40, lambda: Loop(after_step=halved)),
+    "wrong_sign_without_labels": (
+        "wrong_loss_sign",
+        3,
+        lambda: Loop(Body(3), data(without_labels), loss_of=own(lambda z, y: -functional.cross_entropy(z, y))),
+    ),
+    "logits_viewed": ("logits_viewed_not_transposed", 3, lambda: Loop(causal_lm(), data(next_words), loss_of=viewed)),
+    "tags_viewed": ("logits_viewed_not_transposed", 3, lambda: Loop(tagger(), data(tags), loss_of=viewed)),
     "regression_below_a_relu": (
         "targets_out_of_reach",
         8,
@@ -386,6 +407,11 @@ HEALTHY: dict[str, Callable[[], Loop]] = {
     ),
     "correlations_over_the_batch": lambda: Loop(Body(6), data(without_labels), loss_of=own(decorrelation)),
     "counts_above_a_relu": lambda: Loop(Body(1, torch.relu), data(lengths), loss_of=own(squares)),
+    "logits_transposed": lambda: Loop(
+        tagger(),
+        data(tags),
+        loss_of=lambda loop, o, b: functional.cross_entropy(o.logits.transpose(1, 2), b["labels"]),
+    ),
     "weights_of_rare_classes": lambda: Loop(data=data(mostly_class_0), loss_of=own(weighted(0.3, 3.0, 3.0))),
     "weights_of_classes_as_frequent": lambda: Loop(loss_of=own(weighted(3.0, 0.3, 1.0))),
     "shares_of_several_labels": lambda: Loop(

@@ -174,7 +174,8 @@ def untied() -> nn.Module:
 
 
 def frozen_body() -> nn.Module:
-    model = classifier()
+    """A body that looks trained."""
+    model = partly_fresh()
     model.bert.requires_grad_(False)
     return model
 
@@ -383,6 +384,14 @@ class Chosen(LayersInAList):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
+class Detached(LastStep):
+    """The recurrence is cut off from the head."""
+
+    def forward(self, input_ids, attention_mask, labels):
+        logits = self.head(self.lstm(self.words(input_ids))[0][:, -1].detach())
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
 class HiddenTeacher(LayersInAList):
     """A teacher in a list, so that it is neither trained nor saved."""
 
@@ -488,6 +497,7 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
     "tie_broken": ("tie_broken", 0, lambda: Loop(untied(), batches(masked_words))),
     "one_layer_fresh": ("fresh_weights", 0, lambda: Loop(model=partly_fresh(1))),
     "one_matrix_constant": ("constant_weights", 0, lambda: Loop(model=filled(0.02))),
+    "body_cut_off_without_layers": ("no_gradient", 5, lambda: Loop(Detached())),
     "layers_in_a_plain_list": ("modules_unregistered", 3, lambda: Loop(LayersInAList())),
     "layer_copied": ("equal_layers", 0, lambda: Loop(model=equal_layers())),
 }

@@ -42,8 +42,17 @@ def wrong_loss_sign(history: HealthHistory, *, samples: int = 3) -> Finding | No
     """The loss of a model with class labels is negative, which no cross-entropy is.
 
     Losses that are negative by design (a Dice score, mutual information) do not push rows away from their labels.
+    Where the model does not get the labels: the gradient is that of a cross-entropy times a negative number.
     """
     recent = slice(-samples, None)
+    pushed = latest(history, "pushed_away", samples)
+    if len(pushed) == samples and (pushed == 1.0).all() and not (history.loss[recent] > 0).any():
+        return wrong_loss_sign.finding(
+            history,
+            value=1.0,
+            threshold=0.0,
+            seen="the gradient is that of a cross-entropy times a negative number, which pushes rows from their labels",
+        )
     if len(history) < samples or not (history.integer_labels & (history.classes > 1))[recent].all():
         return None
     opposed = latest(history, "target_opposed", samples)

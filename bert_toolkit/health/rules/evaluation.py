@@ -58,7 +58,8 @@ def evaluation_unchanged(history: HealthHistory, *, evaluations: int = 3) -> Fin
 def score_contradicts_loss(history: HealthHistory, *, evaluations: int = 2, margin: float = 0.1) -> Finding | None:
     """The accuracy of evaluations is lower than their cross-entropy allows.
 
-    A row that is predicted wrongly has a loss of ln 2 at least, so the accuracy is at least 1 - loss / ln 2. Judged
+    The error of a best guess is at most half of its uncertainty in bits (Hellman & Raviv 1970), so the accuracy is at
+    least 1 - loss / (2 ln 2), for a model whose probabilities are about right; `margin` allows for others. Judged
     where the gradient shows that the loss of the training is a mean cross-entropy, whose rows all weigh the same.
     """
     weight = history.fact("loss_weight")
@@ -68,7 +69,10 @@ def score_contradicts_loss(history: HealthHistory, *, evaluations: int = 2, marg
     recent = [scores for _, scores in history.evaluations[-evaluations:]]
     if len(recent) < evaluations or any("eval_loss" not in s or "eval_accuracy" not in s for s in recent):
         return None
-    lowest = [1.0 - scores["eval_loss"] / math.log(2) for scores in recent]
+    prior = entropy_of(class_counts(history))
+    if not all(scores["eval_loss"] < 0.8 * prior for scores in recent):  # nearly equal classes may come in any order
+        return None
+    lowest = [1.0 - scores["eval_loss"] / (2 * math.log(2)) for scores in recent]
     if any(scores["eval_accuracy"] > least - margin for scores, least in zip(recent, lowest, strict=True)):
         return None
     return score_contradicts_loss.finding(

@@ -158,6 +158,26 @@ def class_weights_reversed(
 
 @rule(
     needs="forward",
+    explains=(COURSE, OUTCOME, FLOW, STEPS, "padding_counts", "labels_of_other_text"),
+    cause="logits of shape (rows, places, classes) were viewed or reshaped to (rows, classes, places) for the loss, "
+    "which mixes places and classes",
+    remedy="use logits.transpose(1, 2), or flatten both: logits.flatten(0, 1) with labels.flatten()",
+)
+def logits_viewed_not_transposed(history: HealthHistory, *, samples: int = 3) -> Finding | None:
+    """The gradient of a sequence of logits sums to zero over places as a view counts them, not over the classes."""
+    viewed = latest(history, "softmax_over_places", samples)
+    if len(viewed) < samples or not (viewed == 1.0).all():
+        return None
+    return logits_viewed_not_transposed.finding(
+        history,
+        value=1.0,
+        threshold=0.0,
+        seen="the softmax of the loss runs over entries of several places, as a view gives them",
+    )
+
+
+@rule(
+    needs="forward",
     explains=(COURSE, OUTCOME, FLOW),
     cause="outputs of shape (N, 1) and targets of shape (N,) were broadcast to (N, N), so that the loss compares each "
     "output with the targets of all rows",

@@ -274,6 +274,18 @@ def no_gradient(history: HealthHistory, *, samples: int = 5) -> Finding | None:
     )
 
 
+def _silent_below(never: np.ndarray, ever: np.ndarray, history: HealthHistory) -> np.ndarray:
+    """Positions of all parameters below the first with a gradient, if they hold a matrix and most of the model.
+
+    What is not used at all stands anywhere; all that comes before a head has been cut off from it.
+    """
+    alive = np.flatnonzero(ever)
+    lower = np.flatnonzero(never[: alive[0]]) if len(alive) else np.zeros(0, dtype=int)
+    whole = len(lower) and len(lower) == alive[0] and len(lower) == never.sum()
+    held = history.count[lower].sum() > 0.5 * history.count.sum() and (history.is_matrix[lower]).any()
+    return lower if whole and held else np.zeros(0, dtype=int)
+
+
 def _cut_off(history: HealthHistory, never: np.ndarray, ever: np.ndarray) -> tuple[np.ndarray | None, Severity]:
     """Which of the parameters without gradient should have one, and how sure that is; None where none should."""
     unheld = np.isin(history.names, history.settings.unheld)
@@ -314,4 +326,6 @@ def _cut_off(history: HealthHistory, never: np.ndarray, ever: np.ndarray) -> tup
         warnings += [int(p) for p in positions]
     if errors:
         return np.unique(errors), "error"
+    if not history.stacks and len(lower := _silent_below(never & judged, ever, history)):
+        return lower, "warning"
     return (np.unique(warnings), "warning") if warnings else (None, "note")

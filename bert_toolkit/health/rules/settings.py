@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -17,6 +18,10 @@ from bert_toolkit.health.settings import GroupSettings, RunSettings
 ADAM_LIKE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "AdamW8bit", "Adam8bit", "FusedAdam", "Lamb", "LAMB")
 
 
+_LARGER = (
+    r"accuracy|(^|_)(f1|mcc|auc|map|mrr|bleu|r2)($|_)|matthews|precision|recall|rouge|exact_match|pearson|spearman"
+)
+_SMALLER = r"(^|_)(loss|perplexity|wer|cer|mse|rmse|mae|nll)$"
 _FEW = 100_000  # elements: prompts and other small sets of parameters are trained with rates of up to 1
 
 
@@ -53,6 +58,7 @@ def implausible_setting(history: HealthHistory) -> Finding | None:
     | epsilon of LayerNorm | 1e-2 and more | 1e-12 to 1e-5 |
     | scaling of adapters | above 64, below 1/64, or 0 | alpha / r of 0.5 to 4 (Hu et al. 2021) |
     | max_grad_norm | 1e-3 and less | 0.1 to 10 |
+    | greater_is_better | True for a loss or an error rate, False for a score | as its name says |
     """
     if len(history) > 5:
         return None
@@ -79,6 +85,11 @@ def _doubts(settings: RunSettings) -> Iterator[_Doubt]:
             ):  # a part may be kept as it is by a rate of 0
                 yield doubt
     yield from _doubtful_schedule(settings)
+    metric = settings.best_metric.lower()
+    if metric and re.search(_SMALLER if settings.greater_is_better else _LARGER, metric):
+        which = "largest" if settings.greater_is_better else "smallest"
+        what = f"the best checkpoint is the one with the {which} {metric}"
+        yield _Doubt("error", float(settings.greater_is_better), 0.0, what, "the other way round")
     eps = {name: value for name, value in settings.norm_eps.items() if value >= 1e-2}
     if eps:
         name, value = max(eps.items(), key=lambda item: item[1])
