@@ -51,7 +51,7 @@ def wrong_loss_sign(history: HealthHistory, *, samples: int = 3) -> Finding | No
             history,
             value=1.0,
             threshold=0.0,
-            seen="the gradient is that of a cross-entropy times a negative number, which pushes rows from their labels",
+            seen="the gradient is that of a cross-entropy times a negative number: it pushes rows from their labels",
         )
     if len(history) < samples or not (history.integer_labels & (history.classes > 1))[recent].all():
         return None

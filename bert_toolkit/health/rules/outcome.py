@@ -195,7 +195,9 @@ def loss_flat(
     else:
         guess, known = np.full(recent, math.log(history.classes[-1])), "a guess among all classes gives"
         allowed = (1.0 - share) * guess[0]
-        if loss.mean() < guess[0] - allowed:
+        if (
+            not guess[0] - allowed <= loss.mean() < 1.5 * guess[0]
+        ):  # far above it is no loss of single tokens, as CTC's
             return None
     return loss_flat.finding(
         history,
