@@ -130,15 +130,15 @@ def gradient_facts(gradient: Tensor, logits: Tensor, inputs: Mapping[str, Any]) 
         facts["softmax_twice"] = torch.where(row_sum < 1e-2, of_rows, of_entries)
         facts["linear_loss"] = _drawn_evenly(part, values, valid)
         facts["squared_error"] = _of_squared_error(part, values, target, valid)
+    if classes <= _CLASSES_WEIGHED and logits.ndim < 4:
+        facts |= _class_weights(part, probability, target, valid)
+        facts["pushed_away"] = _pushed_away(part, probability, valid)
     if logits.ndim == 2:
         sums = rows.sum(0).abs().float() / rows.abs().sum(0).float().clamp(min=torch.finfo(torch.float32).tiny)
         # A row is drawn to one class; where it is drawn to several, outputs were centered over the batch on purpose.
         to_one = ((rows < 0).sum(-1) <= 1).all()
         facts["gradient_column_sum"] = torch.where(to_one, sums.amax(), math.nan) if len(rows) >= 4 else math.nan
         most = torch.where(valid, target, -1 - torch.arange(len(target), device=target.device)).mode().values
-        if classes <= _CLASSES_WEIGHED:
-            facts |= _class_weights(part, probability, target, valid)
-            facts["pushed_away"] = _pushed_away(part, probability, valid)
         facts["target_top_share"] = torch.where(
             valid.sum() >= 4, ((target == most) & valid).sum() / valid.sum().clamp(min=1), math.nan
         )

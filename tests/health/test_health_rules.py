@@ -298,6 +298,7 @@ def test_every_rule_has_a_course_that_makes_it_fire():
         *("not_as_in_checkpoint", "frozen_fresh_body"),  # test_weights_at_the_start.py
         # test_trained_models.py
         *("fresh_head_frozen", "fresh_kind", "worse_than_guessing", "zero_head", "tokenizer_of_another_model"),
+        "adapters_frozen",
         # test_health_watch.py, with a scheduler, an evaluation and two processes
         *("schedule_out_of_step", "training_mode_in_evaluation"),
         *("replicas_differ", "gradients_not_averaged", "ranks_share_rows"),

@@ -153,6 +153,18 @@ def viewed(loop, output, batch):
     return functional.cross_entropy(output.logits.view(rows, classes, places), batch["labels"])
 
 
+def mostly_tag_0(batch):
+    ids = torch.where(batch["input_ids"] % 4 > 0, batch["input_ids"] // 3 * 3, batch["input_ids"])
+    return tags({**batch, "input_ids": ids})
+
+
+def of_tags(*weights: float):
+    def loss_of(loop, output, batch):
+        return weighted(*weights)(output.logits.flatten(0, 1), batch["labels"].flatten())
+
+    return loss_of
+
+
 def mostly_class_0(batch):
     ids = batch["input_ids"].clone()
     ids[: len(ids) * 3 // 4, 1] = ids[: len(ids) * 3 // 4, 1] // 3 * 3
@@ -326,6 +338,16 @@ FAULTS: dict[str, tuple[str, int, Callable[[], Loop]]] = {
     ),
     "logits_viewed": ("logits_viewed_not_transposed", 3, lambda: Loop(causal_lm(), data(next_words), loss_of=viewed)),
     "tags_viewed": ("logits_viewed_not_transposed", 3, lambda: Loop(tagger(), data(tags), loss_of=viewed)),
+    "sigmoid_under_a_sigmoid_of_several_labels": (
+        "outputs_not_logits",
+        6,
+        lambda: Loop(Body(3, torch.sigmoid), data(several), loss_of=own(functional.binary_cross_entropy_with_logits)),
+    ),
+    "tags_weighted_by_frequency": (
+        "class_weights_reversed",
+        12,
+        lambda: Loop(tagger(), data(mostly_tag_0), loss_of=of_tags(3.0, 0.3, 0.3)),
+    ),
     "regression_below_a_relu": (
         "targets_out_of_reach",
         8,
@@ -412,6 +434,7 @@ HEALTHY: dict[str, Callable[[], Loop]] = {
         data(tags),
         loss_of=lambda loop, o, b: functional.cross_entropy(o.logits.transpose(1, 2), b["labels"]),
     ),
+    "tags_weighted_by_rarity": lambda: Loop(tagger(), data(mostly_tag_0), loss_of=of_tags(0.3, 3.0, 3.0)),
     "weights_of_rare_classes": lambda: Loop(data=data(mostly_class_0), loss_of=own(weighted(0.3, 3.0, 3.0))),
     "weights_of_classes_as_frequent": lambda: Loop(loss_of=own(weighted(3.0, 0.3, 1.0))),
     "shares_of_several_labels": lambda: Loop(

@@ -280,3 +280,27 @@ def test_tokenizer_of_another_model(tokenizer, expected):
     watch = HealthWatch(model, tokenizer=tokenizer)
     watch.begin()
     assert {finding.rule: finding.severity for finding in watch.judge.findings} == expected
+
+
+def classified(model: nn.Module, steps: int = 7) -> dict[str, str]:
+    rows = ({**batch, "labels": batch["input_ids"][:, 0] % 2} for batch in counting(2))
+    findings = Loop(model, rows, steps=steps).run().judge.findings
+    return {finding.rule: finding.severity for finding in findings}
+
+
+def test_adapters_that_do_not_train_are_named():
+    def adapted(**settings):
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(BertConfig(vocab_size=TOKENS, **SIZES))
+        targets = peft.LoraConfig(target_modules=["query", "value"], task_type="SEQ_CLS", **settings)
+        return peft.get_peft_model(model, targets).train()
+
+    assert classified(adapted()) == {}
+    fixed = adapted(inference_mode=True)
+    fixed.base_model.model.classifier.requires_grad_(True)
+    assert classified(fixed) == {"adapters_frozen": "warning"}
+    reentrant = adapted()
+    for inner in (reentrant, reentrant.base_model.model):
+        inner.enable_input_require_grads = lambda: None  # as in libraries that do not do it themselves
+    reentrant.base_model.model.gradient_checkpointing_enable({"use_reentrant": True})
+    assert classified(reentrant) == {"no_gradient": "error"}

@@ -33,6 +33,19 @@ def outputs_not_logits(history: HealthHistory, *, samples: int = 3) -> Finding |
             seen="the gradient is that of a cross-entropy of softmax(logits) or sigmoid(logits), not of the logits",
             remedy="give the model's logits to the loss as they are; cross_entropy applies softmax itself",
         )
+    made = latest(history, "logits_squashed", samples)
+    if (
+        len(squashed) >= samples
+        and (squashed[-samples:] == 0.0).all()
+        and len(made) == samples
+        and (made == 1.0).all()
+    ):
+        return outputs_not_logits.finding(
+            history,
+            value=1.0,
+            threshold=0.5,
+            seen="the logits come out of a sigmoid, a softmax or a ReLU, and the loss takes them for logits",
+        )
     for fact, limit, seen in (
         ("logits_sum_to_one", 0.999, "rows of the logits are probabilities: in [0, 1], with a sum of one"),
         ("logits_squashed", 0.5, "the logits come out of a sigmoid, a softmax or a ReLU"),

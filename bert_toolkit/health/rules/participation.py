@@ -216,6 +216,28 @@ def _is_lower_part(history: HealthHistory, positions: np.ndarray) -> bool:
 
 
 @rule(
+    explains=(OUTCOME,),
+    needs="gradients",
+    severity="warning",
+    cause="the adapter was made or loaded for inference (inference_mode=True, is_trainable=False), or a loop over all "
+    "parameters froze it as well",
+    remedy="make it with inference_mode=False, or load it with is_trainable=True; print_trainable_parameters() tells",
+)
+def adapters_frozen(history: HealthHistory, *, samples: int = 2) -> Finding | None:
+    """The model has adapters, and none of them requires gradients, while other parameters train."""
+    adapters, trainable = history.where("adapter"), history.trainable[-1]
+    if len(history) < samples or not adapters.any() or trainable[adapters].any() or not trainable.any():
+        return None
+    return adapters_frozen.finding(
+        history,
+        parameters=np.flatnonzero(adapters),
+        value=adapters.sum(),
+        threshold=0,
+        seen=f"none of {adapters.sum()} parameters of adapters requires gradients; {trainable.sum()} others do",
+    )
+
+
+@rule(
     explains=(OUTCOME, FLOW),
     needs="gradients",
     cause="modules are kept in a plain list or dict, so they are in no model.parameters(): no optimizer holds them, "
@@ -252,8 +274,8 @@ def no_gradient(history: HealthHistory, *, samples: int = 5) -> Finding | None:
 
     `samples` samples: LoRA's A and gates that start at zero have a zero gradient at the first step only. It is an
     error where a layer above it, or the same kind of parameter in other layers, gets gradients: then the path to the
-    loss is cut. Unused poolers and heads, mask tokens, idle experts, upper layers whose output nobody reads, and what
-    the optimizer does not hold are notes.
+    loss is cut; or where no adapter has any (reentrant checkpointing of frozen inputs). Unused poolers and heads, mask
+    tokens, idle experts, upper layers whose output nobody reads, and what the optimizer does not hold are notes.
     """
     usable = ~np.isnan(history.gradient_norm)
     if usable.sum() < samples:
@@ -293,7 +315,9 @@ def _cut_off(history: HealthHistory, never: np.ndarray, ever: np.ndarray) -> tup
     experts = np.array(["expert" in name for name in history.names]) | (history.in_layer & routed)
     judged = ~unheld & ~experts & ~history.where("adapter")
     blocks = np.array(history.blocks)
-    errors: list[int] = []
+    # Some adapters may stand where nothing is read; none at all has a gradient where none can have one.
+    adapters = history.where("adapter") & history.trainable[-1]
+    errors: list[int] = np.flatnonzero(adapters).tolist() if adapters.any() and never[adapters].all() else []
     warnings: list[int] = []
     for stack in history.stacks:
         layers = [history.blocks[p] for p in stack[0]]
