@@ -104,7 +104,8 @@ def whole(model: nn.Module, what: str) -> dict[str, Tensor]:
 
 def check_used(out: Path, way: str, bf16: bool, accumulation: int) -> None:
     """Against the gradients that the optimizer uses, in float64; precision of the training does not matter then."""
-    if way == "ddp":
+    compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager"} if way == "compiled ddp" else {}
+    if way != "fsdp2":
         model = Classifier()
     else:
         checkpoint, shards = out.parent / "checkpoint", DistributedConfig(fsdp_size=2)
@@ -118,6 +119,7 @@ def check_used(out: Path, way: str, bf16: bool, accumulation: int) -> None:
         bf16=bf16,
         gradient_accumulation_steps=accumulation,
         learning_rate=1e-3,
+        **compiled,
     )
     trainer = Trainer(model, args, train_dataset=rows(), callbacks=[spy])
     watching = bert_toolkit.watch(trainer, every_n_steps=1, figures=False)
@@ -126,7 +128,7 @@ def check_used(out: Path, way: str, bf16: bool, accumulation: int) -> None:
     assert [r.step for r in flow] == [r.step for r in update] == [1, 2, 3]
     for gradients, change in zip(flow, update, strict=True):
         step = spy.steps[gradients.step]
-        assert len(step.inputs) == accumulation
+        assert compiled or len(step.inputs) == accumulation
         check_gradients(gradients, step.gradients, rtol=1e-6)
         check_update(change, step, rtol=1e-6)
         coefficient = MAX_NORM / (step.norm + 1e-6)
@@ -171,7 +173,7 @@ CHECKS |= {
     f"{way} {'bf16' if bf16 else 'fp32'} accumulation {accumulation}": partial(
         check_used, way=way, bf16=bf16, accumulation=accumulation
     )
-    for way in ("ddp", "fsdp2")
+    for way in ("ddp", "fsdp2", "compiled ddp")
     for bf16 in (False, True)
     for accumulation in (1, 3)
 }

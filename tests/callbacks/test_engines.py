@@ -37,7 +37,7 @@ def outcome(tmp_path_factory):
         *("accumulation", "unused", "unused and accumulation", "compiled", "compiled and accumulation", "fsdp1"),
         *(
             f"{way} {precision} accumulation {accumulation}"
-            for way in ("ddp", "fsdp2")
+            for way in ("ddp", "fsdp2", "compiled ddp")
             for precision in ("fp32", "bf16")
             for accumulation in (1, 3)
         ),

@@ -264,6 +264,17 @@ def test_peft_lora(tmp_path):
     assert np.isfinite(update.records[1].ratio).all()
 
 
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_torch_compile_in_bf16(tmp_path, accumulation):
+    flow, update = monitors()
+    settings = {"torch_compile": True, "torch_compile_backend": "aot_eager", "bf16": True, "max_grad_norm": 0.1}
+    _, spy = train(tmp_path, [flow, update], gradient_accumulation_steps=accumulation, **settings)
+    for record, change in zip(flow.records, update.records, strict=True):
+        check_gradients(record, spy.steps[record.step].gradients, rtol=1e-5)  # of the gradients that there are
+        check_update(change, spy.steps[record.step])
+        assert record.clip_coefficient < 0.9
+
+
 def test_torch_compile(tmp_path):
     flow, update = monitors()
     model = Classifier()

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 STEPS, LEARNING_RATE, MAX_NORM = 3, 0.5, 0.05
 OWN = ("own", "own bf16", "own accumulation 3", "own bf16 accumulation 3")
+PLANNED = ("transformers bf16", "transformers accumulation 3", "transformers bf16 accumulation 3")
 PLAN = {"up": "column", "down": "row"}
 
 

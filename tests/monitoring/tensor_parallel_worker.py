@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tensor_parallel_model import LEARNING_RATE, MAX_NORM, OWN, PLAN, Net, batches, token_batches
+from tensor_parallel_model import LEARNING_RATE, MAX_NORM, OWN, PLAN, PLANNED, Net, batches, token_batches
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
@@ -33,8 +33,13 @@ def main(out: Path) -> None:
         watch(model, losses, folder / name, accumulation=3 if "accumulation 3" in name else 1)
 
     llama = AutoModelForCausalLM.from_pretrained(out / "llama", tp_plan="auto")
-    losses = [lambda ids=ids: llama(input_ids=ids, labels=ids).loss for ids in token_batches()]
+    losses = [partial(token_loss, llama, False, ids) for ids in token_batches()]
     watch(llama, losses, folder / "transformers")
+    for name in PLANNED:
+        llama = AutoModelForCausalLM.from_pretrained(out / "llama", tp_plan="auto")
+        accumulation = 3 if "accumulation 3" in name else 1
+        losses = [partial(token_loss, llama, "bf16" in name, ids) for ids in token_batches() * accumulation]
+        watch(llama, losses, folder / name, accumulation=accumulation)
 
     # A replicated parameter whose gradient is a sum that nobody has taken yet.
     module = torch.nn.Module()
@@ -50,6 +55,11 @@ def main(out: Path) -> None:
 def loss(model: torch.nn.Module, bf16: bool, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         return torch.nn.functional.mse_loss(model(x).float(), y)
+
+
+def token_loss(model: torch.nn.Module, bf16: bool, ids: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return model(input_ids=ids, labels=ids).loss
 
 
 def watch(model: torch.nn.Module, losses: list, folder: Path, accumulation: int = 1) -> None:

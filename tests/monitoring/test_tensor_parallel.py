@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tensor_parallel_model import MAX_NORM, OWN, STEPS, Net, batches, save_llama, token_batches
+from tensor_parallel_model import MAX_NORM, OWN, PLANNED, STEPS, Net, batches, save_llama, token_batches
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -71,7 +71,7 @@ def test_gradients(run, which, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("which", [*OWN, "transformers"])
+@pytest.mark.parametrize("which", [*OWN, "transformers", *PLANNED])
 def test_gradients_that_the_optimizer_uses(run, which, rank):
     tensors = load_file(run / f"rank{rank}" / which / "whole.safetensors")
     for record in load_records(run / f"rank{rank}" / which / "gradients.npz", GradientFlowRecord):
@@ -83,7 +83,7 @@ def test_gradients_that_the_optimizer_uses(run, which, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("which", [*OWN, "transformers"])
+@pytest.mark.parametrize("which", [*OWN, "transformers", *PLANNED])
 @pytest.mark.parametrize("file", ["updates", "samples"])
 def test_updates(run, which, rank, file):
     for record in load_records(run / f"rank{rank}" / which / f"{file}.npz", UpdateRatioRecord):
