@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).parents[1]
-BUILT_FROM = ("bert_toolkit", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+BUILT_FROM = ("bert_toolkit", "setup.cfg", "pyproject.toml", "docs/package.md", "LICENSE")
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,8 @@ def built(tmp_path_factory):
         if (TOP / name).is_dir():
             shutil.copytree(TOP / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(TOP / name, source)
+            (source / name).parent.mkdir(exist_ok=True)
+            shutil.copy(TOP / name, source / name)
     sdist = build("sdist", source, folder)
     with tarfile.open(sdist) as archive:
         archive.extractall(folder / "unpacked", filter="data")
