@@ -132,8 +132,8 @@ def test_mlflow(tmp_path, monkeypatch):
 @pytest.mark.foreign
 @pytest.mark.filterwarnings("ignore")
 def test_trackio(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read once, when trackio is imported
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     _, watching = train(tmp_path / "run", "trackio", project="foreign", run_name="run")
     import sqlite3
 
