@@ -157,6 +157,49 @@ def check_fsdp1(out: Path) -> None:
     assert len(told) == len(notices) == (3 if torch.distributed.get_rank() == 0 else 0), notices
 
 
+class AveragedInsideBackward(torch.optim.Optimizer):
+    """SGD that averages a gradient over the processes and moves its parameter as soon as it is there."""
+
+    def __init__(self, model: nn.Module, rate: float = 0.05) -> None:
+        super().__init__(list(model.parameters()), {"lr": rate})
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(self.move)
+
+    @torch.no_grad()
+    def move(self, parameter: Tensor) -> None:
+        gradient = parameter.grad.clone()
+        dist.all_reduce(gradient)
+        parameter.sub_(gradient / dist.get_world_size(), alpha=self.param_groups[0]["lr"])
+        parameter.grad = None
+
+    def step(self, closure=None) -> None:
+        """The work is done."""
+
+
+def check_inside_backward(out: Path) -> None:
+    """In a loop of two processes without DDP: updates are exact, gradients are those of the process or left out."""
+    model = Classifier()
+    optimizer = AveragedInsideBackward(model)
+    batches = [
+        {key: torch.stack([torch.as_tensor(row[key]) for row in part]) for key in ("input_ids", "labels")}
+        for part in (rows(4), rows(8)[4:], rows(12)[8:])
+    ]
+    states = []
+    with bert_toolkit.watch_loop(model, optimizer, every_n_steps=1, output_dir=out, figures=False) as watching:
+        for batch in batches:
+            states.append(whole(model, "data"))
+            own = {key: value[dist.get_rank() :: 2] for key, value in batch.items()}
+            model(**own)["loss"].backward()
+            optimizer.step()
+        states.append(whole(model, "data"))
+    update = watching.update_ratios.records
+    assert update, "the first sampled step shows that the optimizer steps inside backward, later ones are recorded"
+    for change in update:
+        check_update(change, Step(states[change.step - 1], after=states[change.step]), rtol=1e-6)
+        assert (change.update_norm > 0).all()
+    assert watching.health.findings == []
+
+
 CHECKS = {
     "accumulation": lambda out: check(out, Classifier(), gradient_accumulation_steps=3),
     "unused": lambda out: check(out, Halved(), ddp_find_unused_parameters=True),
@@ -168,6 +211,7 @@ CHECKS = {
         out, Classifier(), torch_compile=True, torch_compile_backend="aot_eager", gradient_accumulation_steps=3
     ),
     "fsdp1": check_fsdp1,
+    "inside backward": check_inside_backward,  # the trainers before it have made the group of processes
 }
 CHECKS |= {
     f"{way} {'bf16' if bf16 else 'fp32'} accumulation {accumulation}": partial(

@@ -34,6 +34,7 @@ def outcome(tmp_path_factory):
 @pytest.mark.parametrize(
     "case",
     [
+        "inside backward",
         *("accumulation", "unused", "unused and accumulation", "compiled", "compiled and accumulation", "fsdp1"),
         *(
             f"{way} {precision} accumulation {accumulation}"
